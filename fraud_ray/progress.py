@@ -1,0 +1,43 @@
+"""How long work tells how far it is, without knowing who listens."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Protocol
+
+
+class Stage(Protocol):
+    """One stage's line."""
+
+    def update(self, done: float, total: float, text: str = "") -> None:
+        """How much of the stage is done, and what it is at."""
+
+    def say(self, text: str) -> None:
+        """What the finished stage's line says: counts, findings."""
+
+
+class Progress(Protocol):
+    """Where stages are announced."""
+
+    def stage(self, name: str) -> _StageContext:
+        """A stage for as long as the context lasts; an exception ends it as failed."""
+
+
+class _StageContext(Protocol):
+    def __enter__(self) -> Stage: ...
+    def __exit__(self, *fault: object) -> bool | None: ...
+
+
+class Quiet:
+    """Tells nobody: for tests and notebooks that want silence."""
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[Quiet]:
+        yield self
+
+    def update(self, done: float, total: float, text: str = "") -> None:
+        return None
+
+    def say(self, text: str) -> None:
+        return None

@@ -1,0 +1,107 @@
+"""The one root (a folder or a URI) below which runs and prepared data lie: atomic puts, create-if-absent, listing."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import obstore
+from obstore.exceptions import AlreadyExistsError, BaseError
+from obstore.store import LocalStore, ObjectStore, from_url
+
+from fraud_ray.errors import ServerError
+
+
+@dataclass(frozen=True)
+class Storage:
+    """Objects by key below `root`: an absolute path, or a URI such as s3://bucket/prefix.
+
+    A put is visible whole or not at all. Cheap to send to another process. Raises ServerError when the store does
+    not answer.
+    """
+
+    root: str
+
+    @classmethod
+    def at(cls, root: str) -> Storage:
+        """Storage below a path (made absolute; ~ is the home folder) or a URI."""
+        return cls(root.rstrip("/") if "://" in root else str(Path(root).expanduser().absolute()))
+
+    @property
+    def is_local(self) -> bool:
+        return "://" not in self.root
+
+    def path(self, key: str) -> str:
+        """The absolute path or URI of a key."""
+        return f"{self.root}/{key}"
+
+    def put(self, key: str, content: bytes) -> None:
+        with _Reported(self, key):
+            obstore.put(_open(self.root), key, content)
+
+    def create(self, key: str, content: bytes) -> bool:
+        """Puts only if the key is absent; returns whether this call created it."""
+        with _Reported(self, key):
+            try:
+                obstore.put(_open(self.root), key, content, mode="create")
+            except AlreadyExistsError:
+                return False
+            return True
+
+    def get(self, key: str) -> bytes | None:
+        """The content, or None where the key is absent."""
+        with _Reported(self, key):
+            try:
+                return bytes(obstore.get(_open(self.root), key).bytes())
+            except FileNotFoundError:
+                return None
+
+    def exists(self, key: str) -> bool:
+        with _Reported(self, key):
+            try:
+                obstore.head(_open(self.root), key)
+            except FileNotFoundError:
+                return False
+            return True
+
+    def keys(self, prefix: str) -> list[str]:
+        """Keys below a prefix (a folder), in order."""
+        with _Reported(self, prefix):
+            pages = obstore.list(_open(self.root), prefix)
+            return sorted(entry["path"] for page in pages for entry in page)
+
+    def delete(self, keys: list[str]) -> None:
+        with _Reported(self, ", ".join(keys[:1])):
+            obstore.delete(_open(self.root), keys)
+
+    def put_json(self, key: str, value: Any) -> None:
+        self.put(key, json.dumps(value, indent=1, default=str).encode())
+
+    def get_json(self, key: str) -> Any | None:
+        content = self.get(key)
+        return None if content is None else json.loads(content)
+
+
+@lru_cache(maxsize=16)
+def _open(root: str) -> ObjectStore:
+    return from_url(root) if "://" in root else LocalStore(root, mkdir=True)
+
+
+class _Reported:
+    """Turns a store's own errors into one that a person can act on."""
+
+    def __init__(self, storage: Storage, key: str) -> None:
+        self.where = storage.path(key)
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: Any, fault: BaseException | None, trace: Any) -> None:
+        if isinstance(fault, BaseError | OSError) and not isinstance(fault, FileNotFoundError):
+            raise ServerError(
+                f"storage at {self.where} cannot be used: {str(fault).splitlines()[0]}; "
+                "check storage.root, its permissions and, for a bucket, the credentials in the environment"
+            ) from fault
