@@ -1,0 +1,96 @@
+"""The folder of one model: the graph that scores, and beside it the parts that it was joined from.
+
+model.onnx           encoder, network and calibration in one graph
+weights.safetensors  the network's weights
+encoder.json         the encoder
+bundle.json          everything else: shape, calibration, threshold, hyperparameters, metrics, versions
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from fraud_ray.model.calibration import Calibration
+from fraud_ray.model.encoder import Encoder
+from fraud_ray.model.graph import GraphScorer, build_graph
+from fraud_ray.model.network import FraudNetwork, NetworkShape
+
+FORMAT = 1
+GRAPH, WEIGHTS, ENCODER, INFO = "model.onnx", "weights.safetensors", "encoder.json", "bundle.json"
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A model as values.
+
+    threshold: probability at and above which a row is an alert. hyperparameters: those it was trained with.
+    metrics: on the final holdout. origin: run, fold, seed, data fingerprint and package versions.
+    """
+
+    encoder: Encoder
+    shape: NetworkShape
+    weights: dict[str, torch.Tensor]
+    calibration: Calibration
+    threshold: float
+    hyperparameters: dict[str, Any]
+    metrics: dict[str, float] = field(default_factory=dict)
+    origin: dict[str, Any] = field(default_factory=dict)
+
+    def network(self) -> FraudNetwork:
+        """The network with its weights, ready to score."""
+        network = FraudNetwork(self.shape)
+        network.load_state_dict(self.weights)
+        return network.eval()
+
+    def with_results(self, metrics: dict[str, float], origin: dict[str, Any]) -> Bundle:
+        """The same model with its figures and where it comes from."""
+        return replace(self, metrics=metrics, origin=origin)
+
+    def save(self, folder: Path) -> None:
+        """Writes the bundle's files; graph last, so that a folder with a graph is whole."""
+        folder.mkdir(parents=True, exist_ok=True)
+        info = {
+            "format": FORMAT,
+            "threshold": self.threshold,
+            "calibration": self.calibration.to_json(),
+            "shape": self.shape.to_json(),
+            "features": self.encoder.feature_names,
+            "columns": [column.name for column in self.encoder.columns],
+            "hyperparameters": self.hyperparameters,
+            "metrics": self.metrics,
+            "origin": self.origin,
+        }
+        save_file(self.weights, folder / WEIGHTS)
+        (folder / ENCODER).write_text(json.dumps(self.encoder.to_json(), indent=1))
+        (folder / INFO).write_text(json.dumps(info, indent=1, default=str))
+        graph = build_graph(self.encoder, self.network(), self.calibration, self.threshold)
+        (folder / GRAPH).write_bytes(graph.SerializeToString())
+
+    @classmethod
+    def load(cls, folder: Path) -> Bundle:
+        """Reads a bundle back. Raises ValueError for another format than this version writes."""
+        info: Mapping[str, Any] = json.loads((folder / INFO).read_text())
+        if info["format"] != FORMAT:
+            raise ValueError(f"the bundle at {folder} has format {info['format']}, this version reads {FORMAT}")
+        return cls(
+            encoder=Encoder.from_json(json.loads((folder / ENCODER).read_text())),
+            shape=NetworkShape.from_json(info["shape"]),
+            weights=load_file(folder / WEIGHTS),
+            calibration=Calibration.from_json(info["calibration"]),
+            threshold=info["threshold"],
+            hyperparameters=info["hyperparameters"],
+            metrics=info["metrics"],
+            origin=info["origin"],
+        )
+
+
+def open_graph(folder: Path, threads: int = 1) -> GraphScorer:
+    """The scorer of a bundle's graph."""
+    return GraphScorer((folder / GRAPH).read_bytes(), threads)

@@ -1,0 +1,258 @@
+"""Columns to what a network reads: float32 features and category codes. Fitted by merging; stored as JSON.
+
+A numeric column x enters in one or both of two ways, each standardised on the fit rows and limited to +/- 10:
+plain, and as sign(x) * log(1 + |x|). A missing value (null, NaN or infinite) becomes the mean, that is 0; a column
+that had one in the fit rows gets an indicator feature. A boolean column is a number, 0 or 1, encoded plain.
+A categorical value becomes a code: 0 never seen in the fit rows, 1 rare, 2 missing (null or the empty string), and
+3 upwards for the categories, the most frequent first.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+FORMAT = 1
+LIMIT = 10.0
+UNSEEN, RARE, MISSING, FIRST_CATEGORY = 0, 1, 2, 3
+
+Float32 = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class FeatureColumn:
+    """A column that the model reads: `kind` is numeric, boolean or categorical; `encodings` hold for numbers."""
+
+    name: str
+    kind: str
+    encodings: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Moments:
+    """Blocks of (rows, mean, sum of squared deviations from it); merging joins the blocks, in any order."""
+
+    blocks: tuple[tuple[int, float, float], ...] = ()
+
+    @classmethod
+    def of(cls, values: npt.NDArray[np.floating[Any]]) -> Moments:
+        if not len(values):
+            return cls()
+        mean = float(values.mean(dtype=np.float64))
+        return cls(((len(values), mean, float(np.square(values - mean, dtype=np.float64).sum())),))
+
+    def mean_and_deviation(self) -> tuple[float, float]:
+        """Mean and standard deviation over all blocks (1 where there is no spread), the same for any order.
+
+        `math.fsum` is correctly rounded, hence independent of the order of its terms.
+        Source: Chan, Golub, LeVeque, "Updating Formulae and a Pairwise Algorithm for Computing Sample Variances".
+        """
+        count = sum(rows for rows, _, _ in self.blocks)
+        if not count:
+            return 0.0, 1.0
+        mean = math.fsum(rows * block for rows, block, _ in self.blocks) / count
+        squares = math.fsum(
+            term for rows, block, within in self.blocks for term in (within, rows * (block - mean) ** 2)
+        )
+        deviation = math.sqrt(squares / count)
+        return mean, deviation if deviation > 1e-12 * max(abs(mean), 1e-300) else 1.0
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """What fitting needs of some rows; `merge` of any grouping, in any order, fits the same encoder."""
+
+    rows: int
+    moments: dict[str, dict[str, Moments]]
+    missing: dict[str, int]
+    categories: dict[str, Counter[str]]
+
+    @classmethod
+    def of(cls, table: pa.Table, columns: Sequence[FeatureColumn]) -> Statistics:
+        """Statistics of the rows of one table, one pass over its columns."""
+        moments: dict[str, dict[str, Moments]] = {}
+        missing: dict[str, int] = {}
+        categories: dict[str, Counter[str]] = {}
+        for column in columns:
+            if column.kind == "categorical":
+                counted = strings(table[column.name]).value_counts()
+                counts = zip(counted.field("values").to_pylist(), counted.field("counts").to_pylist(), strict=True)
+                categories[column.name] = Counter({value: n for value, n in counts if value})
+                continue
+            values = numbers(table[column.name])
+            present = values[np.isfinite(values)]
+            missing[column.name] = len(values) - len(present)
+            moments[column.name] = {way: Moments.of(_transformed(present, way)) for way in column.encodings}
+        return cls(table.num_rows, moments, missing, categories)
+
+    @classmethod
+    def merge(cls, statistics: Iterable[Statistics]) -> Statistics:
+        """The statistics of all rows together."""
+        parts = list(statistics)
+        blocks: dict[str, dict[str, list[tuple[int, float, float]]]] = {}
+        missing: Counter[str] = Counter()
+        categories: dict[str, Counter[str]] = {}
+        for part in parts:
+            for name, ways in part.moments.items():
+                for way, moments in ways.items():
+                    blocks.setdefault(name, {}).setdefault(way, []).extend(moments.blocks)
+            missing.update(part.missing)
+            for name, counts in part.categories.items():
+                categories.setdefault(name, Counter()).update(counts)
+        joined = {name: {way: Moments(tuple(b)) for way, b in ways.items()} for name, ways in blocks.items()}
+        return cls(sum(part.rows for part in parts), joined, dict(missing), categories)
+
+
+@dataclass(frozen=True)
+class NumericEncoding:
+    """One column's way into the features: `way` is standard or signed_log."""
+
+    column: str
+    way: str
+    mean: float
+    deviation: float
+
+
+@dataclass(frozen=True)
+class CategoryCodes:
+    """One column's codes: `names` have codes of their own, from FIRST_CATEGORY; `rare` ones share RARE."""
+
+    column: str
+    names: tuple[str, ...]
+    rare: tuple[str, ...]
+
+    @property
+    def size(self) -> int:
+        return FIRST_CATEGORY + len(self.names)
+
+    def table(self) -> dict[str, int]:
+        """Code by value, for all values but unseen ones."""
+        named = {name: FIRST_CATEGORY + i for i, name in enumerate(self.names)}
+        return {**named, **dict.fromkeys(self.rare, RARE), "": MISSING}
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """A fitted encoding. Features come in the order numeric, then indicators; codes in the order of `categorical`."""
+
+    columns: tuple[FeatureColumn, ...]
+    numeric: tuple[NumericEncoding, ...]
+    indicators: tuple[str, ...]
+    categorical: tuple[CategoryCodes, ...]
+
+    @classmethod
+    def fit(
+        cls,
+        columns: Sequence[FeatureColumn],
+        statistics: Statistics,
+        min_category_rows: int = 20,
+        max_categories: int = 1_000,
+    ) -> Encoder:
+        """An encoder of these columns from the statistics of the fit rows.
+
+        Raises ValueError when there are no rows.
+        """
+        if not statistics.rows:
+            raise ValueError("an encoder cannot be fitted on no rows")
+        ways = [way for way in ("standard", "signed_log") if any(way in c.encodings for c in columns)]
+        numeric = [
+            NumericEncoding(c.name, way, *statistics.moments[c.name][way].mean_and_deviation())
+            for way in ways
+            for c in columns
+            if way in c.encodings
+        ]
+        indicators = tuple(c.name for c in columns if statistics.missing.get(c.name, 0) > 0)
+        categorical = []
+        for column in (c for c in columns if c.kind == "categorical"):
+            ranked = sorted(statistics.categories[column.name].items(), key=lambda item: (-item[1], item[0]))
+            names = [name for name, rows in ranked if rows >= min_category_rows][:max_categories]
+            rare = sorted(name for name, _ in ranked[len(names) :])
+            categorical.append(CategoryCodes(column.name, tuple(names), tuple(rare)))
+        return cls(tuple(columns), tuple(numeric), indicators, tuple(categorical))
+
+    @property
+    def feature_names(self) -> tuple[str, ...]:
+        """A name for each column of the feature matrix."""
+        suffix = {"standard": "", "signed_log": ":log"}
+        encoded = tuple(f"{n.column}{suffix[n.way]}" for n in self.numeric)
+        return encoded + tuple(f"{name}:missing" for name in self.indicators)
+
+    @property
+    def code_sizes(self) -> tuple[int, ...]:
+        """The number of codes of each categorical column."""
+        return tuple(c.size for c in self.categorical)
+
+    def apply(self, table: pa.Table) -> tuple[Float32, npt.NDArray[np.int32]]:
+        """Features float32 (rows, F) and codes int32 (rows, C) of a table that holds the encoder's columns."""
+        features = np.empty((table.num_rows, len(self.feature_names)), np.float32)
+        raw = {c.name: numbers(table[c.name]) for c in self.columns if c.kind != "categorical"}
+        finite = {name: np.isfinite(values) for name, values in raw.items()}
+        whole = {name: bool(mask.all()) for name, mask in finite.items()}
+        for i, part in enumerate(self.numeric):
+            encoded = (_transformed(raw[part.column], part.way) - np.float32(part.mean)) * np.float32(
+                1 / part.deviation
+            )
+            np.clip(encoded, -LIMIT, LIMIT, out=features[:, i])
+            if not whole[part.column]:
+                features[~finite[part.column], i] = 0
+        for i, name in enumerate(self.indicators, start=len(self.numeric)):
+            features[:, i] = ~finite[name]
+        codes = np.empty((table.num_rows, len(self.categorical)), np.int32)
+        for i, codebook in enumerate(self.categorical):
+            codes[:, i] = _coded(table[codebook.column], codebook.table())
+        return features, codes
+
+    def to_json(self) -> dict[str, Any]:
+        return {"format": FORMAT, **asdict(self)}
+
+    @classmethod
+    def from_json(cls, stored: Mapping[str, Any]) -> Encoder:
+        """Raises ValueError for another format than this version writes."""
+        if stored["format"] != FORMAT:
+            raise ValueError(f"this encoder has format {stored['format']}, this version reads {FORMAT}")
+        return cls(
+            tuple(FeatureColumn(c["name"], c["kind"], tuple(c["encodings"])) for c in stored["columns"]),
+            tuple(NumericEncoding(**n) for n in stored["numeric"]),
+            tuple(stored["indicators"]),
+            tuple(CategoryCodes(c["column"], tuple(c["names"]), tuple(c["rare"])) for c in stored["categorical"]),
+        )
+
+
+def numbers(column: pa.ChunkedArray) -> Float32:
+    """A numeric or boolean column as float32 (rows,), with NaN for null."""
+    if pa.types.is_boolean(column.type):
+        column = pc.cast(column, pa.int8())
+    if column.null_count:
+        column = pc.fill_null(pc.cast(column, pa.float64()), math.nan)
+    return column.to_numpy().astype(np.float32, copy=False)
+
+
+def strings(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    """A categorical column as strings, whatever its type."""
+    if pa.types.is_dictionary(column.type):
+        column = pc.cast(column, column.type.value_type)
+    return column if pa.types.is_string(column.type) else pc.cast(column, pa.string())
+
+
+def _transformed(values: Float32, way: str) -> Float32:
+    # In float32 throughout and with log(1 + x), as the graph computes it.
+    if way == "signed_log":
+        return np.sign(values) * np.log(np.float32(1) + np.abs(values))
+    return values
+
+
+def _coded(column: pa.ChunkedArray, codes: Mapping[str, int]) -> npt.NDArray[np.int32]:
+    encoded = strings(column).combine_chunks().dictionary_encode()
+    if isinstance(encoded, pa.ChunkedArray):
+        encoded = encoded.combine_chunks()
+    lookup = np.array([codes.get(value, UNSEEN) for value in encoded.dictionary.to_pylist()] + [MISSING], np.int32)
+    positions = pc.fill_null(encoded.indices, len(lookup) - 1).to_numpy()
+    return lookup[positions]

@@ -1,0 +1,96 @@
+"""The networks: encoded rows in, one logit a row out."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class NetworkShape:
+    """All that is needed to build a network again: what it reads, and its layers."""
+
+    features: int
+    code_sizes: tuple[int, ...]
+    hidden_sizes: tuple[int, ...]
+    dropout: float
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, stored: Mapping[str, Any]) -> NetworkShape:
+        return cls(stored["features"], tuple(stored["code_sizes"]), tuple(stored["hidden_sizes"]), stored["dropout"])
+
+
+class FraudNetwork(nn.Module):
+    """A multilayer perceptron on features and one-hot categories.
+
+    The first layer's product with the one-hot columns is a sum of rows of its weight, which is what `categories`
+    looks up. Those rows start at zero, so that a category never seen in training adds nothing.
+    """
+
+    starts: Tensor
+
+    def __init__(self, shape: NetworkShape) -> None:
+        super().__init__()
+        widths = (*shape.hidden_sizes, 1)
+        self.first = nn.Linear(shape.features, widths[0]) if shape.features else None
+        self.categories: nn.Embedding | None = None
+        if shape.code_sizes:
+            self.categories = nn.Embedding(sum(shape.code_sizes), widths[0])
+            nn.init.zeros_(self.categories.weight)
+            starts = torch.tensor([0, *shape.code_sizes[:-1]]).cumsum(0)
+            self.register_buffer("starts", starts.to(torch.int32), persistent=False)
+        self.activations = nn.ModuleList(DroppedReLU(shape.dropout) for _ in shape.hidden_sizes)
+        self.following = nn.ModuleList(nn.Linear(a, b) for a, b in itertools.pairwise(widths))
+
+    def forward(self, features: Tensor, codes: Tensor) -> Tensor:
+        """Logits float32 (rows,) of features float32 (rows, F) and codes int (rows, C)."""
+        parts = [] if self.first is None else [self.first(features)]
+        if self.categories is not None:
+            parts.append(self.categories(codes + self.starts).sum(dim=1))
+        hidden = parts[0] if len(parts) == 1 else parts[0] + parts[1]
+        for activation, layer in zip(self.activations, self.following, strict=True):
+            hidden = layer(activation(hidden))
+        return hidden.squeeze(1)
+
+
+class DroppedReLU(nn.Module):
+    """ReLU, then dropout whose mask is drawn a byte a unit: the probability is a multiple of 1/256.
+
+    On a CPU, torch's own dropout costs more than the matrix products around it.
+    """
+
+    def __init__(self, dropout: float) -> None:
+        super().__init__()
+        self.dropped_of_256 = round(dropout * 256)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        if not self.training or self.dropped_of_256 == 0:
+            return torch.relu(hidden)
+        dropped: Tensor = _DroppedReLU.apply(hidden, self.dropped_of_256)
+        return dropped
+
+
+class _DroppedReLU(torch.autograd.Function):
+    @staticmethod
+    def forward(context: Any, hidden: Tensor, dropped_of_256: int) -> Tensor:
+        words = torch.empty((hidden.numel() + 7) // 8, dtype=torch.int64, device=hidden.device)
+        # From -2**63 with no upper bound, torch fills all 64 bits in one draw.
+        draws = words.random_(-(2**63), None).view(torch.uint8)[: hidden.numel()].view(hidden.shape)
+        context.scale = 256 / (256 - dropped_of_256)
+        kept = hidden.clamp_min(0).mul_(draws.ge_(dropped_of_256)).mul_(context.scale)
+        context.save_for_backward(kept)
+        return kept
+
+    @staticmethod
+    def backward(context: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        (kept,) = context.saved_tensors
+        # A unit passes its gradient on where it was positive and kept, that is where the output is positive.
+        return torch.ops.aten.threshold_backward(gradients[0] * context.scale, kept, 0), None

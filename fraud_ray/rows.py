@@ -1,0 +1,152 @@
+"""Prepared rows: the arrays that preparing writes, and that training and evaluation read."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from fraud_ray.model.encoder import Encoder
+from fraud_ray.storage import Storage
+
+Array = npt.NDArray[np.generic]
+
+# The roles that are carried beside features, codes and label, where the data declares them.
+ROLES = ("id", "timestamp", "entity", "amount", "true_probability")
+
+RAW = "raw:"
+
+
+@dataclass(frozen=True)
+class Part:
+    """One stored block of rows: its key in the storage, its rows, its frauds, and what its bytes must hash to."""
+
+    key: str
+    rows: int
+    frauds: int
+    size: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class RowSet:
+    """The parts of one side of a fold, in order."""
+
+    parts: tuple[Part, ...]
+
+    @property
+    def rows(self) -> int:
+        return sum(part.rows for part in self.parts)
+
+    @property
+    def frauds(self) -> int:
+        return sum(part.frauds for part in self.parts)
+
+    @property
+    def size(self) -> int:
+        """Bytes as stored, which is about what the arrays take in memory."""
+        return sum(part.size for part in self.parts)
+
+
+@dataclass(frozen=True)
+class PreparedFold:
+    """A fold whose rows are encoded by an encoder fitted on its fit rows. span: its dates or shares, in words."""
+
+    name: str
+    span: str
+    encoder: Encoder
+    fit: RowSet
+    holdout: RowSet
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Arrays of the same n rows.
+
+    features: float32 (n, F); codes: int32 (n, C); label: int8 (n,), 0 or 1; roles: by name from ROLES, each (n,),
+    timestamp as datetime64[us]; slices: by column name, each (n,) of str objects.
+    """
+
+    features: npt.NDArray[np.float32]
+    codes: npt.NDArray[np.int32]
+    label: npt.NDArray[np.int8]
+    roles: dict[str, Array] = field(default_factory=dict)
+    slices: dict[str, Array] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.label)
+
+
+def to_table(rows: Rows) -> pa.Table:
+    """The Arrow table that a part is stored as."""
+    columns: dict[str, pa.Array] = {
+        "features": _fixed(rows.features, pa.float32()),
+        "codes": _fixed(rows.codes, pa.int32()),
+        "label": pa.array(rows.label, pa.int8()),
+        **{f"role:{name}": pa.array(values) for name, values in rows.roles.items()},
+        **{f"slice:{name}": pa.array(values, pa.string()) for name, values in rows.slices.items()},
+    }
+    return pa.table(columns)
+
+
+def serialize(table: pa.Table) -> bytes:
+    """A part's bytes: the Arrow IPC file format, uncompressed, so that a reader can map it."""
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_file(sink, table.schema) as writer:
+        writer.write_table(table)
+    return sink.getvalue().to_pybytes()
+
+
+def read_part(storage: Storage, part: Part) -> pa.Table:
+    """One part as an Arrow table; a local part is mapped, not copied."""
+    source = pa.memory_map(storage.path(part.key)) if storage.is_local else pa.BufferReader(storage.get(part.key))
+    return pa.ipc.open_file(source).read_all()
+
+
+def load(storage: Storage, rows: RowSet, with_roles: bool = False) -> Rows:
+    """All parts as contiguous arrays; roles and slices only when asked for."""
+    return from_tables([read_part(storage, part) for part in rows.parts], with_roles)
+
+
+def raw_table(storage: Storage, rows: RowSet) -> pa.Table:
+    """The feature columns as the partitions hold them, which holdout parts carry for models with other encoders."""
+    table = pa.concat_tables([read_part(storage, part) for part in rows.parts])
+    names = [name for name in table.column_names if name.startswith(RAW)]
+    return table.select(names).rename_columns([name.removeprefix(RAW) for name in names])
+
+
+def from_tables(tables: Iterable[pa.Table], with_roles: bool = False) -> Rows:
+    """The arrays of tables as `to_table` made them, one after the other."""
+    table = pa.concat_tables(tables)
+    carried = table.column_names if with_roles else []
+
+    def named(prefix: str) -> dict[str, Array]:
+        return {c.removeprefix(prefix): table[c].to_numpy() for c in carried if c.startswith(prefix)}
+
+    return Rows(
+        features=matrix(table["features"]),
+        codes=matrix(table["codes"]),
+        label=table["label"].to_numpy(),
+        roles=named("role:"),
+        slices=named("slice:"),
+    )
+
+
+def matrix(column: pa.ChunkedArray) -> Any:
+    """A fixed-size-list column as an array of shape (rows, width); no copy where it is one chunk."""
+    width = column.type.list_size
+    chunks = [chunk.flatten().to_numpy().reshape(len(chunk), width) for chunk in column.chunks if len(chunk)]
+    if len(chunks) == 1:
+        return chunks[0]
+    return np.concatenate(chunks) if chunks else np.empty((0, width), column.type.value_type.to_pandas_dtype())
+
+
+def _fixed(values: Array, kind: pa.DataType) -> pa.Array:
+    count, width = values.shape
+    if width == 0:
+        return pa.FixedSizeListArray.from_buffers(pa.list_(kind, 0), count, [None], children=[pa.array([], kind)])
+    return pa.FixedSizeListArray.from_arrays(pa.array(np.ascontiguousarray(values).reshape(-1), kind), width)

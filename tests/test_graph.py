@@ -1,0 +1,144 @@
+"""The graph and the bundle: what is scored is what was trained."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pyarrow as pa
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fraud_ray.evaluation import network_logits
+from fraud_ray.model.bundle import Bundle, open_graph
+from fraud_ray.model.calibration import Calibration
+from fraud_ray.model.encoder import Encoder, FeatureColumn, Statistics
+from fraud_ray.model.graph import GraphScorer, build_graph
+from fraud_ray.model.network import FraudNetwork, NetworkShape
+from fraud_ray.rows import Rows
+
+BOTH = ("standard", "signed_log")
+COLUMNS = (
+    FeatureColumn("amount", "numeric", BOTH),
+    FeatureColumn("balance", "numeric", ("standard",)),
+    FeatureColumn("known", "boolean", ("standard",)),
+    FeatureColumn("merchant", "categorical"),
+    FeatureColumn("country", "categorical"),
+)
+CALIBRATIONS = {
+    "platt": Calibration(slope=1.5, intercept=-1.0),
+    "isotonic": Calibration("isotonic", knots=((-3.0, 0.001), (-0.5, 0.1), (0.0, 0.1), (0.2, 0.8), (3.0, 0.99))),
+}
+
+
+def table(rows: int, seed: int = 0) -> pa.Table:
+    rng = np.random.default_rng(seed)
+    amount = rng.lognormal(3, 2, rows)
+    amount[::17] = np.nan
+    return pa.table(
+        {
+            "amount": pa.array(amount, from_pandas=True),
+            "balance": rng.normal(-20, 1_000, rows),
+            "known": pa.array(rng.choice([True, False, None], rows)),
+            "merchant": pa.array(rng.choice(["grocery", "travel", "fuel", None], rows)),
+            "country": pa.array(rng.choice(["CA", "FR", "IT"], rows)).dictionary_encode(),
+        }
+    )
+
+
+def made_bundle(columns: tuple[FeatureColumn, ...], calibration: Calibration, seed: int = 0) -> Bundle:
+    data = table(2_000, seed)
+    encoder = Encoder.fit(columns, Statistics.of(data, columns))
+    torch.manual_seed(seed)
+    shape = NetworkShape(len(encoder.feature_names), encoder.code_sizes, (16, 8), 0.3)
+    network = FraudNetwork(shape)
+    if network.categories is not None:
+        torch.nn.init.normal_(network.categories.weight)
+    return Bundle(encoder, shape, network.state_dict(), calibration, 0.37, {"epochs": 3})
+
+
+def trainer_probabilities(bundle: Bundle, data: pa.Table) -> np.ndarray:
+    features, codes = bundle.encoder.apply(data)
+    rows = Rows(features, codes, np.zeros(len(features), np.int8))
+    return bundle.calibration.apply(network_logits(bundle.network(), rows))
+
+
+def graph_of(bundle: Bundle) -> GraphScorer:
+    graph = build_graph(bundle.encoder, bundle.network(), bundle.calibration, bundle.threshold)
+    return GraphScorer(graph.SerializeToString())
+
+
+@pytest.fixture(scope="module", params=["platt", "isotonic"])
+def bundle(request: pytest.FixtureRequest) -> Bundle:
+    return made_bundle(COLUMNS, CALIBRATIONS[request.param])
+
+
+@pytest.fixture(scope="module")
+def scorer(bundle: Bundle) -> GraphScorer:
+    return graph_of(bundle)
+
+
+number = st.one_of(st.none(), st.floats(allow_nan=True, allow_infinity=True, width=32))
+category = st.one_of(st.none(), st.sampled_from(["grocery", "travel", "never seen", "", "CA", "Ünïcode"]))
+row = st.tuples(number, number, st.one_of(st.none(), st.booleans()), category, category)
+
+
+@given(rows=st.lists(row, min_size=1, max_size=30))
+@settings(max_examples=100, deadline=None)
+def test_the_graph_gives_the_trainers_probabilities_on_any_row(
+    bundle: Bundle, scorer: GraphScorer, rows: list[tuple[object, ...]]
+) -> None:
+    kinds = [pa.float64(), pa.float64(), pa.bool_(), pa.string(), pa.string()]
+    data = pa.table(
+        {c.name: pa.array(values, kind) for c, values, kind in zip(COLUMNS, zip(*rows, strict=True), kinds, strict=True)}
+    )
+    with np.errstate(all="ignore"):
+        expected = trainer_probabilities(bundle, data)
+    assert np.isfinite(expected).all()
+    np.testing.assert_allclose(scorer.score(data), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("columns", [COLUMNS[:1], COLUMNS[3:4]], ids=["numbers only", "categories only"])
+def test_a_graph_of_one_kind_of_column_scores_too(columns: tuple[FeatureColumn, ...]) -> None:
+    bundle = made_bundle(columns, CALIBRATIONS["platt"])
+    data = table(500, seed=5)
+    np.testing.assert_allclose(graph_of(bundle).score(data), trainer_probabilities(bundle, data), atol=1e-5)
+
+
+def test_a_graph_states_its_threshold_and_columns_and_names_its_inputs_after_them(
+    bundle: Bundle, scorer: GraphScorer
+) -> None:
+    assert scorer.threshold == 0.37
+    assert [(c.name, c.kind) for c in scorer.columns] == [(c.name, c.kind) for c in COLUMNS]
+    inputs = {value.name: (value.shape, value.type) for value in scorer.session.get_inputs()}
+    assert inputs["merchant"] == (["rows", 1], "tensor(string)")
+    assert inputs["amount"] == (["rows", 1], "tensor(float)")
+    assert scorer.score(table(0)).shape == (0,)
+
+
+def test_a_bundle_is_read_back_as_it_was_saved_and_holds_no_pickle(bundle: Bundle, tmp_path: Path) -> None:
+    bundle.with_results({"f1_score": 0.9}, {"run": "r"}).save(tmp_path)
+    assert sorted(p.name for p in tmp_path.iterdir()) == [
+        *("bundle.json", "encoder.json", "model.onnx", "weights.safetensors")
+    ]
+    back = Bundle.load(tmp_path)
+    assert (back.encoder, back.shape, back.calibration, back.threshold) == (
+        *(bundle.encoder, bundle.shape, bundle.calibration, bundle.threshold),
+    )
+    data = table(300, seed=9)
+    np.testing.assert_array_equal(trainer_probabilities(back, data), trainer_probabilities(bundle, data))
+    np.testing.assert_allclose(open_graph(tmp_path).score(data), trainer_probabilities(back, data), atol=1e-5)
+    stored = onnx.load(tmp_path / "model.onnx")
+    assert all(not tensor.external_data for tensor in stored.graph.initializer)
+
+
+def test_a_bundle_of_another_format_is_refused(bundle: Bundle, tmp_path: Path) -> None:
+    bundle.save(tmp_path)
+    info = json.loads((tmp_path / "bundle.json").read_text())
+    (tmp_path / "bundle.json").write_text(json.dumps({**info, "format": 99}))
+    with pytest.raises(ValueError, match="format 99"):
+        Bundle.load(tmp_path)
