@@ -1,0 +1,250 @@
+"""One training run as one rank sees it: plain torch, reports through a callback.
+
+A run fits one network a fold, epoch by epoch in step, since a trial is judged by the mean over its selection folds.
+Under an initialised process group the gradients are averaged by DistributedDataParallel; a rank's loss is scaled such
+that this average is the mean over the global batch, however its rows fall to the ranks.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+import time
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from sklearn.metrics import average_precision_score
+from torch import Tensor, distributed, nn
+from torch.nn import functional as F
+from torch.nn.parallel import DistributedDataParallel
+
+from fraud_ray.model.network import FraudNetwork, NetworkShape
+from fraud_ray.rows import Rows
+from fraud_ray.settings import TrainSettings
+from fraud_ray.training.feed import Batch, Feed
+
+Float32 = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """What one epoch came to: mean over folds of loss and holdout AP (None without a holdout)."""
+
+    number: int
+    loss: float
+    average_precision: float | None
+    rows_per_second: float
+    steps: int
+
+
+@dataclass
+class Best:
+    """The best epoch so far, with each fold's holdout logits of then."""
+
+    epoch: int = 0
+    average_precision: float = -math.inf
+    logits: list[Float32] = field(default_factory=list)
+
+
+class FoldFit:
+    """The network of one fold, its optimiser, and where it stands.
+
+    holdout: rows to score after each epoch; every rank scores its share of them.
+    """
+
+    def __init__(
+        self,
+        shape: NetworkShape,
+        feed: Feed,
+        holdout: Rows | None,
+        settings: TrainSettings,
+        device: torch.device,
+    ) -> None:
+        self.feed, self.holdout, self.settings, self.device = feed, holdout, settings, device
+        self.network = FraudNetwork(shape).to(device)
+        self.wrapped: nn.Module = self.network
+        if distributed.is_initialized():
+            self.wrapped = DistributedDataParallel(self.network, gradient_as_bucket_view=True)
+        optimiser = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[settings.optimizer]
+        decay = {"weight_decay": settings.weight_decay} if settings.optimizer == "adamw" else {}
+        # The fused step updates all parameters in one call.
+        self.optimizer = optimiser(self.network.parameters(), lr=settings.learning_rate, fused=True, **decay)
+        weight = settings.positive_weight
+        positive = (feed.rows - feed.frauds) / feed.frauds if weight == "balanced" else float(weight)
+        self.positive_weight = torch.tensor(positive, device=device)
+
+    def run_epoch(self, number: int) -> float:
+        """One pass over the fit rows; returns the mean loss over the rows of all ranks."""
+        self.wrapped.train()
+        total = torch.zeros((), device=self.device)
+        rows = 0.0
+        for step, batch in enumerate(self.feed.epoch(number), start=(number - 1) * self.feed.steps):
+            self._set_learning_rate(step)
+            self.optimizer.zero_grad(set_to_none=True)
+            with self._autocast():
+                summed = self._loss(batch)
+            (summed * (_ranks() / batch.global_rows)).backward()
+            self.optimizer.step()
+            total += summed.detach()
+            rows += batch.global_rows
+        if distributed.is_initialized():
+            distributed.all_reduce(total)
+        return total.item() / rows
+
+    def score_holdout(self) -> Float32:
+        """Logits of all holdout rows, in order; each rank scores a share and all gather."""
+        assert self.holdout is not None, "only folds with a holdout are scored"
+        count, ranks = len(self.holdout), _ranks()
+        rank = _rank()
+        width = -(-count // ranks)
+        mine = slice(min(rank * width, count), min((rank + 1) * width, count))
+        scored = torch.zeros(width, device=self.device)
+        logits = self._logits(self.holdout.features[mine], self.holdout.codes[mine])
+        scored[: len(logits)] = logits
+        if ranks == 1:
+            return scored.cpu().numpy()
+        gathered = [torch.empty_like(scored) for _ in range(ranks)]
+        distributed.all_gather(gathered, scored)
+        return torch.cat(gathered)[:count].cpu().numpy()
+
+    def _set_learning_rate(self, step: int) -> None:
+        total = self.feed.steps * self.settings.epochs
+        factor = rate_factor(step, total, self.settings.schedule, self.settings.warmup_share)
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.settings.learning_rate * factor
+
+    def _logits(self, features: Float32, codes: npt.NDArray[np.int32]) -> Tensor:
+        self.network.eval()
+        scored = [torch.zeros(0, device=self.device)]
+        with torch.no_grad():
+            for start in range(0, len(features), 8_192):
+                cut = slice(start, start + 8_192)
+                block = torch.tensor(features[cut]).to(self.device), torch.tensor(codes[cut]).to(self.device)
+                scored.append(self.network(*block))
+        return torch.cat(scored)
+
+    def _loss(self, batch: Batch) -> Tensor:
+        """Sum of the rows' losses."""
+        logits = self.wrapped(batch.features, batch.codes).float()
+        if self.settings.loss == "bce":
+            return F.binary_cross_entropy_with_logits(
+                logits, batch.labels, weight=batch.weights, pos_weight=self.positive_weight, reduction="sum"
+            )
+        losses = focal_loss(logits, batch.labels, self.settings.focal_gamma)
+        losses = losses * torch.where(batch.labels > 0, self.positive_weight, 1.0)
+        return (losses if batch.weights is None else losses * batch.weights).sum()
+
+    def _autocast(self) -> AbstractContextManager[Any]:
+        if self.settings.precision == "bf16" and self.device.type == "cuda":
+            return torch.autocast("cuda", torch.bfloat16)
+        return nullcontext()
+
+    def state(self) -> dict[str, Any]:
+        """Tensors and numbers from which training goes on as if it had not stopped."""
+        return {"network": self.network.state_dict(), "optimizer": self.optimizer.state_dict()}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        self.network.load_state_dict(state["network"])
+        self.optimizer.load_state_dict(state["optimizer"])
+
+
+def fit(
+    folds: Sequence[FoldFit],
+    settings: TrainSettings,
+    report: Callable[[Epoch, Best, Callable[[], dict[str, Any]]], None],
+    epochs: int,
+    resumed: dict[str, Any] | None = None,
+) -> Best:
+    """Trains all folds for `epochs`, or until `settings.patience_epochs` bring no better mean AP.
+
+    report: told each epoch, the best so far, and a function that gives the state to resume from; it may raise to stop.
+    resumed: such a state. Returns the best epoch; without holdouts that is the last one.
+    """
+    best, first = Best(), 1
+    if resumed is not None:
+        best, first = _restore(folds, resumed)
+    judged = all(fold.holdout is not None for fold in folds)
+    rank = _rank()
+    for number in range(first, epochs + 1):
+        if judged and settings.patience_epochs and number - 1 - best.epoch >= settings.patience_epochs:
+            break
+        # Dropout draws anew each epoch, so that a resumed epoch is the same as an uninterrupted one.
+        torch.manual_seed(int(np.random.SeedSequence((settings.seed, number, rank)).generate_state(1)[0]))
+        started = time.perf_counter()
+        losses = [fold.run_epoch(number) for fold in folds]
+        seconds = time.perf_counter() - started
+        score = None
+        if judged:
+            logits = [fold.score_holdout() for fold in folds]
+            scores = [_average_precision(fold, z) for fold, z in zip(folds, logits, strict=True)]
+            score = float(np.mean(scores))
+            if score > best.average_precision:
+                best = Best(number, score, logits)
+        else:
+            best = Best(number)
+        epoch = Epoch(
+            number,
+            float(np.mean(losses)),
+            score,
+            sum(fold.feed.rows for fold in folds) / seconds,
+            sum(fold.feed.steps for fold in folds),
+        )
+        report(epoch, best, functools.partial(_state, folds, number, best))
+    return best
+
+
+def rate_factor(step: int, total: int, schedule: str, warmup_share: float) -> float:
+    """Share of the peak learning rate at a step: a linear rise, then constant or a cosine to zero."""
+    warmup = int(total * warmup_share)
+    if step < warmup:
+        return (step + 1) / warmup
+    if schedule == "constant":
+        return 1.0
+    done = (step - warmup) / max(1, total - warmup)
+    return 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
+
+
+def focal_loss(logits: Tensor, labels: Tensor, gamma: float) -> Tensor:
+    """Loss a row (rows,), (1 - p)^gamma times the cross entropy, p the probability given to the row's own class.
+
+    Source: Lin et al., "Focal Loss for Dense Object Detection" (2017), equation 4.
+    """
+    cross_entropy = F.binary_cross_entropy_with_logits(logits, labels, reduction="none")
+    return (1 - torch.exp(-cross_entropy)) ** gamma * cross_entropy
+
+
+def _average_precision(fold: FoldFit, logits: Float32) -> float:
+    assert fold.holdout is not None, "only folds with a holdout are scored"
+    if not np.isfinite(logits).all():
+        return 0.0
+    return float(average_precision_score(fold.holdout.label, logits))
+
+
+def _rank() -> int:
+    return distributed.get_rank() if distributed.is_initialized() else 0
+
+
+def _ranks() -> int:
+    return distributed.get_world_size() if distributed.is_initialized() else 1
+
+
+def _state(folds: Sequence[FoldFit], number: int, best: Best) -> dict[str, Any]:
+    return {
+        "epoch": number,
+        "best_epoch": best.epoch,
+        "best_average_precision": best.average_precision,
+        "best_logits": [torch.from_numpy(z) for z in best.logits],
+        "folds": [fold.state() for fold in folds],
+    }
+
+
+def _restore(folds: Sequence[FoldFit], state: dict[str, Any]) -> tuple[Best, int]:
+    for fold, stored in zip(folds, state["folds"], strict=True):
+        fold.restore(stored)
+    best = Best(state["best_epoch"], state["best_average_precision"], [z.numpy() for z in state["best_logits"]])
+    return best, state["epoch"] + 1

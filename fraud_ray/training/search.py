@@ -1,0 +1,395 @@
+"""Ray Tune: trials over the selection folds, in their own processes or, with several workers, under Ray Train.
+
+Every trial has an identity, the hash of its hyperparameters, and a folder of that name. A finished trial leaves its
+result there, so that a search that was interrupted runs none of them again; an unfinished one goes on from its
+checkpoint. No state of Tune's own is read back.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import os
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import ray
+import torch
+from ray import tune
+from ray.tune.integration.ray_train import TuneReportCallback
+from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, MedianStoppingRule, TrialScheduler
+
+from fraud_ray.errors import FraudRayError
+from fraud_ray.rows import PreparedFold
+from fraud_ray.settings import Range, SearchSettings, Settings, TrainSettings
+from fraud_ray.storage import Storage
+from fraud_ray.training.trainer import CURVE, load_logits, make_job, place, run_job, train_on_workers
+
+Hyperparameters = dict[str, Any]
+METRIC = "best_average_precision"
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A finished trial.
+
+    average_precision: mean over the selection holdouts at the best epoch. status: finished, stopped (by scheduler or
+    time budget) or failed. curve: a dictionary an epoch.
+    """
+
+    id: str
+    hyperparameters: Hyperparameters
+    status: str
+    average_precision: float | None
+    best_epoch: int
+    seconds: float
+    curve: tuple[dict[str, Any], ...] = ()
+    fault: str | None = None
+
+    @classmethod
+    def from_json(cls, stored: dict[str, Any]) -> Trial:
+        return cls(**{**stored, "curve": tuple(stored["curve"])})
+
+
+@dataclass(frozen=True)
+class SearchOutcome:
+    """The best trial, and all trials from best to worst. The best one's holdout logits: `selection_logits`."""
+
+    best: Trial
+    trials: tuple[Trial, ...]
+    folder: str
+    reused: int
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, stored: dict[str, Any]) -> SearchOutcome:
+        trials = tuple(Trial.from_json(trial) for trial in stored["trials"])
+        return cls(Trial.from_json(stored["best"]), trials, stored["folder"], stored["reused"])
+
+
+def search(
+    selection: Sequence[PreparedFold],
+    settings: Settings,
+    storage: Storage,
+    folder: str,
+    finished: Callable[[Trial], None],
+    update: Callable[[float, float, str], None],
+) -> SearchOutcome:
+    """Finds the hyperparameters with the highest mean AP over the selection holdouts.
+
+    folder: key below the storage root; the same again keeps finished trials. finished: called once for each trial,
+    also for those of an earlier start. Raises FraudRayError when every trial failed.
+    """
+    space, train = settings.search, settings.train
+    known = {trial.id: trial for trial in _read_ledger(storage, folder) if trial.status != "failed"}
+    for trial in known.values():
+        finished(trial)
+    plan = None if space.algorithm == "tpe" and space.space else enumerate_space(space)
+    open_points = None if plan is None else [p for p in plan if trial_id(p) not in known]
+    total = len(plan) if plan is not None else space.trials
+    update(len(known), total, f"{len(known)} trials kept" if known else "")
+    if open_points or (plan is None and len(known) < total):
+        folds = [place(fold, train, storage, with_holdout=True) for fold in selection]
+        watcher = _Watcher(storage, folder, total, known, settings, finished, update)
+        _run_tune(open_points, known, folds, settings, storage, folder, watcher)
+    ledger = {t.id: t for t in _read_ledger(storage, folder)}
+    wanted = ledger if plan is None else {trial_id(p) for p in plan}
+    trials = [t for t in ledger.values() if t.id in wanted]
+    judged = [t for t in trials if t.average_precision is not None]
+    if not judged:
+        faults = {t.fault for t in trials if t.fault}
+        raise FraudRayError(
+            "no trial reached the end of an epoch"
+            + (f"; the first fault: {sorted(faults)[0]}" if faults else "; raise search.time_budget_s")
+        )
+    ranked = sorted(trials, key=lambda t: (-(t.average_precision if t.average_precision is not None else -1), t.id))
+    return SearchOutcome(ranked[0], tuple(ranked), folder, reused=len(known))
+
+
+def selection_logits(outcome: SearchOutcome, storage: Storage) -> list[np.ndarray[Any, np.dtype[np.float32]]]:
+    """Holdout logits of the best trial at its best epoch, one array a selection fold."""
+    return load_logits(storage, f"{outcome.folder}/{outcome.best.id}")
+
+
+def trial_id(hyperparameters: Hyperparameters) -> str:
+    """Eight hexadecimal digits that name a trial by its hyperparameters."""
+    return hashlib.sha256(json.dumps(hyperparameters, sort_keys=True).encode()).hexdigest()[:8]
+
+
+def enumerate_space(search: SearchSettings) -> list[Hyperparameters]:
+    """The distinct points of a grid, or of `search.trials` random draws; one empty point for an empty space."""
+    names = list(search.space)
+    if search.algorithm == "grid" or not names:
+        lists = [[_plain(v) for v in options] for options in search.space.values() if not isinstance(options, Range)]
+        return [dict(zip(names, values, strict=True)) for values in itertools.product(*lists)]
+    generator = np.random.default_rng(search.seed)
+    points: dict[str, Hyperparameters] = {}
+    # A small space of lists may hold fewer distinct points than trials asked for.
+    for _ in range(100 * search.trials):
+        point = {name: _draw(name, search.space[name], generator) for name in names}
+        points.setdefault(trial_id(point), point)
+        if len(points) == search.trials:
+            break
+    return list(points.values())
+
+
+def concurrency(settings: Settings, resources: dict[str, float]) -> int:
+    """How many trials fit into a cluster at once: the smallest quotient over what each trial's ranks reserve.
+
+    A multi-worker trial's own process reserves nothing, so it can't hold what its workers wait for.
+    """
+    needs = trial_resources(settings)
+    fits = [
+        int(resources.get(key, 0) / (amount * settings.train.workers) + 1e-9) for key, amount in needs.items() if amount
+    ]
+    most = max(1, min(fits, default=1))
+    return min(most, settings.search.concurrency or most)
+
+
+def trial_resources(settings: Settings) -> dict[str, float]:
+    """What one rank of a trial reserves."""
+    asked = settings.search.resources_per_trial or settings.train.resources_per_worker
+    needs = {str(key): float(value) for key, value in asked.items()}
+    if settings.train.use_gpu:
+        needs.setdefault("GPU", 1.0)
+    return needs
+
+
+def run_trial(config: dict[str, Any], context: dict[str, Any]) -> None:
+    """Tune's train function: one trial, in this process or on workers of its own."""
+    settings = Settings.model_validate(context["settings"])
+    point = _point(config, settings.search)
+    train = settings.train_with(point)
+    job = make_job(
+        Storage(context["storage"]), f"{context['folder']}/{trial_id(point)}", train, train.epochs, context["folds"]
+    )
+    if train.workers > 1:
+        train_on_workers(job, train, trial_resources(settings), callbacks=[TuneReportCallback()])
+        return
+    device = torch.device("cuda" if train.use_gpu else "cpu")
+    run_job(job, 0, 1, device, tune.report)
+
+
+class _Watcher(tune.Callback):
+    """Writes each finished trial into the ledger, and tells the driver."""
+
+    def __init__(
+        self,
+        storage: Storage,
+        folder: str,
+        total: int,
+        known: dict[str, Trial],
+        settings: Settings,
+        finished: Callable[[Trial], None],
+        update: Callable[[float, float, str], None],
+    ) -> None:
+        self.storage, self.folder, self.total, self.settings = storage, folder, total, settings
+        self.finished, self.update = finished, update
+        self.done = len(known)
+        self.best = max((t.average_precision or 0.0 for t in known.values()), default=0.0)
+        self.epochs: dict[str, int] = {}
+
+    def __reduce__(self) -> Any:
+        # Tune saves its callbacks; this one belongs to the driver, and no state of Tune's is read back.
+        return tune.Callback, ()
+
+    def on_trial_result(
+        self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
+    ) -> None:
+        self.best = max(self.best, result.get(METRIC, 0.0))
+        self.epochs[trial.trial_id] = result["epoch"]
+        running = ", ".join(str(epoch) for epoch in self.epochs.values())
+        self.update(self.done, self.total, f"best AP {self.best:.4f}; running at epoch {running}")
+
+    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        self._conclude(trial, None)
+
+    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        self._conclude(trial, _last_line(trial.error_file))
+
+    def _conclude(self, trial: Any, fault: str | None) -> None:
+        point = _point(trial.config, self.settings.search)
+        name = trial_id(point)
+        curve = self.storage.get_json(f"{self.folder}/{name}/{CURVE}") or []
+        last = curve[-1] if curve else {}
+        result = Trial(
+            id=name,
+            hyperparameters=point,
+            status="failed" if fault else self._status(point, last),
+            average_precision=last.get(METRIC),
+            best_epoch=last.get("best_epoch", 0),
+            seconds=float(trial.last_result.get("time_total_s", 0.0)),
+            curve=tuple(curve),
+            fault=fault,
+        )
+        self.storage.put_json(_ledger_key(self.folder, name), asdict(result))
+        self.epochs.pop(trial.trial_id, None)
+        self.done += 1
+        self.finished(result)
+        self.update(self.done, self.total, f"best AP {self.best:.4f}")
+
+
+    def _status(self, point: Hyperparameters, last: dict[str, Any]) -> str:
+        train = self.settings.train_with(point)
+        epoch, waited = last.get("epoch", 0), last.get("epoch", 0) - last.get("best_epoch", 0)
+        patient = train.patience_epochs is not None and waited >= train.patience_epochs
+        return "finished" if epoch == train.epochs or patient else "stopped"
+
+
+def _run_tune(
+    points: list[Hyperparameters] | None,
+    known: dict[str, Trial],
+    folds: list[dict[str, Any]],
+    settings: Settings,
+    storage: Storage,
+    folder: str,
+    watcher: _Watcher,
+) -> None:
+    # Tune would turn an interrupt into a normal end, and the run would go on with half a search.
+    os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"
+    # Of Tune's two reporters only the older one keeps quiet at verbosity 0.
+    os.environ["RAY_AIR_NEW_OUTPUT"] = "0"
+    search = settings.search
+    context = {
+        "settings": settings.model_dump(mode="json"),
+        "storage": storage.root,
+        "folder": folder,
+        "folds": folds,
+    }
+    trainable = tune.with_resources(tune.with_parameters(run_trial, context=context), _own_resources(settings))
+    if points is None:
+        param_space, algorithm = {}, _optuna(search, known)
+        samples = search.trials - len(known)
+    else:
+        param_space, algorithm, samples = {"point": tune.grid_search(points)}, None, 1
+    tuner = tune.Tuner(
+        trainable,
+        param_space=param_space,
+        tune_config=tune.TuneConfig(
+            metric=METRIC,
+            mode="max",
+            scheduler=_scheduler(search, settings.train),
+            search_alg=algorithm,
+            num_samples=samples,
+            max_concurrent_trials=concurrency(settings, ray.cluster_resources()),
+            time_budget_s=search.time_budget_s,
+            reuse_actors=settings.train.workers == 1,
+            trial_name_creator=lambda trial: trial_id(_point(trial.config, search)),
+            trial_dirname_creator=lambda trial: trial_id(_point(trial.config, search)),
+        ),
+        run_config=tune.RunConfig(
+            name="tune",
+            storage_path=storage.path(folder),
+            callbacks=[watcher],
+            failure_config=tune.FailureConfig(max_failures=settings.train.max_failures),
+            verbose=0,
+        ),
+    )
+    tuner.fit()
+
+
+def _own_resources(settings: Settings) -> dict[str, float]:
+    """What a trial's own process reserves, in Tune's names.
+
+    Where workers of its own do the training that is one byte: Tune refuses an empty request, and a share of a CPU
+    would be missing when the workers take the last whole one.
+    """
+    if settings.train.workers > 1:
+        return {"cpu": 0.0, "memory": 1.0}
+    names = {"CPU": "cpu", "GPU": "gpu"}
+    return {names.get(key, key): amount for key, amount in trial_resources(settings).items()}
+
+
+def _scheduler(search: SearchSettings, train: TrainSettings) -> TrialScheduler:
+    if search.scheduler == "asha":
+        grace = min(search.grace_epochs, train.epochs)
+        return ASHAScheduler(time_attr="epoch", max_t=train.epochs, grace_period=grace)
+    if search.scheduler == "median":
+        return MedianStoppingRule(time_attr="epoch", grace_period=search.grace_epochs)
+    return FIFOScheduler()
+
+
+def _optuna(search: SearchSettings, known: dict[str, Trial]) -> Any:
+    import optuna
+    from ray.tune.search.optuna import OptunaSearch
+
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    space: dict[str, Any] = {}
+    for name, options in search.space.items():
+        if not isinstance(options, Range):
+            # By position: Optuna's categories cannot be lists.
+            space[name] = optuna.distributions.CategoricalDistribution(list(range(len(options))))
+        elif _is_integer(name):
+            space[name] = optuna.distributions.IntDistribution(int(options.low), int(options.high), log=options.log)
+        else:
+            space[name] = optuna.distributions.FloatDistribution(options.low, options.high, log=options.log)
+    told = [t for t in known.values() if t.average_precision is not None]
+    return OptunaSearch(
+        space=space,
+        metric=METRIC,
+        mode="max",
+        seed=search.seed + len(known),
+        points_to_evaluate=[_encode(t.hyperparameters, search) for t in told] or None,
+        evaluated_rewards=[t.average_precision for t in told] or None,
+    )
+
+
+def _point(config: dict[str, Any], search: SearchSettings) -> Hyperparameters:
+    """The hyperparameters in a trial's config: as enumerated, or as Optuna draws them."""
+    if "point" in config:
+        point: Hyperparameters = config["point"]
+        return point
+    return {
+        name: config[name] if isinstance(options, Range) else _plain(options[config[name]])
+        for name, options in search.space.items()
+    }
+
+
+def _encode(point: Hyperparameters, search: SearchSettings) -> dict[str, Any]:
+    return {
+        name: point[name] if isinstance(options, Range) else [_plain(v) for v in options].index(point[name])
+        for name, options in search.space.items()
+    }
+
+
+def _draw(name: str, options: Any, generator: np.random.Generator) -> Any:
+    if not isinstance(options, Range):
+        return _plain(options[int(generator.integers(len(options)))])
+    if options.log:
+        value = float(np.exp(generator.uniform(np.log(options.low), np.log(options.high))))
+    else:
+        value = float(generator.uniform(options.low, options.high))
+    return round(value) if _is_integer(name) else value
+
+
+def _is_integer(name: str) -> bool:
+    return TrainSettings.model_fields[name].annotation is int
+
+
+def _plain(value: Any) -> Any:
+    """A value as JSON gives it back, so that a point and its stored form have the same identity."""
+    return json.loads(json.dumps(value))
+
+
+def _ledger_key(folder: str, name: str) -> str:
+    return f"{folder}/ledger/{name}.json"
+
+
+def _read_ledger(storage: Storage, folder: str) -> Iterable[Trial]:
+    for key in storage.keys(f"{folder}/ledger"):
+        stored = storage.get_json(key)
+        if stored is not None:
+            yield Trial.from_json(stored)
+
+
+def _last_line(error_file: str | None) -> str:
+    if not error_file:
+        return "unknown fault"
+    kept = [line.strip() for line in Path(error_file).read_text().splitlines() if line.strip()]
+    return kept[-1] if kept else "unknown fault"

@@ -1,0 +1,248 @@
+"""Ray Train: the loop on N workers with DistributedDataParallel, checkpoints and recovery.
+
+A job is a plain dictionary, so that a worker needs nothing captured from the driver:
+
+    storage, folder   where its checkpoint, curve and best holdout logits are kept: the same folder again resumes
+    train, epochs     TrainSettings as JSON types, and how far to train
+    folds             a list of {shape, fit, holdout}; rows come as a reference into Ray's object store, or as a
+                      RowSet to stream; a holdout of None is not scored
+"""
+
+from __future__ import annotations
+
+import io
+import threading
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import ray
+import ray.train
+import torch
+from ray.train.torch import TorchTrainer
+
+from fraud_ray.errors import FraudRayError
+from fraud_ray.model.network import NetworkShape
+from fraud_ray.rows import PreparedFold, RowSet, load
+from fraud_ray.settings import TrainSettings
+from fraud_ray.storage import Storage
+from fraud_ray.training.feed import Feed, ResidentFeed, Slot, StreamedFeed
+from fraud_ray.training.loop import Best, Epoch, Float32, FoldFit, fit
+
+STATE, CURVE, LOGITS = "state.pt", "curve.json", "best.npz"
+
+Job = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """A network after its last epoch: weights by name, and a dictionary an epoch."""
+
+    weights: dict[str, torch.Tensor]
+    curve: tuple[dict[str, Any], ...]
+
+
+def place(fold: PreparedFold, settings: TrainSettings, storage: Storage, with_holdout: bool) -> dict[str, Any]:
+    """A fold as a job names it: resident rows go into the object store once, for every rank of every trial.
+
+    Rows are streamed when `settings.residency` says so, or when both sides exceed `settings.memory_budget`.
+    """
+    needed = fold.fit.size + (fold.holdout.size if with_holdout else 0)
+    streamed = settings.residency == "streamed" or (settings.residency == "auto" and needed > settings.memory_budget)
+    return {
+        "features": len(fold.encoder.feature_names),
+        "code_sizes": fold.encoder.code_sizes,
+        "fit": fold.fit if streamed else _load_remotely.remote(storage, fold.fit),
+        "holdout": _load_remotely.remote(storage, fold.holdout) if with_holdout else None,
+    }
+
+
+_load_remotely = ray.remote(num_cpus=1)(load)
+
+
+def make_job(storage: Storage, folder: str, settings: TrainSettings, epochs: int, folds: list[dict[str, Any]]) -> Job:
+    """A job for these settings on folds as `place` gives them."""
+    return {
+        "storage": storage.root,
+        "folder": folder,
+        "train": settings.model_dump(mode="json"),
+        "epochs": epochs,
+        "folds": folds,
+    }
+
+
+def refit(
+    fold: PreparedFold,
+    settings: TrainSettings,
+    epochs: int,
+    storage: Storage,
+    folder: str,
+    update: Callable[[float, float, str], None],
+) -> Fitted:
+    """Trains on all fit rows of a fold for `epochs`, under Ray Train on `settings.workers` ranks.
+
+    folder: key below the storage root; a second call with it goes on from the last epoch. Raises FraudRayError when
+    training failed more often than `settings.max_failures`.
+    """
+    job = make_job(storage, folder, settings, epochs, [place(fold, settings, storage, with_holdout=False)])
+    with _watched(storage, folder, epochs, update):
+        train_on_workers(job, settings, settings.resources_per_worker)
+    return load_fitted(storage, folder)
+
+
+def load_fitted(storage: Storage, folder: str) -> Fitted:
+    """What a refit in this folder left. Raises FraudRayError where its checkpoint is gone."""
+    state, curve = load_state(storage, folder), storage.get_json(f"{folder}/{CURVE}")
+    if state is None or curve is None:
+        raise FraudRayError(f"{storage.path(folder)} holds no checkpoint; delete the run's folder and run again")
+    return Fitted(state["folds"][0]["network"], tuple(curve))
+
+
+def train_on_workers(
+    job: Job, settings: TrainSettings, resources: dict[Any, Any], callbacks: list[Any] | None = None
+) -> None:
+    """Runs a job on `settings.workers` ranks; each reserves `resources`."""
+    trainer = TorchTrainer(
+        train_one_rank,
+        train_loop_config=job,
+        scaling_config=ray.train.ScalingConfig(
+            num_workers=settings.workers,
+            use_gpu=settings.use_gpu,
+            resources_per_worker={str(k): float(v) for k, v in resources.items()},
+        ),
+        run_config=ray.train.RunConfig(
+            # The job's own folder holds what resumes; Ray's record of this attempt lies beside it.
+            name=f"attempt-{uuid.uuid4().hex[:8]}",
+            storage_path=Storage(job["storage"]).path(f"{job['folder']}/ray"),
+            failure_config=ray.train.FailureConfig(max_failures=settings.max_failures),
+            callbacks=callbacks or [],
+        ),
+    )
+    try:
+        trainer.fit()
+    except ray.train.TrainingFailedError as fault:
+        raise FraudRayError(
+            f"training failed {settings.max_failures + 1} times, the last time with: {_last_line(fault)}; "
+            f"the checkpoint is kept, the same command resumes (train.max_failures sets how often it is tried)"
+        ) from fault
+
+
+def train_one_rank(job: Job) -> None:
+    """Ray Train's train function."""
+    context = ray.train.get_context()
+    device = ray.train.torch.get_device()
+    run_job(job, context.get_world_rank(), context.get_world_size(), device, ray.train.report)
+
+
+def run_job(job: Job, rank: int, ranks: int, device: torch.device, report: Callable[[dict[str, Any]], None]) -> Best:
+    """One rank's part of a job, resuming from the folder's checkpoint; rank 0 writes a checkpoint an epoch.
+
+    report: told epoch, loss, average_precision and best_average_precision after each epoch.
+    """
+    settings = TrainSettings.model_validate(job["train"])
+    storage, folder = Storage(job["storage"]), job["folder"]
+    if device.type == "cpu":
+        torch.set_num_threads(max(1, int(settings.resources_per_worker.get("CPU", 1))))
+    slot = Slot(rank, ranks, settings.batch_size, settings.negative_share, settings.seed)
+    folds = [_open_fold(fold, settings, storage, slot, device) for fold in job["folds"]]
+    state = load_state(storage, folder)
+    curve = [] if state is None else (storage.get_json(f"{folder}/{CURVE}") or [])[: state["epoch"]]
+
+    def told(epoch: Epoch, best: Best, current: Callable[[], dict[str, Any]]) -> None:
+        result = {
+            "epoch": epoch.number,
+            "loss": epoch.loss,
+            "average_precision": epoch.average_precision,
+            "best_average_precision": best.average_precision if best.logits else None,
+            "best_epoch": best.epoch,
+            "rows_per_second": epoch.rows_per_second,
+            "steps": epoch.steps,
+        }
+        if rank == 0:
+            curve.append(result)
+            if best.epoch == epoch.number and best.logits:
+                _save_logits(storage, folder, best.logits)
+            storage.put_json(f"{folder}/{CURVE}", curve)
+            _save_state(storage, folder, current())
+        report(_reported(result))
+
+    if curve:
+        report(_reported(curve[-1]))
+    return fit(folds, settings, told, job["epochs"], state)
+
+
+def _reported(result: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in result.items() if value is not None}
+
+
+def load_state(storage: Storage, folder: str) -> dict[str, Any] | None:
+    """A job's checkpoint, or None before its first epoch has ended. Holds tensors and numbers only, no pickle."""
+    content = storage.get(f"{folder}/{STATE}")
+    return None if content is None else torch.load(io.BytesIO(content), weights_only=True, map_location="cpu")
+
+
+def load_logits(storage: Storage, folder: str) -> list[Float32]:
+    """The holdout logits of a job's best epoch, one array a fold."""
+    content = storage.get(f"{folder}/{LOGITS}")
+    if content is None:
+        raise FraudRayError(f"{storage.path(folder)}/{LOGITS} is gone; delete the run's folder and run again")
+    stored = np.load(io.BytesIO(content), allow_pickle=False)
+    return [stored[name] for name in stored.files]
+
+
+def _save_state(storage: Storage, folder: str, state: dict[str, Any]) -> None:
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    storage.put(f"{folder}/{STATE}", buffer.getvalue())
+
+
+def _save_logits(storage: Storage, folder: str, logits: list[Float32]) -> None:
+    buffer = io.BytesIO()
+    np.savez(buffer, *logits)
+    storage.put(f"{folder}/{LOGITS}", buffer.getvalue())
+
+
+def _open_fold(
+    fold: dict[str, Any], settings: TrainSettings, storage: Storage, slot: Slot, device: torch.device
+) -> FoldFit:
+    shape = NetworkShape(fold["features"], tuple(fold["code_sizes"]), settings.hidden_sizes, settings.dropout)
+    feed: Feed
+    if isinstance(fold["fit"], RowSet):
+        row_bytes = max(1, fold["fit"].size // max(1, fold["fit"].rows))
+        feed = StreamedFeed(storage, fold["fit"], slot, int(settings.memory_budget) // 8 // row_bytes, device)
+    else:
+        feed = ResidentFeed(ray.get(fold["fit"]), slot, device)
+    holdout = None if fold["holdout"] is None else ray.get(fold["holdout"])
+    torch.manual_seed(settings.seed)
+    return FoldFit(shape, feed, holdout, settings, device)
+
+
+@contextmanager
+def _watched(storage: Storage, folder: str, epochs: int, update: Callable[[float, float, str], None]) -> Iterator[None]:
+    """Tells `update` of each epoch that a job running elsewhere has written."""
+    ended = threading.Event()
+
+    def watch() -> None:
+        shown = 0
+        while not ended.wait(0.5):
+            curve = storage.get_json(f"{folder}/{CURVE}") or []
+            if len(curve) > shown:
+                shown = len(curve)
+                last = curve[-1]
+                update(last["epoch"], epochs, f"loss {last['loss']:.4f}, {last['rows_per_second']:,.0f} rows/s")
+
+    watcher = threading.Thread(target=watch, daemon=True)
+    watcher.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        watcher.join(timeout=5)
+
+
+def _last_line(fault: BaseException) -> str:
+    lines = [line.strip() for line in str(fault).splitlines() if line.strip()]
+    return lines[-1] if lines else type(fault).__name__

@@ -1,0 +1,145 @@
+"""The training loop: reproducible, resumable, and sound in its arithmetic."""
+
+from __future__ import annotations
+
+import copy
+import io
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional as F
+
+from fraud_ray.model.network import DroppedReLU, FraudNetwork, NetworkShape
+from fraud_ray.settings import TrainSettings
+from fraud_ray.training.feed import ResidentFeed, Slot
+from fraud_ray.training.loop import Best, Epoch, FoldFit, fit, focal_loss, rate_factor
+from tests.prepared import made_rows
+
+FIT, HOLDOUT = made_rows(4_000, seed=1), made_rows(2_000, seed=2)
+SHAPE = NetworkShape(4, (), (32, 16), 0.3)
+
+
+def opened(settings: TrainSettings, with_holdout: bool = True) -> FoldFit:
+    torch.manual_seed(settings.seed)
+    slot = Slot(batch_size=settings.batch_size, negative_share=settings.negative_share, seed=settings.seed)
+    return FoldFit(
+        SHAPE, ResidentFeed(FIT, slot), HOLDOUT if with_holdout else None, settings, torch.device("cpu")
+    )
+
+
+def silent(*_: Any) -> None:
+    return None
+
+
+def trained(settings: TrainSettings, epochs: int = 4) -> tuple[FoldFit, Best]:
+    fold = opened(settings)
+    return fold, fit([fold], settings, silent, epochs)
+
+
+def same_weights(one: FoldFit, other: FoldFit) -> bool:
+    pairs = zip(one.network.state_dict().values(), other.network.state_dict().values(), strict=True)
+    return all(torch.equal(a, b) for a, b in pairs)
+
+
+def test_the_same_settings_give_the_same_weights_and_another_seed_others() -> None:
+    settings = TrainSettings(batch_size=128)
+    first, _ = trained(settings)
+    again, _ = trained(settings)
+    other, _ = trained(settings.model_copy(update={"seed": 43}))
+    assert same_weights(first, again)
+    assert not same_weights(first, other)
+
+
+@pytest.mark.parametrize("schedule", ["constant", "cosine"])
+def test_a_resumed_run_ends_with_the_weights_of_an_uninterrupted_one(schedule: str) -> None:
+    settings = TrainSettings(batch_size=128, epochs=5, schedule=schedule, negative_share=0.5)
+    whole, whole_best = trained(settings, epochs=5)
+    kept: dict[int, bytes] = {}
+
+    def keep(epoch: Epoch, best: Best, state: Any) -> None:
+        buffer = io.BytesIO()
+        torch.save(state(), buffer)
+        kept[epoch.number] = buffer.getvalue()
+
+    fit([opened(settings)], settings, keep, 2)
+    resumed = opened(settings)
+    best = fit([resumed], settings, silent, 5, torch.load(io.BytesIO(kept[2]), weights_only=True))
+    assert same_weights(whole, resumed)
+    assert (best.epoch, best.average_precision) == (whole_best.epoch, whole_best.average_precision)
+
+
+def test_training_stops_when_patience_runs_out_and_the_best_epoch_is_kept() -> None:
+    settings = TrainSettings(batch_size=64, learning_rate=0.05, epochs=60, patience_epochs=3)
+    scores: list[float] = []
+    fold = opened(settings)
+    best = fit([fold], settings, lambda epoch, *_: scores.append(epoch.average_precision), 60)
+    assert len(scores) < 60
+    assert len(scores) == best.epoch + 3
+    assert best.average_precision == max(scores)
+
+
+def test_a_network_learns_what_no_linear_model_can() -> None:
+    _, best = trained(TrainSettings(batch_size=128, learning_rate=3e-3, patience_epochs=None), epochs=15)
+    assert best.average_precision > 0.5 > 3 * HOLDOUT.label.mean()
+
+
+@pytest.mark.parametrize("loss", ["bce", "focal"])
+@pytest.mark.parametrize("precision", ["float32", "bf16"])
+def test_every_loss_trains_with_class_weights(loss: str, precision: str) -> None:
+    settings = TrainSettings(
+        loss=loss, precision=precision, positive_weight="balanced", batch_size=128, learning_rate=3e-3, optimizer="adam"
+    )
+    losses: list[float] = []
+    fit([opened(settings)], settings, lambda epoch, *_: losses.append(epoch.loss), 5)
+    assert losses[-1] < losses[0]
+
+
+def test_focal_loss_without_gamma_is_cross_entropy_and_with_it_plays_easy_rows_down() -> None:
+    logits, labels = torch.tensor([-4.0, 0.0, 4.0]), torch.tensor([0.0, 1.0, 0.0])
+    plain = F.binary_cross_entropy_with_logits(logits, labels, reduction="none")
+    assert torch.allclose(focal_loss(logits, labels, 0.0), plain)
+    assert focal_loss(logits, labels, 2.0)[0] / plain[0] < 0.001
+    assert focal_loss(logits, labels, 2.0)[2] / plain[2] > 0.9
+
+
+def test_learning_rate_warms_up_to_its_peak_and_falls_to_zero() -> None:
+    factors = [rate_factor(step, 100, "cosine", 0.1) for step in range(101)]
+    assert factors[0] == pytest.approx(0.1)
+    assert max(factors) == factors[10] == pytest.approx(1.0)
+    assert factors[100] == pytest.approx(0.0, abs=1e-9)
+    assert all(a >= b for a, b in zip(factors[10:], factors[11:], strict=False))
+    assert rate_factor(99, 100, "constant", 0.0) == 1.0
+
+
+def test_dropout_keeps_the_mean_drops_its_share_and_passes_gradients_of_kept_units_only() -> None:
+    torch.manual_seed(0)
+    layer = DroppedReLU(0.3)
+    hidden = torch.full((1_000, 500), 2.0, requires_grad=True)
+    out = layer(hidden)
+    assert float((out == 0).float().mean()) == pytest.approx(0.3, abs=0.005)
+    assert float(out.mean()) == pytest.approx(2.0, rel=0.005)
+    out.sum().backward()
+    assert hidden.grad is not None
+    assert torch.equal(hidden.grad != 0, out != 0)
+    assert torch.allclose(hidden.grad[out != 0], out[out != 0] / 2)
+    assert torch.equal(layer.eval()(torch.tensor([-1.0, 3.0])), torch.tensor([0.0, 3.0]))
+
+
+def test_negative_units_pass_neither_value_nor_gradient() -> None:
+    hidden = torch.full((4, 1_001), -1.0, requires_grad=True)
+    out = DroppedReLU(0.5)(hidden)
+    out.sum().backward()
+    assert hidden.grad is not None
+    assert not out.any()
+    assert not hidden.grad.any()
+
+
+def test_a_category_never_seen_adds_nothing_to_the_logit() -> None:
+    network = FraudNetwork(NetworkShape(4, (5, 3), (8,), 0.0)).eval()
+    features = torch.randn(6, 4)
+    unseen, bare = torch.zeros(6, 2, dtype=torch.int32), copy.deepcopy(network)
+    bare.categories = None
+    assert torch.allclose(network(features, unseen), bare(features, unseen))
+    assert np.isfinite(network(features, unseen).detach().numpy()).all()
