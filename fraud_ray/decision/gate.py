@@ -1,0 +1,159 @@
+"""The quality gate: an evaluation and its bounds in, checks and a decision out; pure."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+from fraud_ray.decision.metrics import Evaluation
+from fraud_ray.settings import GateSettings, SliceGate
+
+# Each metric as a sentence names it.
+SUBJECTS = {
+    "f1_score": "F1",
+    "average_precision": "average precision",
+    "auc_roc": "ROC AUC",
+    "calibration_error": "calibration error",
+    "precision": "precision",
+    "recall": "recall",
+}
+
+
+@dataclass(frozen=True)
+class Check:
+    """One bound, and whether the value keeps it.
+
+    name: unique in a decision; subject: what is bounded, in words; value: None where it is undefined, which never
+    passes; bound: None where there is nothing to compare with, which passes; note: what a reader should know.
+    """
+
+    name: str
+    subject: str
+    value: float | None
+    bound: float | None
+    comparison: Literal[">=", "<="]
+    passed: bool
+    note: str = ""
+
+    @property
+    def message(self) -> str:
+        """The check as a sentence with both numbers, such as "F1 0.8123 is below the required 0.85"."""
+        note = f" ({self.note})" if self.note else ""
+        if self.bound is None:
+            return f"{self.subject}: {self.note}"
+        limit = "required" if self.comparison == ">=" else "allowed"
+        if self.value is None:
+            return f"{self.subject} is undefined on these rows; {limit} is {_told_apart(0, self.bound)[1]}{note}"
+        value, bound = _told_apart(self.value, self.bound)
+        if self.comparison == ">=":
+            relation = "reaches" if self.passed else "is below"
+        else:
+            relation = "is within" if self.passed else "is above"
+        return f"{self.subject} {value} {relation} the {limit} {bound}{note}"
+
+
+@dataclass(frozen=True)
+class GateDecision:
+    """Every check; the model passes when all of them do."""
+
+    checks: tuple[Check, ...]
+
+    @property
+    def passed(self) -> bool:
+        return all(check.passed for check in self.checks)
+
+    @property
+    def reason(self) -> str:
+        """Why the model was rejected, or that nothing speaks against it."""
+        if self.passed:
+            return f"all {len(self.checks)} checks passed" if self.checks else "no check is set"
+        return "; ".join(check.message for check in self.checks if not check.passed)
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, stored: Mapping[str, Any]) -> GateDecision:
+        return cls(tuple(Check(**check) for check in stored["checks"]))
+
+
+def decide(evaluation: Evaluation, gate: GateSettings, champion: Evaluation | None) -> GateDecision:
+    """The gate's decision on an evaluation.
+
+    champion: the champion's evaluation on the same holdout, None where there is no champion.
+    Raises ValueError when the champion was evaluated on other rows.
+    """
+    metrics = evaluation.metrics
+    checks = [
+        _check(name, SUBJECTS[metric], metrics.get(metric), bound, comparison)
+        for name, metric, bound, comparison in _bounds(gate)
+        if bound is not None
+    ]
+    if gate.slices:
+        checks += _slice_checks(evaluation, gate.slices)
+    if gate.beats_champion:
+        checks.append(_champion_check(evaluation, champion))
+    return GateDecision(tuple(checks))
+
+
+def _bounds(gate: GateSettings) -> tuple[tuple[str, str, float | None, Literal[">=", "<="]], ...]:
+    return (
+        ("min_f1", "f1_score", gate.min_f1, ">="),
+        ("min_average_precision", "average_precision", gate.min_average_precision, ">="),
+        ("min_auc", "auc_roc", gate.min_auc, ">="),
+        ("max_calibration_error", "calibration_error", gate.max_calibration_error, "<="),
+    )
+
+
+def _check(
+    name: str, subject: str, value: float | None, bound: float, comparison: Literal[">=", "<="], note: str = ""
+) -> Check:
+    if value is None or not math.isfinite(value):
+        return Check(name, subject, None, bound, comparison, passed=False, note=note)
+    passed = value >= bound if comparison == ">=" else value <= bound
+    return Check(name, subject, value, bound, comparison, passed, note)
+
+
+def _slice_checks(evaluation: Evaluation, gate: SliceGate) -> list[Check]:
+    subject = SUBJECTS[gate.metric]
+    judged = [part for part in evaluation.slices if part.frauds >= gate.min_frauds]
+    if not judged:
+        note = f"no slice of decision.slices has {gate.min_frauds} frauds, so none is judged"
+        return [Check("slices", f"{subject} by slice", None, None, ">=", passed=True, note=note)]
+    return [
+        _check(
+            f"slices.{part.column}.{part.value}",
+            f"{subject} of {part.column} '{part.value}'",
+            part.metrics.get(gate.metric),
+            gate.min,
+            ">=",
+            note=f"{part.frauds:,} frauds in {part.rows:,} rows",
+        )
+        for part in judged
+    ]
+
+
+def _champion_check(evaluation: Evaluation, champion: Evaluation | None) -> Check:
+    name, metric = "beats_champion", "average_precision"
+    value = evaluation.metrics.get(metric)
+    if champion is None:
+        note = "there is no champion to compare with"
+        return Check(name, SUBJECTS[metric], value, None, ">=", passed=True, note=note)
+    if (champion.rows, champion.frauds) != (evaluation.rows, evaluation.frauds):
+        raise ValueError(
+            f"the champion was evaluated on {champion.rows:,} rows with {champion.frauds:,} frauds, the challenger on "
+            f"{evaluation.rows:,} with {evaluation.frauds:,}; compare them on the same holdout"
+        )
+    bound = champion.metrics.get(metric, math.nan)
+    return _check(name, SUBJECTS[metric], value, bound, ">=", note="the champion's on the same rows")
+
+
+def _told_apart(value: float, bound: float) -> tuple[str, str]:
+    """Both numbers with four digits, or as many as tell them apart; the bound without closing zeros."""
+    digits = 4
+    while value != bound and f"{value:.{digits}f}" == f"{bound:.{digits}f}" and digits < 17:
+        digits += 1
+    shown = f"{bound:.{digits}f}"
+    return f"{value:.{digits}f}", shown.rstrip("0").rstrip(".") if "." in shown else shown
