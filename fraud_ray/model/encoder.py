@@ -210,6 +210,23 @@ class Encoder:
             codes[:, i] = _coded(table[codebook.column], codebook.table())
         return features, codes
 
+    def typical_rows(self) -> pa.Table:
+        """Two made-up rows of the encoder's columns: means and frequent categories, then everything missing.
+
+        An example for those who will send rows, which shows nobody's transaction.
+        """
+        means = {part.column: part.mean for part in self.numeric if part.way == "standard"}
+        books = {book.column: book for book in self.categorical}
+        columns: dict[str, pa.Array] = {}
+        for column in self.columns:
+            if column.kind == "categorical":
+                columns[column.name] = pa.array([next(iter(books[column.name].names), ""), None], pa.string())
+            elif column.kind == "boolean":
+                columns[column.name] = pa.array([means[column.name] >= 0.5, None], pa.bool_())
+            else:
+                columns[column.name] = pa.array([float(f"{means.get(column.name, 0.0):.3g}"), None], pa.float64())
+        return pa.table(columns)
+
     def to_json(self) -> dict[str, Any]:
         return {"format": FORMAT, **asdict(self)}
 

@@ -234,7 +234,6 @@ class _Watcher(tune.Callback):
         self.finished(result)
         self.update(self.done, self.total, f"best AP {self.best:.4f}")
 
-
     def _status(self, point: Hyperparameters, last: dict[str, Any]) -> str:
         train = self.settings.train_with(point)
         epoch, waited = last.get("epoch", 0), last.get("epoch", 0) - last.get("best_epoch", 0)

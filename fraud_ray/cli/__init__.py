@@ -1,0 +1,50 @@
+"""The command line, `fraud-ray`: commands parse, call and print, and import what is heavy only when they need it.
+
+Exit codes: 0 done, 1 fault, 2 usage or settings, 3 gate rejected, 4 contract violated, 130 and 143 interrupted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Annotated, NoReturn
+
+import typer
+
+from fraud_ray.cli import data, run, runs, settings, ui
+from fraud_ray.cli.faults import Commands
+
+app = typer.Typer(
+    cls=Commands,
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog="Exit codes: 0 done, 1 fault, 2 usage or settings, 3 gate rejected, 4 data or contract, "
+    "130 and 143 interrupted.",
+)
+
+
+@app.callback()
+def _fraud_ray(
+    debug: Annotated[bool, typer.Option("--debug", help="Show the trace of an unexpected fault.")] = False,
+) -> None:
+    """Trains, gates and registers a card-fraud model on Ray, from partitioned parquet.
+
+    Start with [bold]fraud-ray run -c configs/local.yaml[/]: it simulates data, if there is none, and goes through every
+    stage. Each command has its own --help.
+    """
+
+
+app.command()(run.run)
+app.command()(data.simulate)
+app.command()(data.validate)
+app.command(name="settings")(settings.show)
+app.add_typer(runs.app, name="runs")
+app.command()(ui.ui)
+
+
+def main(arguments: Sequence[str] | None = None) -> NoReturn:
+    """Runs a command and ends the process with its exit code; arguments: by default the process's own."""
+    app(args=arguments, prog_name="fraud-ray")
+    raise SystemExit(0)

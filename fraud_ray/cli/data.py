@@ -1,0 +1,74 @@
+"""`fraud-ray simulate` and `fraud-ray validate`: data to train on, and whether it can be trained on."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from datetime import datetime
+from typing import Annotated
+
+import typer
+
+from fraud_ray.cli.options import AsJson, Config, Overrides
+
+
+def simulate(
+    out: Annotated[
+        str, typer.Option(metavar="DIR", help="Folder or URI to write to; on a cluster, one that all nodes see.")
+    ],
+    rows: Annotated[int, typer.Option(min=1, help="Transactions to write.")] = 200_000,
+    days: Annotated[int, typer.Option(min=1, help="Days that they spread over.")] = 60,
+    start: Annotated[datetime, typer.Option(formats=["%Y-%m-%d"], help="First day.")] = datetime(2024, 1, 1),
+    seed: Annotated[int, typer.Option(min=0, help="The same seed gives the same rows.")] = 7,
+    as_json: AsJson = False,
+) -> None:
+    """Write a synthetic world of cards, merchants, devices and fraud as parquet, a folder a day.
+
+    Prints the best scores that any model can reach on it: its labels are drawn from a known probability.
+    """
+    from fraud_ray.cli.display import Display
+    from fraud_ray.cluster import join_or_start
+    from fraud_ray.settings import ClusterSettings, SimulateSettings
+
+    settings = SimulateSettings(rows=rows, days=days, start=start.date(), seed=seed)
+    with join_or_start(ClusterSettings()), Display().stage("simulate") as stage:
+        from fraud_ray.data import simulate
+
+        written = simulate.simulate(settings, out, stage.update)
+        stage.say(f"{written.rows:,} rows, {written.frauds:,} frauds in {written.files:,} files")
+    if as_json:
+        typer.echo(json.dumps(dataclasses.asdict(written), indent=1))
+        return
+    typer.echo(
+        f"{out}: {written.rows:,} rows, {written.frauds:,} frauds; best possible average precision "
+        f"{written.best_average_precision:.4f}, best possible F1 {written.best_f1:.4f}"
+    )
+
+
+def validate(config: Config, overrides: Overrides = None, as_json: AsJson = False) -> None:
+    """Check every partition against the declared columns, and list everything that breaks the contract.
+
+    Ends with exit code 4 if anything does.
+    """
+    from fraud_ray.cli.display import Display
+    from fraud_ray.settings import load_settings
+
+    settings = load_settings(config, overrides or ()).settings
+
+    from fraud_ray.cluster import connect
+    from fraud_ray.data import contract
+    from fraud_ray.data.source import open_source
+
+    source = open_source(settings.data)
+    with connect(settings), Display().stage("validate") as stage:
+        census = contract.validate(source, settings.data, stage.update)
+        stage.say(f"{len(source.partitions):,} partitions keep the contract")
+    span = [str(moment) for moment in (census.first, census.last) if moment]
+    if as_json:
+        found = {"partitions": len(source.partitions), "rows": census.rows, "frauds": census.frauds, "span": span}
+        typer.echo(json.dumps({**found, "fingerprint": source.fingerprint}, indent=1))
+        return
+    share = census.frauds / census.rows if census.rows else 0.0
+    typer.echo(
+        f"{census.rows:,} rows, {census.frauds:,} frauds ({share:.3%})" + (", " if span else "") + " to ".join(span)
+    )

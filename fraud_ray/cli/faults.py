@@ -1,0 +1,98 @@
+"""How commands end when they do not go well: one message on stderr and an exit code, without a stack trace."""
+
+from __future__ import annotations
+
+import signal
+import tempfile
+import threading
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import typer
+from rich.console import Console
+from rich.text import Text
+from typer.core import TyperGroup
+
+from fraud_ray.errors import EXIT_FAULT, FraudRayError
+
+EXIT_INTERRUPTED = 128 + signal.SIGINT
+EXIT_TERMINATED = 128 + signal.SIGTERM
+
+_AGAIN = "a run goes on from here with the same command"
+_LONGEST_LINE = 500
+
+
+class Terminated(BaseException):
+    """SIGTERM, as an exception: so that leases are released, and servers and Ray ended, on the way out."""
+
+
+class Commands(TyperGroup):
+    """The group of all commands; ends the process as this module says."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            with _sigterm_raises():
+                return super().invoke(ctx)
+        except FraudRayError as fault:
+            raise _failed(_message(fault), _own(fault).exit_code) from fault
+        except KeyboardInterrupt as fault:
+            raise _ended(Text(f"interrupted; {_AGAIN}"), EXIT_INTERRUPTED) from fault
+        except Terminated as fault:
+            raise _ended(Text(f"terminated; {_AGAIN}"), EXIT_TERMINATED) from fault
+        except (typer.Exit, typer.Abort, typer.TyperException, BrokenPipeError):
+            raise
+        except Exception as fault:
+            raise _failed(f"{_message(fault)}\n{_trace(ctx)}", EXIT_FAULT) from fault
+
+
+def _failed(message: str, exit_code: int) -> typer.Exit:
+    return _ended(Text.assemble(("error: ", "bold red"), message), exit_code)
+
+
+def _ended(message: Text, exit_code: int) -> typer.Exit:
+    Console(stderr=True).print(message, soft_wrap=True)
+    return typer.Exit(exit_code)
+
+
+def _own(fault: FraudRayError) -> FraudRayError:
+    """The fault as it was raised; from a Ray task it comes wrapped, with the task's trace in its text."""
+    cause = getattr(fault, "cause", None)
+    return cause if isinstance(cause, FraudRayError) else fault
+
+
+def _message(fault: Exception) -> str:
+    if isinstance(fault, FraudRayError):
+        return str(_own(fault))
+    lines = str(fault).strip().splitlines() or [""]
+    return f"unexpected {type(fault).__name__}: {lines[-1].strip()[:_LONGEST_LINE]}"
+
+
+def _trace(ctx: Any) -> str:
+    """The trace itself, or where it was written; inside a Ray job, whose disk nobody sees, the trace too."""
+    from fraud_ray.cluster import inside_ray_job
+
+    if ctx.params.get("debug") or inside_ray_job():
+        return traceback.format_exc()
+    with tempfile.NamedTemporaryFile("w", prefix="fraud-ray-", suffix=".log", delete=False) as file:
+        file.write(traceback.format_exc())
+    return f"Its trace is in {file.name}; fraud-ray --debug … shows it."
+
+
+@contextmanager
+def _sigterm_raises() -> Iterator[None]:
+    """Raises Terminated in the main thread at the first SIGTERM; later ones do not disturb the way out."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def end(number: int, frame: object) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        raise Terminated
+
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

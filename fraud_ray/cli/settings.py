@@ -1,0 +1,53 @@
+"""`fraud-ray settings`: what a configuration comes to, and the reference of all settings."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from fraud_ray.cli.options import AsJson, Overrides
+
+YAML_STYLE: dict[str, Any] = {"sort_keys": False, "default_flow_style": None, "width": 110, "allow_unicode": True}
+
+
+def show(
+    config: Annotated[
+        Path | None, typer.Option("-c", "--config", metavar="FILE", help="Configuration, such as configs/local.yaml.")
+    ] = None,
+    overrides: Overrides = None,
+    as_json: AsJson = False,
+    schema: Annotated[
+        bool, typer.Option("--schema", help="Print the reference of all settings as a Markdown table.")
+    ] = False,
+) -> None:
+    """Print a configuration with every default filled in, or the reference of all settings."""
+    import yaml
+
+    from fraud_ray.settings import load_settings
+
+    if schema:
+        sys.stdout.write(reference_table())
+        return
+    if config is None:
+        raise typer.BadParameter("is needed, unless --schema is given", param_hint="-c")
+    loaded = load_settings(config, overrides or ())
+    resolved = loaded.settings.resolved()
+    for note in loaded.notes:
+        typer.echo(note, err=True)
+    typer.echo(json.dumps(resolved, indent=1) if as_json else yaml.safe_dump(resolved, **YAML_STYLE).rstrip())
+
+
+def reference_table() -> str:
+    """The Markdown table that the README shows."""
+    from fraud_ray.settings import reference
+
+    lines = ["| Setting | Type | Default | Meaning |", "| --- | --- | --- | --- |"]
+    for entry in reference():
+        default = entry.default if entry.default == "required" else f"`{entry.default}`"
+        cells = (f"`{entry.key}`", entry.type, default, entry.meaning)
+        lines.append("| " + " | ".join(cell.replace("|", r"\|") for cell in cells) + " |")
+    return "\n".join(lines) + "\n"

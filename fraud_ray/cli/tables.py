@@ -1,0 +1,180 @@
+"""What commands print about runs, on stdout."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from datetime import timedelta
+from typing import Any
+
+import yaml
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from fraud_ray.cli.settings import YAML_STYLE
+from fraud_ray.run import Outcome, RunRecord
+
+_LABELS = {
+    "auc_roc": "ROC AUC",
+    "average_precision": "average precision",
+    "precision": "precision",
+    "recall": "recall",
+    "f1_score": "F1",
+    "brier": "Brier score",
+    "brier_skill": "Brier skill",
+    "calibration_error": "calibration error",
+}
+_AT_THRESHOLD = {"precision", "recall", "f1_score"}
+_WIDTH_OF_A_PIPE = 160
+
+
+def print_outcome(outcome: Outcome) -> None:
+    """A run's figures, its gate's checks, what was registered, and where it lies."""
+    console = _console()
+    if outcome.evaluation:
+        console.print(_metrics_table(outcome.evaluation))
+    if outcome.gate:
+        console.print(_gate_table(outcome.gate))
+    for remark in outcome.plan:
+        console.print(f"plan: {remark}", soft_wrap=True, highlight=False, markup=False)
+    if outcome.hyperparameters:
+        chosen = ", ".join(f"{name} {value}" for name, value in outcome.hyperparameters.items())
+        console.print(f"hyperparameters: {chosen}", soft_wrap=True, highlight=False, markup=False)
+    console.print(_verdict(outcome), soft_wrap=True)
+    if outcome.status == "stopped after simulate":  # before there is a run
+        console.print(f"data at {outcome.folder}", soft_wrap=True, highlight=False, markup=False)
+        return
+    took = timedelta(seconds=round(sum(outcome.timings.values())))
+    console.print(f"run {outcome.name}, {took}, at {outcome.folder}", soft_wrap=True, highlight=False, markup=False)
+
+
+def print_runs(runs: list[RunRecord], where: str) -> None:
+    """All runs, a line each."""
+    console = _console()
+    if not runs:
+        console.print(f"no runs yet at {where}", soft_wrap=True, highlight=False)
+        return
+    table = _table("Run", "State", "Created (UTC)", "ROC AUC", "AP", "F1", "Version", right={"ROC AUC", "AP", "F1"})
+    for run in runs:
+        figures = (_number(run.metrics.get(name)) for name in ("auc_roc", "average_precision", "f1_score"))
+        version = run.outcome.version if run.outcome else None
+        table.add_row(
+            run.name,
+            _state(run.state),
+            run.created[:19].replace("T", " "),
+            *figures,
+            _version(version) if version else "",
+        )
+    console.print(table)
+
+
+def print_run(run: RunRecord) -> None:
+    """One run: its origin, settings, concluded stages and outcome."""
+    console, record = _console(), run.record
+    git = record["git"]
+    code = f"commit {git['commit'][:12]}{', with changes' if git['dirty'] else ''}" if git else "no git checkout"
+    facts = {
+        "run": run.name,
+        "state": f"{run.state}{f', held by {run.holder}' if run.holder else ''}",
+        "started": f"{run.created} by {record['user']} on {record['host']}",
+        "command": record["command"],
+        "code": f"{code}; " + ", ".join(f"{name} {version}" for name, version in record["versions"].items()),
+        "data": record["fingerprint"],
+        "stages": ", ".join(run.stages) or "none concluded",
+        "folder": run.folder,
+    }
+    for name, value in facts.items():
+        console.print(Text.assemble((f"{name:<8} ", "dim"), value), soft_wrap=True)
+    console.print("settings", style="dim")
+    settings = yaml.safe_dump(record["settings"], **YAML_STYLE)
+    console.print("".join(f"  {line}\n" for line in settings.splitlines()), highlight=False, markup=False, end="")
+    if run.outcome:
+        print_outcome(run.outcome)
+
+
+def print_comparison(one: RunRecord, other: RunRecord, changed: Mapping[str, tuple[str, str]]) -> None:
+    """Settings that differ, then metrics side by side."""
+    console = _console()
+    if changed:
+        table = _table("Setting", one.name, other.name)
+        for key, (left, right) in changed.items():
+            table.add_row(key, left, right)
+        console.print(table)
+    else:
+        console.print("the settings and the data are the same")
+    names = _ordered([*one.metrics, *(name for name in other.metrics if name not in one.metrics)])
+    if not names:
+        console.print("neither run has figures yet")
+        return
+    table = _table("Metric", one.name, other.name, "Difference", right={one.name, other.name, "Difference"})
+    for name in names:
+        old, new = one.metrics.get(name), other.metrics.get(name)
+        difference = "" if old is None or new is None else f"{new - old:+.4f}"
+        table.add_row(_label(name), _number(old), _number(new), difference)
+    console.print(table)
+
+
+def _metrics_table(evaluation: Mapping[str, Any]) -> Table:
+    title = f"{evaluation['rows']:,} holdout rows, {evaluation['frauds']:,} frauds"
+    best = evaluation.get("best_possible") or {}
+    columns = ["Metric", "Value", "Interval", *(["Best possible"] if best else [])]
+    table = _table(*columns, right={"Value", "Best possible"}, title=title)
+    metrics, intervals = evaluation["metrics"], evaluation.get("intervals") or {}
+    for name in _ordered(metrics):
+        at = f" at threshold {evaluation['threshold']:.4f}" if name in _AT_THRESHOLD else ""
+        interval = f"{intervals[name][0]:.4f} … {intervals[name][1]:.4f}" if name in intervals else ""
+        limit = [_number(best.get(name))] if best else []
+        table.add_row(_label(name) + at, _number(metrics[name]), interval, *limit)
+    return table
+
+
+def _gate_table(gate: Mapping[str, Any]) -> Table:
+    table = _table("Gate check", "Value", "Bound", "", "Note", right={"Value"})
+    for check in gate["checks"]:
+        bound = "" if check["bound"] is None else f"{check['comparison']} {_number(check['bound'])}"
+        passed = Text("passed", "green") if check["passed"] else Text("failed", "bold red")
+        table.add_row(check["name"], _number(check["value"]), bound, passed, check.get("note", ""))
+    return table
+
+
+def _verdict(outcome: Outcome) -> Text:
+    if outcome.status == "registered" and outcome.version:
+        return Text.assemble(("registered ", "bold green"), _version(outcome.version))
+    if outcome.status == "rejected":
+        return Text.assemble(("rejected", "bold red"), " by the gate; nothing was registered")
+    return Text(outcome.status, "bold")
+
+
+def _version(version: Mapping[str, Any]) -> str:
+    alias = f", {version['alias']}" if version.get("alias") else ""
+    return f"{version['name']} version {version['version']}{alias}"
+
+
+def _state(state: str) -> Text:
+    colours = {"registered": "green", "rejected": "red", "running": "cyan"}
+    return Text(state, colours.get(state, "yellow"))
+
+
+def _ordered(names: Iterable[str]) -> list[str]:
+    order = list(_LABELS)
+    return sorted(names, key=lambda name: order.index(name) if name in order else len(order))
+
+
+def _label(name: str) -> str:
+    return _LABELS.get(name, name.replace("_", " "))
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.4f}"
+
+
+def _table(*columns: str, right: Iterable[str] = (), title: str | None = None) -> Table:
+    table = Table(title=title, title_justify="left", title_style="bold", header_style="bold")
+    for column in columns:
+        table.add_column(column, justify="right" if column in right else "left", overflow="fold")
+    return table
+
+
+def _console() -> Console:
+    console = Console()
+    return console if console.is_terminal else Console(width=_WIDTH_OF_A_PIPE)

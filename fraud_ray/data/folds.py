@@ -1,0 +1,281 @@
+"""Folds: which rows are fitted on, and which are held out, by time with a label delay, by entity, or stratified."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import date, timedelta
+
+import numpy as np
+import numpy.typing as npt
+
+from fraud_ray.data.contract import Census
+from fraud_ray.data.keys import BUCKETS, Int64, Keys, to_day
+from fraud_ray.data.sides import Counts, EntityGroups, Side, StratifiedGroups, apportion
+from fraud_ray.data.source import Source
+from fraud_ray.errors import DataError
+from fraud_ray.settings import DataSettings, FoldSettings
+
+SIDES = ("fit", "holdout")
+
+
+@dataclass(frozen=True)
+class Fold:
+    """One fold. span: what it is, in words.
+
+    compromised: entities and the day of their first fraud since the first fit day; such an entity is left out of the
+    holdout days after that day and the label delay of `delay_days`.
+    """
+
+    name: str
+    span: str
+    fit: Side
+    holdout: Side
+    compromised: dict[str, date] = field(default_factory=dict)
+    delay_days: int = 0
+
+    def side(self, name: str) -> Side:
+        """By one of SIDES."""
+        return self.fit if name == "fit" else self.holdout
+
+
+@dataclass(frozen=True)
+class Folds:
+    """The folds of a run: hyperparameters, threshold and calibration come from `selection`, the figures from `final`.
+
+    as_of: the newest day of the data, where it has days; covers: what the data holds, in words; grouping: how rows are
+    placed in groups where folds are not by time.
+    """
+
+    selection: tuple[Fold, ...]
+    final: Fold
+    as_of: date | None
+    covers: str
+    grouping: EntityGroups | StratifiedGroups | None = None
+
+    @property
+    def all(self) -> tuple[Fold, ...]:
+        return (*self.selection, self.final)
+
+    def candidates(self, partition: int, keys: Keys) -> Iterator[tuple[Fold, str, Int64]]:
+        """Each fold and side that has rows in a partition, and the rows before the side's limit, in their order."""
+        groups = self.grouping.of(partition, keys) if self.grouping else None
+        for fold in self.all:
+            for name in SIDES:
+                side = fold.side(name)
+                if side.counts[partition] == (0, 0):
+                    continue
+                inside = side.holds(keys, groups)
+                if name == "holdout" and fold.compromised:
+                    inside &= ~_is_compromised(fold, keys)
+                yield fold, name, np.flatnonzero(inside)
+
+    def recounted(self, holdouts: Mapping[int, Mapping[str, Counts]]) -> Folds:
+        """The same folds, with the holdout rows that the removal leaves as counted by partition and fold name."""
+
+        def recount(fold: Fold) -> Fold:
+            if not fold.compromised:
+                return fold
+            counts = tuple(holdouts.get(i, {}).get(fold.name, (0, 0)) for i in range(len(fold.holdout.counts)))
+            return replace(fold, holdout=replace(fold.holdout, counts=counts))
+
+        return replace(self, selection=tuple(recount(f) for f in self.selection), final=recount(self.final))
+
+    def require_both_classes(self) -> None:
+        """Raises DataError for a side without rows or with one class only: its dates and counts, and the data's."""
+        faults = []
+        for fold in self.all:
+            for name in SIDES:
+                rows, frauds = fold.side(name).rows, fold.side(name).frauds
+                if not 0 < frauds < rows:
+                    faults.append(f"fold '{fold.name}' ({fold.span}): its {name} side has {_counted(rows, frauds)}")
+        if faults:
+            raise DataError(
+                "\n".join(faults) + "\nEach side needs frauds and legitimate rows. "
+                f"The data covers {self.covers}. Change folds.* (days, start, shares or limits), or bring more data."
+            )
+
+
+def plan_folds(source: Source, census: Census, data: DataSettings, folds: FoldSettings) -> Folds:
+    """The selection folds and the final fold, by what the census counted.
+
+    Raises DataError for folds outside of the data, and for a side that is empty or of one class.
+    """
+    last = census.last.date() if census.last else None
+    plan = {"time": _by_time, "entity": _by_entity, "stratified": _stratified}[folds.kind]
+    planned = replace(plan(census, folds), as_of=source.as_of or last)
+    planned.require_both_classes()
+    return planned
+
+
+@dataclass(frozen=True)
+class _Window:
+    """The days of one fold by time; all included."""
+
+    name: str
+    fit: tuple[date, date]
+    holdout: tuple[date, date]
+
+    @classmethod
+    def at(cls, name: str, start: date, folds: FoldSettings) -> _Window:
+        held_out = start + timedelta(days=folds.fit_days + folds.delay_days)
+        return cls(
+            name,
+            (start, start + timedelta(days=folds.fit_days - 1)),
+            (held_out, held_out + timedelta(days=folds.holdout_days - 1)),
+        )
+
+    @property
+    def span(self) -> str:
+        return f"fit {self.fit[0]} to {self.fit[1]}, holdout {self.holdout[0]} to {self.holdout[1]}"
+
+
+def _by_time(census: Census, folds: FoldSettings) -> Folds:
+    if census.first is None or census.last is None:
+        raise DataError("folds.kind: time needs timestamps, and the data holds none but missing ones")
+    begin, end = census.first.date(), census.last.date()
+    days = folds.fit_days + folds.delay_days + folds.holdout_days
+    start = folds.start or end - timedelta(days=days - 1)
+    shifts = folds.selection_shift_days
+    final = _Window.at("final", start, folds)
+    selection = [
+        _Window.at(f"selection-{i}", start - timedelta(days=shift), folds) for i, shift in enumerate(shifts, 1)
+    ]
+    outside = [w for w in (*selection, final) if w.fit[0] < begin or w.holdout[1] > end]
+    if outside:
+        earliest, latest = begin + timedelta(days=max((0, *shifts))), end - timedelta(days=days - 1)
+        remedy = (
+            f"Set folds.start between {earliest} and {latest}"
+            if earliest <= latest
+            else f"These folds take {days + max((0, *shifts))} days: lower folds.fit_days, folds.delay_days, "
+            "folds.holdout_days or folds.selection_shift_days"
+        )
+        lines = [f"fold '{w.name}' ({w.span}) lies outside of the data" for w in outside]
+        raise DataError("\n".join([*lines, f"The data covers {_covers(census)}. {remedy}, or bring more data."]))
+    daily = [{to_day(day): counts for day, counts in summary.days.items()} for summary in census.summaries]
+
+    def fold(window: _Window) -> Fold:
+        known = window.holdout[1] - timedelta(days=folds.delay_days + 1)
+        return Fold(
+            window.name,
+            window.span,
+            Side(_of_days(daily, *window.fit), *window.fit),
+            Side(_of_days(daily, *window.holdout), *window.holdout),
+            _first_frauds(census, window.fit[0], known) if folds.remove_compromised else {},
+            folds.delay_days,
+        )
+
+    return _limited([fold(w) for w in selection], fold(final), folds, _covers(census))
+
+
+def _by_entity(census: Census, folds: FoldSettings) -> Folds:
+    ranks = np.random.default_rng(folds.seed).permutation(BUCKETS)
+    held_out = round(folds.holdout_share * BUCKETS)
+    each = round(folds.holdout_share * (BUCKETS - held_out))
+    bounds = np.minimum(held_out + each * np.arange(folds.selection_folds + 1), BUCKETS)
+    of_bucket = np.searchsorted(bounds, ranks, side="right")
+    groups = folds.selection_folds + 2
+    counts = []
+    for summary in census.summaries:
+        grouped = [(0, 0)] * groups
+        for bucket, (rows, frauds) in summary.buckets.items():
+            legitimate, fraudulent = grouped[of_bucket[bucket]]
+            grouped[of_bucket[bucket]] = (legitimate + rows - frauds, fraudulent + frauds)
+        counts.append(grouped)
+    planned = _of_groups(counts, "the entities", census, folds)
+    return replace(planned, grouping=EntityGroups(tuple(of_bucket.tolist())))
+
+
+def _stratified(census: Census, folds: FoldSettings) -> Folds:
+    left = np.array([(s.rows - s.frauds, s.frauds) for s in census.summaries], np.int64)
+    totals = left.sum(axis=0)
+    held_out = [round(folds.holdout_share * int(n)) for n in totals]
+    each = [round(folds.holdout_share * (int(n) - h)) for n, h in zip(totals, held_out, strict=True)]
+    drawn = []
+    for group in range(folds.selection_folds + 1):
+        wanted = each if group else held_out
+        rng = np.random.default_rng([folds.seed, group])
+        share = np.stack(
+            [apportion(min(n, int(left[:, c].sum())), left[:, c], rng) for c, n in enumerate(wanted)], axis=1
+        )
+        drawn.append(share)
+        left = left - share
+    by_group = np.stack([*drawn, left], axis=1)  # (partitions, groups, classes)
+    counts = [[(legitimate, frauds) for legitimate, frauds in groups] for groups in by_group.tolist()]
+    sizes = np.stack(drawn, axis=2)  # (partitions, classes, groups but the last)
+    grouping = StratifiedGroups(tuple((tuple(c[0]), tuple(c[1])) for c in sizes.tolist()), folds.seed)
+    return replace(_of_groups(counts, "the rows", census, folds), grouping=grouping)
+
+
+def _of_groups(counts: Sequence[Sequence[Counts]], what: str, census: Census, folds: FoldSettings) -> Folds:
+    """Folds of the groups 0 (final holdout), 1 ... (a selection holdout each) and the last (always fitted on).
+
+    counts: by partition and group.
+    """
+    fitted = range(1, folds.selection_folds + 2)
+
+    def fold(name: str, held_out: int, span: str) -> Fold:
+        sides = [frozenset(fitted) - {held_out}, frozenset({held_out})]
+        fit, holdout = (
+            Side(tuple((sum(c[g][0] for g in groups), sum(c[g][1] for g in groups)) for c in counts), groups=groups)
+            for groups in sides
+        )
+        return Fold(name, span, fit, holdout)
+
+    share = f"{100 * folds.holdout_share:g} % of {what}"
+    selection = [
+        fold(f"selection-{i}", i, f"{share} of the final fold's fit side held out")
+        for i in range(1, folds.selection_folds + 1)
+    ]
+    return _limited(selection, fold("final", 0, f"{share} held out"), folds, _covers(census))
+
+
+def _limited(selection: Sequence[Fold], final: Fold, folds: FoldSettings, covers: str) -> Folds:
+    """The folds with their row limits; the draws of all sides are independent."""
+
+    def limit(position: int, fold: Fold) -> Fold:
+        if folds.limits_apply_to == "selection" and fold is final:
+            return fold
+        fit = replace(fold.fit, limit=folds.max_fit_rows, seed=(folds.seed, position, 0))
+        holdout = replace(fold.holdout, limit=folds.max_holdout_rows, seed=(folds.seed, position, 1))
+        return replace(fold, fit=fit, holdout=holdout)
+
+    limited = [limit(position, fold) for position, fold in enumerate((final, *selection))]
+    return Folds(tuple(limited[1:]), limited[0], None, covers)
+
+
+def _is_compromised(fold: Fold, keys: Keys) -> npt.NDArray[np.bool_]:
+    assert keys.entities is not None and keys.day is not None, "settings require both for the removal"
+    never = np.iinfo(np.int64).max
+    known = [to_day(fold.compromised[n]) if n in fold.compromised else never for n in keys.entities.names]
+    return np.array(known, np.int64)[keys.entities.positions] <= keys.day - fold.delay_days - 1
+
+
+def _of_days(daily: Sequence[dict[int, Counts]], first: date, last: date) -> tuple[Counts, ...]:
+    """(legitimate, frauds) of each partition in the days first to last, from (rows, frauds) by day."""
+    low, high = to_day(first), to_day(last)
+    inside = ([counts for day, counts in days.items() if low <= day <= high] for days in daily)
+    return tuple((sum(r - f for r, f in days), sum(f for _, f in days)) for days in inside)
+
+
+def _first_frauds(census: Census, first: date, last: date) -> dict[str, date]:
+    """Entities with a fraud in the days first to last, and the first such day."""
+    found: dict[str, date] = {}
+    for summary in census.summaries:
+        for entity, day in summary.fraud_days:
+            if first <= day <= last and day < found.get(entity, date.max):
+                found[entity] = day
+    return found
+
+
+def _covers(census: Census) -> str:
+    counted = _counted(census.rows, census.frauds)
+    if census.first is None or census.last is None:
+        return counted
+    first, last = census.first.date(), census.last.date()
+    days = (last - first).days + 1
+    return f"{first} to {last} ({days:,} {'day' if days == 1 else 'days'}, {counted})"
+
+
+def _counted(rows: int, frauds: int) -> str:
+    return f"{rows:,} rows and {frauds:,} frauds"

@@ -1,0 +1,91 @@
+"""What places a row in a fold: its label, its day and its entity, each independent of how a file stores it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import date
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from fraud_ray.settings import DataSettings
+
+# Entities are counted, and drawn, in this many groups of about equal size.
+BUCKETS = 1_000
+NO_DAY = np.iinfo(np.int64).min
+_MICROSECONDS_A_DAY = 86_400_000_000
+_EPOCH = date(1970, 1, 1).toordinal()
+_HASH_KEY = "fraud_ray/entity"  # 16 bytes, as SipHash wants it; another key gives other folds
+
+Int64 = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Entities:
+    """The entity of each row: a position (rows,) in `names`, where a whole number and its text are one name."""
+
+    positions: npt.NDArray[np.int32]
+    names: tuple[str, ...]
+
+    @property
+    def buckets(self) -> Int64:
+        """The bucket of each row, 0 to BUCKETS - 1."""
+        return buckets_of(self.names)[self.positions]
+
+
+@dataclass(frozen=True)
+class Keys:
+    """Arrays of the same n rows.
+
+    label: int8 (n,), 0 or 1; day: int64 (n,), days since 1970 in UTC, NO_DAY for a missing timestamp; day and entities
+    are None where the table lacks the column.
+    """
+
+    label: npt.NDArray[np.int8]
+    day: Int64 | None
+    entities: Entities | None
+
+    @classmethod
+    def of(cls, table: pa.Table, data: DataSettings) -> Keys:
+        """The keys of a table as `read_partition` gives it, valid by the contract, with at least the label."""
+        timestamp, entity = data.of_kind("timestamp"), data.of_kind("entity")
+        held = table.column_names
+        return cls(
+            table[data.label].to_numpy().astype(np.int8),
+            days_of(table[timestamp]) if timestamp in held else None,
+            entities_of(table[entity]) if entity in held else None,
+        )
+
+
+def days_of(timestamps: pa.ChunkedArray) -> Int64:
+    """Days since 1970 of timestamp[us] in UTC, shape (rows,); NO_DAY for null."""
+    microseconds = pc.fill_null(pc.cast(timestamps, pa.int64()), NO_DAY).to_numpy()
+    return np.where(microseconds == NO_DAY, NO_DAY, microseconds // _MICROSECONDS_A_DAY)
+
+
+def to_day(day: date) -> int:
+    """Days since 1970."""
+    return day.toordinal() - _EPOCH
+
+
+def to_date(day: int) -> date:
+    return date.fromordinal(int(day) + _EPOCH)
+
+
+def entities_of(column: pa.ChunkedArray) -> Entities:
+    """Integers and strings alike; a missing entity has the name ''."""
+    encoded = column.combine_chunks().dictionary_encode(null_encoding="encode")
+    names = pc.fill_null(pc.cast(encoded.dictionary, pa.string()), "").to_pylist()
+    return Entities(encoded.indices.to_numpy(), tuple(names))
+
+
+def buckets_of(names: Sequence[str]) -> Int64:
+    """The bucket of each name, 0 to BUCKETS - 1: the same in every process, on every machine and for ever."""
+    if not len(names):
+        return np.empty(0, np.int64)
+    hashed = pd.util.hash_array(np.array(names, dtype=object), hash_key=_HASH_KEY, categorize=False)
+    return (hashed % np.uint64(BUCKETS)).astype(np.int64)

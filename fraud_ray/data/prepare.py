@@ -1,0 +1,187 @@
+"""Prepared folds: for each, an encoder fitted on its fit rows, and both sides encoded; content-addressed in storage."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from typing import Any, TypeVar
+
+from fraud_ray import rows
+from fraud_ray.data.folds import SIDES, Folds
+from fraud_ray.data.passes import Job, encode_partition, fit_partition
+from fraud_ray.data.source import Partition, Source, list_files
+from fraud_ray.data.tasks import Update, map_tasks
+from fraud_ray.model.encoder import Encoder, FeatureColumn, Statistics
+from fraud_ray.settings import DataSettings, PrepareSettings, Settings
+from fraud_ray.storage import Storage
+
+# Part of the key: raise it when the same data and settings come to be prepared differently.
+VERSION = 1
+# Statistics held before they are merged: category counts of thousands of partitions would fill the memory.
+MERGE_AT = 64
+
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True)
+class PreparedFold:
+    """One fold, encoded; span: what it is, in words."""
+
+    name: str
+    span: str
+    encoder: Encoder
+    fit: rows.RowSet
+    holdout: rows.RowSet
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """All folds, encoded, below prepared/<key>/ in the storage; cached: whether they lay there already."""
+
+    key: str
+    cached: bool
+    selection: tuple[PreparedFold, ...]
+    final: PreparedFold
+
+
+def prepare(source: Source, folds: Folds, settings: Settings, storage: Storage, update: Update) -> Prepared:
+    """Encodes every fold on Ray Data, or finds it prepared from the same data with the same settings.
+
+    Fit parts hold features, codes and label; holdout parts also the declared roles and the columns of
+    decision.slices. A partition is read at most once to fit and once to encode, for all folds together, and becomes at
+    most one part of each side. update: gets rows done and rows in all.
+    Raises DataError for a side that the removal of compromised entities leaves empty or with one class.
+    """
+    key = prepared_key(source, settings)
+    stored = _find(storage, key)
+    if stored is not None:
+        return stored
+    columns = feature_columns(settings.data, settings.prepare)
+    job = Job(source.root, settings.data, columns, folds, settings.decision.slices)
+    passes = _Passes(source, update, job)
+
+    statistics: dict[str, list[Statistics]] = {fold.name: [] for fold in folds.all}
+    holdouts = {}
+    for fitted in passes.run("fit", job.reads_to_fit, partial(fit_partition, job=job)):
+        holdouts[fitted.partition] = fitted.holdouts
+        for name, of_partition in fitted.statistics.items():
+            statistics[name].append(of_partition)
+            if len(statistics[name]) == MERGE_AT:
+                statistics[name] = [Statistics.merge(statistics[name])]
+    folds = folds.recounted(holdouts)
+    folds.require_both_classes()
+    rarity = settings.prepare.min_category_rows, settings.prepare.max_categories
+    encoders = {name: Encoder.fit(columns, Statistics.merge(held), *rarity) for name, held in statistics.items()}
+
+    encode = partial(
+        encode_partition, job=replace(job, folds=folds), encoders=encoders, storage=storage, prefix=f"prepared/{key}"
+    )
+    parts: dict[tuple[str, str], dict[int, rows.Part]] = {(f.name, side): {} for f in folds.all for side in SIDES}
+    for written in passes.run("encode", job.reads_to_encode, encode):
+        for one in written:
+            parts[one.fold, one.side][one.partition] = one.part
+    sides = {at: rows.RowSet(tuple(part for _, part in sorted(of.items()))) for at, of in parts.items()}
+    *selection, final = (
+        PreparedFold(f.name, f.span, encoders[f.name], sides[f.name, "fit"], sides[f.name, "holdout"])
+        for f in folds.all
+    )
+    prepared = Prepared(key, False, tuple(selection), final)
+    storage.put_json(_manifest(key), _to_json(prepared))  # last: it is what makes the entry visible
+    return prepared
+
+
+def feature_columns(data: DataSettings, prepare: PrepareSettings) -> tuple[FeatureColumn, ...]:
+    """What the model reads, in the order of the settings, and how each column is encoded."""
+
+    def column(name: str) -> FeatureColumn:
+        declared = data.columns[name]
+        if declared.kind in {"categorical", "entity"}:
+            return FeatureColumn(name, "categorical")
+        if declared.kind == "boolean":
+            return FeatureColumn(name, "boolean", ("standard",))
+        return FeatureColumn(name, "numeric", declared.encodings or prepare.numeric_encodings)
+
+    return tuple(column(name) for name in data.features)
+
+
+def prepared_key(source: Source, settings: Settings) -> str:
+    """SHA-256, in hexadecimal, over the data's fingerprint and every setting that changes what is prepared."""
+    relevant = [
+        VERSION,
+        source.fingerprint,
+        [[name, column.model_dump(mode="json")] for name, column in settings.data.columns.items()],
+        settings.folds.model_dump(mode="json"),
+        settings.prepare.model_dump(mode="json"),
+        settings.decision.slices,
+    ]
+    return hashlib.sha256(json.dumps(relevant, sort_keys=True).encode()).hexdigest()
+
+
+class _Passes:
+    """Runs both passes, and tells how many of their rows are done."""
+
+    def __init__(self, source: Source, update: Update, job: Job) -> None:
+        self.partitions = source.partitions
+        self.update = update
+        both = (job.reads_to_fit, job.reads_to_encode)
+        self.total = sum(p.rows for reads in both for i, p in enumerate(self.partitions) if reads(i))
+        self.done = 0
+
+    def run(
+        self, name: str, reads: Callable[[int], bool], function: Callable[[tuple[int, Partition]], Result]
+    ) -> Iterator[Result]:
+        """The results of one pass, in the order in which tasks finish."""
+        items = [(i, partition) for i, partition in enumerate(self.partitions) if reads(i)]
+        weights = [partition.rows for _, partition in items]
+        for position, result in map_tasks(function, items, weights):
+            yield result
+            self.done += weights[position]
+            self.update(self.done, self.total, name)
+
+
+def _manifest(key: str) -> str:
+    return f"prepared/{key}/manifest.json"
+
+
+def _find(storage: Storage, key: str) -> Prepared | None:
+    """What lies prepared under a key; None where there is nothing, or a part is missing or has another size."""
+    try:
+        manifest = storage.get_json(_manifest(key))
+        prepared = None if manifest is None else _from_json(key, manifest)
+    except (ValueError, KeyError):  # a damaged manifest is as good as none
+        return None
+    if prepared is None:
+        return None
+    files = list_files(storage.path(f"prepared/{key}")) or {}
+    sizes = {f"prepared/{key}/{name}": info.size for name, info in files.items()}
+    folds = (*prepared.selection, prepared.final)
+    parts = [part for fold in folds for side in (fold.fit, fold.holdout) for part in side.parts]
+    return prepared if all(sizes.get(part.key) == part.size for part in parts) else None
+
+
+def _to_json(prepared: Prepared) -> dict[str, Any]:
+    folds = [
+        {
+            "name": fold.name,
+            "span": fold.span,
+            "encoder": fold.encoder.to_json(),
+            "fit": [asdict(part) for part in fold.fit.parts],
+            "holdout": [asdict(part) for part in fold.holdout.parts],
+        }
+        for fold in (*prepared.selection, prepared.final)
+    ]
+    return {"key": prepared.key, "folds": folds}
+
+
+def _from_json(key: str, manifest: dict[str, Any]) -> Prepared:
+    def side(parts: list[dict[str, Any]]) -> rows.RowSet:
+        return rows.RowSet(tuple(rows.Part(**part) for part in parts))
+
+    *selection, final = (
+        PreparedFold(f["name"], f["span"], Encoder.from_json(f["encoder"]), side(f["fit"]), side(f["holdout"]))
+        for f in manifest["folds"]
+    )
+    return Prepared(key, True, tuple(selection), final)

@@ -1,0 +1,198 @@
+"""Writes the synthetic world as partitioned parquet, one Ray task a block, and measures the best possible scores."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import ray
+from pyarrow import fs
+
+from fraud_ray.data import world
+from fraud_ray.data.patterns import Ints
+from fraud_ray.errors import DataError, FraudRayError
+from fraud_ray.settings import SimulateSettings
+
+# Beside the partitions: the settings they were simulated from and, once all are written, the result.
+MARKER = "_simulated.json"
+PROBABILITY_BINS = 1_000_000
+
+Update = Callable[[float, float, str], None]
+
+
+@dataclass(frozen=True)
+class Simulated:
+    """What was written, and the scores of the true probability on it: no model beats them but by chance.
+
+    The scores are exact to a millionth of probability, and 0 where no row is fraud.
+    """
+
+    rows: int
+    frauds: int
+    files: int
+    best_average_precision: float
+    best_f1: float
+
+
+def simulate(settings: SimulateSettings, out: str, update: Update | None = None) -> Simulated:
+    """Writes `out`/date=YYYY-MM-DD/part-<block>.parquet, columns as `world.SCHEMA`, rows by time within a file.
+
+    out: a path, or a URI that pyarrow opens; on a cluster, one that all nodes see. The rows are the same whatever the
+    parallelism. A path comes into being when everything is written; below a URI the marker without a result says that
+    it is not (`holds_data`). An interrupted call is repeated from the start, a finished one answers at once.
+    Raises DataError where `out` holds anything else, FraudRayError where it cannot be written.
+    """
+    try:
+        filesystem, target = _resolve(out)
+        return _result_of_the_same_call(settings, filesystem, target, out) or _simulate(
+            settings, filesystem, target, update
+        )
+    except OSError as fault:
+        reason = fault.cause if isinstance(fault, ray.exceptions.RayTaskError) else fault
+        raise FraudRayError(
+            f"{out} cannot be written: {reason}; check the path, its permissions and its space and, for a bucket, "
+            "the credentials in the environment"
+        ) from fault
+
+
+def holds_data(path: str) -> bool:
+    """Whether anything lies at a path or URI but a simulation that was interrupted."""
+    filesystem, target = _resolve(path)
+    marker = _read_marker(filesystem, target)
+    return bool(_files_below(filesystem, target)) and (marker is None or marker["result"] is not None)
+
+
+@dataclass(frozen=True)
+class WrittenBlock:
+    """A block's number of files, and the rows and frauds in each bin of the fraud probability that occurs in it."""
+
+    files: int
+    bins: Ints
+    rows: Ints
+    frauds: Ints
+
+
+def write_block(settings: SimulateSettings, block: int, filesystem: fs.FileSystem, folder: str) -> WrittenBlock:
+    """Generates one block and writes its days, a file each."""
+    table = world.generate(settings, block)
+    days = table["timestamp"].to_numpy().astype("datetime64[D]")
+    starts = np.flatnonzero(np.diff(days, prepend=days[0] - 1).astype(bool))
+    for start, end in zip(starts, [*starts[1:], len(days)], strict=True):
+        partition = f"{folder}/date={days[start]}"
+        if isinstance(filesystem, fs.LocalFileSystem):
+            filesystem.create_dir(partition)
+        pq.write_table(
+            table.slice(start, end - start),
+            f"{partition}/part-{block:05d}.parquet",
+            filesystem=filesystem,
+            use_dictionary=["merchant_category"],
+            compression="zstd",
+        )
+    probability = table["fraud_probability"].to_numpy()
+    bins = np.minimum((probability * PROBABILITY_BINS).astype(np.int64), PROBABILITY_BINS - 1)
+    occurring, positions = np.unique(bins, return_inverse=True)
+    frauds = np.bincount(positions, weights=table["is_fraud"].to_numpy()).astype(np.int64)
+    return WrittenBlock(len(starts), occurring, np.bincount(positions), frauds)
+
+
+def best_scores(rows: Ints, frauds: Ints) -> tuple[float, float]:
+    """Average precision and highest F1 of a score, from the rows and frauds in its bins, (bins,), lowest bin first."""
+    flagged, found = np.cumsum(rows[::-1]), np.cumsum(frauds[::-1])
+    total = found[-1]
+    if not total:
+        return 0.0, 0.0
+    precision = found / np.maximum(flagged, 1)
+    return float((precision * frauds[::-1]).sum() / total), float((2 * found / (flagged + total)).max())
+
+
+def _simulate(settings: SimulateSettings, filesystem: fs.FileSystem, target: str, update: Update | None) -> Simulated:
+    # Only a local folder can be renamed as a whole.
+    is_local = isinstance(filesystem, fs.LocalFileSystem)
+    folder = f"{target}.partial" if is_local else target
+    if _files_below(filesystem, folder):
+        if _read_marker(filesystem, folder) is None:
+            raise DataError(f"{folder}, where the data is written first, holds something else; move it away")
+        filesystem.delete_dir_contents(folder)
+    if is_local:
+        filesystem.create_dir(folder)
+    _write_marker(filesystem, folder, settings, None)
+
+    rows, frauds, files = np.zeros(PROBABILITY_BINS, np.int64), np.zeros(PROBABILITY_BINS, np.int64), 0
+    for block in _write_blocks(settings, filesystem, folder):
+        rows[block.bins] += block.rows
+        frauds[block.bins] += block.frauds
+        files += block.files
+        if update:
+            update(float(rows.sum()), settings.rows, f"{rows.sum():,} rows, {frauds.sum():,} frauds")
+    if files != sum(path.endswith(".parquet") for path in _files_below(filesystem, folder)):
+        raise FraudRayError(f"{folder} was changed by somebody else while it was written; simulate once more")
+
+    result = Simulated(int(rows.sum()), int(frauds.sum()), files, *best_scores(rows, frauds))
+    _write_marker(filesystem, folder, settings, result)
+    if is_local:
+        Path(folder).rename(target)
+    return result
+
+
+def _write_blocks(settings: SimulateSettings, filesystem: fs.FileSystem, folder: str) -> Iterator[WrittenBlock]:
+    """Each block as its task ends; tasks that still wait are cancelled when the iteration is left."""
+    task = ray.remote(write_block)
+    pending = [
+        task.remote(settings, block, filesystem, folder) for block in range(len(world.rows_of_blocks(settings.rows)))
+    ]
+    try:
+        while pending:
+            (finished,), pending = ray.wait(pending)
+            yield ray.get(finished)
+    finally:
+        for reference in pending:
+            ray.cancel(reference)
+
+
+def _result_of_the_same_call(
+    settings: SimulateSettings, filesystem: fs.FileSystem, target: str, out: str
+) -> Simulated | None:
+    """None where nothing was written yet, or not all of it. Raises DataError for any other content."""
+    if filesystem.get_file_info(target).type == fs.FileType.File:
+        raise DataError(f"{out} is a file; name a folder to simulate into")
+    if not _files_below(filesystem, target):
+        return None
+    marker = _read_marker(filesystem, target)
+    if marker is None:
+        raise DataError(f"{out} holds data that was not simulated; choose another folder, or remove it")
+    wanted, there = settings.model_dump(mode="json"), marker["settings"]
+    differing = [f"{key} {there.get(key)} there, {wanted[key]} now" for key in wanted if there.get(key) != wanted[key]]
+    if differing:
+        raise DataError(
+            f"{out} was simulated with other settings ({'; '.join(differing)}); choose another folder, or remove it"
+        )
+    return Simulated(**marker["result"]) if marker["result"] else None
+
+
+def _resolve(path: str) -> tuple[fs.FileSystem, str]:
+    filesystem, target = fs.FileSystem.from_uri(path if "://" in path else str(Path(path).expanduser().absolute()))
+    return filesystem, target.rstrip("/")
+
+
+def _files_below(filesystem: fs.FileSystem, folder: str) -> list[str]:
+    selected = filesystem.get_file_info(fs.FileSelector(folder, recursive=True, allow_not_found=True))
+    return [info.path for info in selected if info.type == fs.FileType.File]
+
+
+def _write_marker(filesystem: fs.FileSystem, folder: str, settings: SimulateSettings, result: Simulated | None) -> None:
+    content = {"settings": settings.model_dump(mode="json"), "result": result and asdict(result)}
+    with filesystem.open_output_stream(f"{folder}/{MARKER}") as stream:
+        stream.write(json.dumps(content, indent=1).encode())
+
+
+def _read_marker(filesystem: fs.FileSystem, folder: str) -> dict[str, Any] | None:
+    path = f"{folder}/{MARKER}"
+    if filesystem.get_file_info(path).type != fs.FileType.File:
+        return None
+    with filesystem.open_input_stream(path) as stream:
+        return json.loads(stream.read())

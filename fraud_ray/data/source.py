@@ -1,0 +1,287 @@
+"""Partitions as they lie in a folder or a bucket: which there are, how to read one, and the fingerprint of them all."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import UTC, date, datetime
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from pyarrow import fs
+
+from fraud_ray.errors import DataError, ServerError
+from fraud_ray.settings import DataSettings
+
+FOOTER_THREADS = 16
+FOOTER_GUESS = 64 * 1024  # bytes: most footers are smaller, and one request fetches them
+HIVE_NULL = "__HIVE_DEFAULT_PARTITION__"
+
+
+@dataclass(frozen=True)
+class Partition:
+    """One parquet file: `path` is what the source's filesystem opens, `shown` the same relative to the source.
+
+    size in bytes; modified in ISO 8601; date from a hive key `date=` in the path, where there is one.
+    """
+
+    path: str
+    shown: str
+    rows: int
+    size: int
+    modified: str
+    date: date | None
+
+
+@dataclass(frozen=True)
+class Source:
+    """The partitions below `root` (an absolute path or a URI), in the order of their names.
+
+    fingerprint: SHA-256, in hexadecimal, over each partition's name, size, time of change and footer.
+    as_of: the newest day: of the hive keys `date=`, else of the timestamps by the footers' statistics, else None.
+    """
+
+    root: str
+    partitions: tuple[Partition, ...]
+    fingerprint: str
+    as_of: date | None
+
+    @property
+    def rows(self) -> int:
+        return sum(partition.rows for partition in self.partitions)
+
+
+def open_source(data: DataSettings) -> Source:
+    """Lists the partitions of `data.path` and reads their footers.
+
+    Files and folders whose name begins with '_' or '.' are left out. Raises DataError for a path that does not exist,
+    that holds no parquet or no rows, or that holds a file which is no parquet; ServerError for a store out of reach.
+    """
+    root = _root(data)
+    found = _list_partitions(root)
+    if found is None:
+        raise DataError(f"{root} does not exist; set data.path to the folder or URI of the parquet partitions")
+    if not found:
+        raise DataError(f"{root} holds no parquet files; set data.path to the folder or URI of the partitions")
+    filesystem, _ = open_filesystem(root)
+    with ThreadPoolExecutor(FOOTER_THREADS) as pool:
+        footers = list(pool.map(lambda info: _read_footer(filesystem, info), found.values()))
+    _refuse_broken(root, {name: footer for name, footer in zip(found, footers, strict=True) if isinstance(footer, str)})
+    partitions = []
+    newest: list[date] = []
+    timestamp = data.of_kind("timestamp")
+    digest = hashlib.sha256()
+    for (name, info), footer in zip(found.items(), footers, strict=True):
+        assert isinstance(footer, _Footer), "broken ones are refused above"
+        day = _as_date(hive_keys(name).get("date"))
+        partitions.append(Partition(info.path, name, footer.metadata.num_rows, info.size, info.mtime.isoformat(), day))
+        digest.update(f"{name}\0{info.size}\0{info.mtime_ns}\0{footer.sha256}\n".encode())
+        newest += [d for d in (day or _newest_day(footer.metadata, timestamp),) if d is not None]
+    if not any(partition.rows for partition in partitions):
+        raise DataError(f"{root}: none of its {len(partitions)} parquet files holds a row; write data there first")
+    days = [p.date for p in partitions if p.date] or newest
+    return Source(root, tuple(partitions), digest.hexdigest(), max(days, default=None))
+
+
+def holds_partitions(data: DataSettings) -> bool:
+    """Whether `data.path` exists and holds parquet. Raises ServerError for a store out of reach."""
+    return bool(_list_partitions(_root(data)))
+
+
+def list_files(root: str) -> dict[str, fs.FileInfo] | None:
+    """Every file below a folder or URI by its relative name, in order; None where nothing is there.
+
+    A file is listed as itself. Raises ServerError for a store out of reach.
+    """
+    filesystem, base = open_filesystem(root)
+    try:
+        info = filesystem.get_file_info(base)
+        if info.type == fs.FileType.NotFound:
+            return None
+        if info.type == fs.FileType.File:
+            return {info.base_name: info}
+        found = filesystem.get_file_info(fs.FileSelector(base, recursive=True))
+    except OSError as fault:
+        raise _unreachable(root, fault) from fault
+    files = {Path(f.path).relative_to(base).as_posix(): f for f in found if f.type == fs.FileType.File}
+    return dict(sorted(files.items()))
+
+
+@lru_cache(maxsize=16)
+def open_filesystem(root: str) -> tuple[fs.FileSystem, str]:
+    """Arrow's filesystem for an absolute path or a URI, and the path that it opens.
+
+    Raises DataError for what is no URI, ServerError for a store out of reach.
+    """
+    if "://" not in root:
+        return fs.LocalFileSystem(), root
+    try:
+        return fs.FileSystem.from_uri(root)
+    except (pa.ArrowInvalid, ValueError) as fault:
+        raise DataError(f"{root} is no path and no URI that Arrow opens: {fault}; use s3://, gs:// or a path") from None
+    except OSError as fault:
+        raise _unreachable(root, fault) from fault
+
+
+def read_partition(root: str, partition: Partition, data: DataSettings, columns: Sequence[str]) -> pa.Table:
+    """Those of the declared columns that the file or its hive keys hold, in types that do not depend on the writer.
+
+    Numbers come as integers or floats, categories, entities and ids as strings or integers, timestamps as
+    timestamp[us] in UTC without a zone. A column of another type than its kind allows comes as it is, so that the
+    contract can name it. Raises DataError where the file cannot be read.
+    """
+    filesystem, _ = open_filesystem(root)
+    keys = hive_keys(partition.shown)
+    try:
+        with filesystem.open_input_file(partition.path) as opened:
+            file = pq.ParquetFile(opened, pre_buffer=not isinstance(filesystem, fs.LocalFileSystem))
+            names = file.schema_arrow.names
+            # One thread: the partitions are read side by side, one a CPU.
+            table = file.read(columns=[c for c in columns if c in names], use_threads=False)
+    except (pa.ArrowException, OSError) as fault:
+        raise DataError(f"{partition.shown} cannot be read: {str(fault).splitlines()[0]}; write it again") from None
+    if len(set(table.column_names)) < table.num_columns:
+        twice = next(name for name in table.column_names if table.column_names.count(name) > 1)
+        raise DataError(f"{partition.shown}: column '{twice}' is there more than once; write it again with one")
+    arrays = {}
+    for name in columns:
+        kind = data.columns[name].kind
+        if name in names:
+            arrays[name] = harmonised(table[name], kind)
+        elif name in keys:
+            arrays[name] = _repeated(keys[name], kind, table.num_rows)
+    return pa.table(arrays) if arrays else table
+
+
+def hive_keys(name: str) -> dict[str, str]:
+    """The keys and values in a relative name such as region=eu/date=2024-03-07/part-0.parquet."""
+    folders = (folder.partition("=") for folder in name.split("/")[:-1])
+    return {key: unquote(value) for key, equals, value in folders if equals}
+
+
+def harmonised(column: pa.ChunkedArray, kind: str) -> pa.ChunkedArray:
+    """A column of a declared kind without the harmless differences between writers; others are left as they are."""
+    if pa.types.is_dictionary(column.type):
+        column = pc.cast(column, column.type.value_type)
+    if pa.types.is_large_string(column.type) or pa.types.is_string_view(column.type):
+        column = pc.cast(column, pa.string())
+    found = column.type
+    if pa.types.is_null(found):
+        return pc.cast(column, _NULL_TYPES.get(kind, pa.float64()))
+    if kind == "timestamp" and (pa.types.is_date(found) or pa.types.is_timestamp(found)):
+        return pc.cast(column, pa.timestamp("us"), safe=False)
+    if kind in {"entity", "id"} and pa.types.is_integer(found):
+        return pc.cast(column, pa.string() if found == pa.uint64() else pa.int64())
+    if kind in {"numeric", "amount", "true_probability"} and (
+        pa.types.is_decimal(found) or (pa.types.is_integer(found) and column.null_count)
+    ):
+        return pc.cast(column, pa.float64(), safe=False)
+    if kind == "label" and pa.types.is_boolean(found):
+        return pc.cast(column, pa.int8())
+    return column
+
+
+_NULL_TYPES = {"timestamp": pa.timestamp("us"), "categorical": pa.string(), "entity": pa.string(), "id": pa.string()}
+
+
+def _repeated(text: str, kind: str, rows: int) -> pa.ChunkedArray:
+    """A hive key's value as a column of its kind; as a string where it does not read as one."""
+    if text == HIVE_NULL:
+        return harmonised(pa.chunked_array([pa.nulls(rows)]), kind)
+    value = pa.scalar(text)
+    target = {
+        "numeric": pa.float64(),
+        "amount": pa.float64(),
+        "true_probability": pa.float64(),
+        "boolean": pa.bool_(),
+        "label": pa.int8(),
+        "timestamp": pa.timestamp("us"),
+    }.get(kind)
+    if target is not None:
+        with suppress(pa.ArrowInvalid):
+            value = pc.cast(value, target)
+    return pa.chunked_array([pa.repeat(value, rows)])
+
+
+@dataclass(frozen=True)
+class _Footer:
+    metadata: pq.FileMetaData
+    sha256: str
+
+
+def _read_footer(filesystem: fs.FileSystem, info: fs.FileInfo) -> _Footer | str:
+    """A file's footer (its schema, and the row groups' sizes and statistics), or what is wrong with the file."""
+    try:
+        with filesystem.open_input_file(info.path) as file:
+            held = min(info.size, FOOTER_GUESS)
+            tail = file.read_at(held, info.size - held)
+            if info.size < 12 or tail[-4:] != b"PAR1":
+                return "it does not end as a parquet file does"
+            length = int.from_bytes(tail[-8:-4], "little") + 8
+            if held < length <= info.size:
+                tail = file.read_at(length, info.size - length)
+        return _Footer(pq.read_metadata(pa.BufferReader(tail)), hashlib.sha256(tail[-length:]).hexdigest())
+    except (pa.ArrowException, OSError) as fault:
+        return str(fault).splitlines()[0]
+
+
+def _root(data: DataSettings) -> str:
+    return data.path.rstrip("/") if "://" in data.path else str(Path(data.path).expanduser().absolute())
+
+
+def _list_partitions(root: str) -> dict[str, fs.FileInfo] | None:
+    files = list_files(root)
+    if files is None:
+        return None
+    return {name: info for name, info in files.items() if name.endswith(".parquet") and not _is_hidden(name)}
+
+
+def _unreachable(root: str, fault: OSError) -> ServerError:
+    return ServerError(
+        f"{root} cannot be listed: {str(fault).splitlines()[0]}; check its permissions and, for a bucket, "
+        "the credentials in the environment"
+    )
+
+
+def _refuse_broken(root: str, broken: dict[str, str]) -> None:
+    if broken:
+        lines = [f"{root}/{name} is no readable parquet file: {fault}" for name, fault in list(broken.items())[:10]]
+        if len(broken) > len(lines):
+            lines.append(f"and {len(broken) - len(lines)} more")
+        raise DataError("\n".join([*lines, "Write these files again, or remove them."]))
+
+
+def _is_hidden(name: str) -> bool:
+    return any(part.startswith(("_", ".")) for part in name.split("/"))
+
+
+def _as_date(text: str | None) -> date | None:
+    try:
+        return date.fromisoformat(text) if text else None
+    except ValueError:
+        return None
+
+
+def _newest_day(metadata: pq.FileMetaData, column: str | None) -> date | None:
+    """The newest day of a column by the row groups' statistics; None where they do not say."""
+    names = metadata.schema.names
+    if column not in names:
+        return None
+    position = names.index(column)
+    groups = (metadata.row_group(i).column(position).statistics for i in range(metadata.num_row_groups))
+    days = [_day_of(s.max) for s in groups if s is not None and s.has_min_max]
+    return max((day for day in days if day is not None), default=None)
+
+
+def _day_of(value: Any) -> date | None:
+    if isinstance(value, datetime):
+        return (value.astimezone(UTC) if value.tzinfo else value).date()
+    return value if isinstance(value, date) else None

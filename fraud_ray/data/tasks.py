@@ -1,0 +1,87 @@
+"""Work on partitions through Ray Data: a few items a task, results as tasks finish, nothing printed."""
+
+from __future__ import annotations
+
+import logging
+import pickle
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from typing import Any, TypeVar
+
+from fraud_ray.errors import FraudRayError
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+# How work tells how far it is: done, total, and what it is at.
+Update = Callable[[float, float, str], None]
+
+# Enough that a slow task does not keep the other CPUs waiting, few enough that their starts cost little.
+TASKS_PER_CPU = 8
+
+
+def map_tasks(
+    function: Callable[[Item], Result], items: Sequence[Item], weights: Sequence[int]
+) -> Iterator[tuple[int, Result]]:
+    """Applies a function to every item, and yields (position of the item, result) in the order in which tasks finish.
+
+    weights: what each item costs, such as its rows; light neighbours share a task. Function, items and results are
+    pickled. Needs a connected Ray. A FraudRayError of the function is raised here, as it was.
+    """
+    import ray
+
+    tasks = _grouped(weights, TASKS_PER_CPU * int(ray.cluster_resources().get("CPU", 1)))
+    if not tasks:
+        return
+    batches = [{"work": pickle.dumps([(position, items[position]) for position in task])} for task in tasks]
+    with _quiet():
+        waiting = ray.data.from_items(batches, override_num_blocks=len(batches))
+        finished = waiting.map(partial(_run, function=function))
+        for row in finished.iter_rows():
+            outcome = pickle.loads(row["outcome"])
+            if isinstance(outcome, FraudRayError):
+                raise outcome
+            yield from outcome
+
+
+def _run(batch: dict[str, bytes], function: Callable[[Any], Any]) -> dict[str, bytes]:
+    try:
+        outcome: Any = [(position, function(item)) for position, item in pickle.loads(batch["work"])]
+    except FraudRayError as fault:
+        outcome = fault
+    return {"outcome": pickle.dumps(outcome)}
+
+
+def _grouped(weights: Sequence[int], tasks: int) -> list[list[int]]:
+    """Positions in groups of neighbours: at most `tasks` groups, all but the last of a fair share of the weight."""
+    share = sum(weights) / tasks
+    groups: list[list[int]] = []
+    held = share
+    for position, weight in enumerate(weights):
+        if held >= share:
+            groups.append([])
+            held = 0
+        groups[-1].append(position)
+        held += weight
+    return groups
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """No progress bars, and errors alone on the console; Ray Data's log file keeps everything."""
+    from ray.data import DataContext
+
+    context = DataContext.get_current().copy()
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    consoles = [h for h in logging.getLogger("ray.data").handlers if isinstance(h, logging.StreamHandler)]
+    levels = [console.level for console in consoles]
+    for console in consoles:
+        console.setLevel(logging.ERROR)
+    try:
+        with DataContext.current(context):
+            yield
+    finally:
+        for console, level in zip(consoles, levels, strict=True):
+            console.setLevel(level)

@@ -1,0 +1,87 @@
+"""From trained weights to a bundle with a calibration, a threshold and its figures on the final holdout."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from fraud_ray.decision.calibration import choose_threshold, fit_calibration
+from fraud_ray.decision.metrics import Evaluation, evaluate
+from fraud_ray.model.bundle import Bundle
+from fraud_ray.model.calibration import Calibration
+from fraud_ray.model.network import FraudNetwork, NetworkShape
+from fraud_ray.rows import PreparedFold, Rows, load
+from fraud_ray.settings import DecisionSettings, TrainSettings
+from fraud_ray.storage import Storage
+
+
+def assemble(
+    storage: Storage,
+    folder: str,
+    selection: Sequence[PreparedFold],
+    selection_logits: Sequence[np.ndarray[Any, np.dtype[np.float32]]],
+    final: PreparedFold,
+    weights: dict[str, torch.Tensor],
+    train: TrainSettings,
+    decision: DecisionSettings,
+    origin: dict[str, Any],
+) -> Evaluation:
+    """Calibrates and sets the threshold on the selection holdouts, looks at the final holdout once, writes the bundle.
+
+    folder: key below the storage root at which the bundle's files are put. selection_logits: one array a selection
+    fold, of the winner at its best epoch. origin: where the model comes from, kept in the bundle.
+    """
+    calibration, threshold = calibrate(storage, selection, selection_logits, decision)
+    shape = NetworkShape(len(final.encoder.feature_names), final.encoder.code_sizes, train.hidden_sizes, train.dropout)
+    bundle = Bundle(final.encoder, shape, weights, calibration, threshold, train.model_dump(mode="json"))
+    rows = load(storage, final.holdout, with_roles=True)
+    evaluation = evaluate(calibration.apply(network_logits(bundle.network(), rows)), rows, threshold, decision)
+    with tempfile.TemporaryDirectory() as scratch:
+        bundle.with_results(evaluation.metrics, origin).save(Path(scratch))
+        for file in sorted(Path(scratch).iterdir()):
+            storage.put(f"{folder}/{file.name}", file.read_bytes())
+    return evaluation
+
+
+def calibrate(
+    storage: Storage,
+    selection: Sequence[PreparedFold],
+    logits: Sequence[np.ndarray[Any, np.dtype[np.float32]]],
+    decision: DecisionSettings,
+) -> tuple[Calibration, float]:
+    """The calibration and the threshold that the pooled selection holdouts give."""
+    holdouts = [load(storage, fold.holdout, with_roles=True) for fold in selection]
+    labels = np.concatenate([rows.label for rows in holdouts])
+    scores = np.concatenate(list(logits))
+    calibration = fit_calibration(scores, labels, decision.calibration)
+    days = sum(_days(rows) for rows in holdouts) or None
+    return calibration, choose_threshold(calibration.apply(scores), labels, decision.threshold, days)
+
+
+def network_logits(network: FraudNetwork, rows: Rows, batch_rows: int = 8_192) -> np.ndarray[Any, np.dtype[np.float32]]:
+    """Logits float32 (rows,) of encoded rows."""
+    scored = [np.empty(0, np.float32)]
+    with torch.no_grad():
+        for start in range(0, len(rows), batch_rows):
+            cut = slice(start, start + batch_rows)
+            scored.append(network(torch.tensor(rows.features[cut]), torch.tensor(rows.codes[cut])).numpy())
+    return np.concatenate(scored)
+
+
+def fetch_bundle(storage: Storage, folder: str, into: Path) -> Path:
+    """Copies a stored bundle into a local folder, which it returns."""
+    for key in storage.keys(folder):
+        content = storage.get(key)
+        if content is not None:
+            (into / Path(key).name).write_bytes(content)
+    return into
+
+
+def _days(rows: Rows) -> int:
+    timestamp = rows.roles.get("timestamp")
+    return 0 if timestamp is None else len(np.unique(timestamp.astype("datetime64[D]")))

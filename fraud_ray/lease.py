@@ -1,0 +1,174 @@
+"""A run's lease: who works on it, so that no second process does, and that a dead one's work is taken over.
+
+Numbered objects below `runs/<name>/lease/`; the one with the highest number is the lease. It is made by
+create-if-absent, so exactly one contender gets it, and renewed by its holder alone. Nothing here needs locks, which
+buckets do not have.
+"""
+
+from __future__ import annotations
+
+import getpass
+import json
+import os
+import socket
+import subprocess
+import threading
+import time
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, replace
+from datetime import UTC, datetime
+from pathlib import Path
+
+from fraud_ray.errors import RunHeldError, ServerError
+from fraud_ray.storage import Storage
+
+RENEWAL_S = 5.0
+LAPSE_S = 60.0
+
+
+@dataclass(frozen=True)
+class Holder:
+    """A process that holds, or held, a lease. Times are seconds since 1970, by the holder's clock."""
+
+    id: str
+    user: str
+    host: str
+    machine: str
+    pid: int
+    process_start: str
+    since: float
+    heartbeat: float
+    released: bool = False
+
+    @classmethod
+    def this_process(cls) -> Holder:
+        now = time.time()
+        return cls(
+            id=uuid.uuid4().hex,
+            user=user_name(),
+            host=socket.gethostname(),
+            machine=_machine(),
+            pid=os.getpid(),
+            process_start=_process_start(os.getpid()) or "",
+            since=now,
+            heartbeat=now,
+        )
+
+    def has_let_go(self) -> bool:
+        """Whether it released the lease, is known to be dead, or was last heard of too long ago."""
+        if self.released:
+            return True
+        if self.machine == _machine():
+            return _process_start(self.pid) != self.process_start
+        return time.time() - self.heartbeat > LAPSE_S
+
+    def __str__(self) -> str:
+        since = datetime.fromtimestamp(self.since, UTC)
+        return f"{self.user} on {self.host} (process {self.pid}) since {since:%Y-%m-%d %H:%M:%S} UTC"
+
+
+@dataclass
+class Lease:
+    """A held lease; renewed by a thread until it is released."""
+
+    storage: Storage
+    run: str
+    number: int
+    holder: Holder
+    _ended: threading.Event = field(default_factory=threading.Event)
+
+    def check(self) -> None:
+        """Raises RunHeldError if another process has taken over since, as it may after a long silence of this one."""
+        number, holder = _newest(self.storage, self.run)
+        if number > self.number:
+            raise RunHeldError(
+                f"run '{self.run}' was taken over by {holder}, as this process had not renewed its lease "
+                f"for {LAPSE_S:.0f} s; this process stops"
+            )
+
+    def _write(self, released: bool = False) -> None:
+        self.holder = replace(self.holder, heartbeat=time.time(), released=released)
+        self.storage.put_json(_key(self.run, self.number), asdict(self.holder))
+
+    def _renew(self) -> None:
+        while not self._ended.wait(RENEWAL_S):
+            try:
+                self._write()
+            except ServerError:  # a storage that stays away lets the lease lapse, which `check` then finds
+                continue
+
+
+@contextmanager
+def hold(storage: Storage, run: str) -> Iterator[Lease]:
+    """The lease of a run for as long as the context lasts; raises RunHeldError where a living process has it."""
+    lease = _acquire(storage, run)
+    renewing = threading.Thread(target=lease._renew, name=f"lease of {run}", daemon=True)
+    renewing.start()
+    try:
+        yield lease
+    finally:
+        lease._ended.set()
+        renewing.join()
+        lease._write(released=True)
+
+
+def holder_of(storage: Storage, run: str) -> Holder | None:
+    """Who works on the run now, or None."""
+    _, holder = _newest(storage, run)
+    return None if holder is None or holder.has_let_go() else holder
+
+
+def _acquire(storage: Storage, run: str) -> Lease:
+    number, holder = _newest(storage, run)
+    if holder is None or holder.has_let_go():
+        lease = Lease(storage, run, number + 1, Holder.this_process())
+        if storage.create(_key(run, lease.number), json.dumps(asdict(lease.holder), indent=1).encode()):
+            return lease
+        _, holder = _newest(storage, run)
+    raise RunHeldError(
+        f"run '{run}' at {storage.path(f'runs/{run}')} is held by {holder}. Wait for it, or start another with --name; "
+        f"if that process is gone, its lease lapses {LAPSE_S:.0f} s after its last sign of life"
+    )
+
+
+def _newest(storage: Storage, run: str) -> tuple[int, Holder | None]:
+    keys = storage.keys(f"runs/{run}/lease")
+    stored = storage.get_json(keys[-1]) if keys else None
+    return (int(Path(keys[-1]).stem), Holder(**stored)) if stored else (0, None)
+
+
+def _key(run: str, number: int) -> str:
+    return f"runs/{run}/lease/{number:06d}.json"
+
+
+def user_name() -> str:
+    """Who runs this process; its number where, as in many containers, it has no name."""
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):
+        return str(os.getuid())
+
+
+def _machine() -> str:
+    """Within what a process id means something: this boot of this machine, and this container's process namespace."""
+    try:
+        return f"{Path('/proc/sys/kernel/random/boot_id').read_text().strip()} {Path('/proc/self/ns/pid').readlink()}"
+    except OSError:
+        return f"{socket.gethostname()} {uuid.getnode():x}"
+
+
+def _process_start(pid: int) -> str | None:
+    """When the process started, in whatever terms this system has, or None where it does not run.
+
+    Tells a process from a later one with the same id.
+    """
+    if Path("/proc/self/stat").exists():
+        try:
+            state, *rest = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        except (FileNotFoundError, ProcessLookupError):
+            return None
+        return None if state == "Z" else rest[18]
+    shown = subprocess.run(["ps", "-o", "lstart=", "-p", str(pid)], capture_output=True, text=True, check=False)
+    return shown.stdout.strip() or None

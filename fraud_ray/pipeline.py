@@ -1,0 +1,79 @@
+"""The story: from partitioned parquet to a registered model, one stage after the other."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from typing import TYPE_CHECKING
+
+from fraud_ray.cluster import check_resources, connect
+from fraud_ray.data.source import open_source
+from fraud_ray.progress import Progress
+from fraud_ray.run import Outcome, open_run
+from fraud_ray.settings import Loaded, Settings
+from fraud_ray.storage import Storage
+
+if TYPE_CHECKING:
+    from fraud_ray.stages import Stages
+
+
+def run(loaded: Loaded, progress: Progress, until: str | None = None) -> Outcome:
+    """Runs the pipeline under these settings, or what of it is not concluded yet.
+
+    until: the stage after which to stop; the same command without it goes on from there. A run that is concluded
+    answers at once. Raises FraudRayError; what is concluded by then is kept.
+    """
+    settings, storage = loaded.settings, Storage.at(loaded.settings.storage.root)
+    with ExitStack() as session:
+        if settings.simulate:
+            _simulate_if_absent(settings, progress, session)
+        if until == "simulate":
+            return Outcome(settings.data.path, settings.data.path, "stopped after simulate")
+        source = open_source(settings.data)
+        held = session.enter_context(open_run(loaded, storage, source.fingerprint, source.as_of))
+        if held.concluded:
+            return held.concluded
+        # Ray, torch and MLflow take seconds to import, which a concluded run does without.
+        from fraud_ray.stages import Stages
+
+        session.enter_context(connect(settings))
+        check_resources(settings)
+        stages = session.enter_context(Stages.of(loaded, source, storage, held, progress))
+        return _through(stages, until)
+
+
+def _simulate_if_absent(settings: Settings, progress: Progress, session: ExitStack) -> None:
+    from fraud_ray.data.simulate import holds_data, simulate
+
+    assert settings.simulate is not None, "the caller has looked"
+    if holds_data(settings.data.path):
+        return
+    with progress.stage("simulate") as stage:
+        session.enter_context(connect(settings))
+        made = simulate(settings.simulate, settings.data.path, stage.update)
+        stage.say(
+            f"{made.rows:,} rows, {made.frauds:,} frauds; best possible AP {made.best_average_precision:.4f}, "
+            f"F1 {made.best_f1:.4f}"
+        )
+
+
+def _through(stages: Stages, until: str | None) -> Outcome:
+    census = stages.validate()
+    folds = stages.plan(census)
+    if until == "validate":
+        return stages.stopped_after("validate")
+    prepared = stages.prepare(folds)
+    if until == "prepare":
+        return stages.stopped_after("prepare")
+    found = stages.search(prepared)
+    if until == "search":
+        return stages.stopped_after("search")
+    fitted = stages.refit(prepared, found)
+    if until == "refit":
+        return stages.stopped_after("refit")
+    evaluation = stages.evaluate(prepared, found, fitted)
+    if until == "evaluate":
+        return stages.stopped_after("evaluate")
+    decision = stages.gate(prepared, evaluation)
+    if until == "gate":
+        return stages.stopped_after("gate")
+    return stages.conclude(prepared, found, evaluation, decision)

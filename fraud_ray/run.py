@@ -1,0 +1,315 @@
+"""A run: its name, which is its identity, its folder, what of it is concluded, and so what a second start resumes.
+
+Below `runs/<name>/`: run.json (settings, data and code), lease/ (who works on it), stages/<stage>.json (values of
+concluded stages) and outcome.json (once it is concluded).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import json
+import platform
+import re
+import shlex
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, date, datetime
+from pathlib import Path
+from typing import Any, TypeVar
+
+from fraud_ray.errors import EXIT_DONE, EXIT_REJECTED, RunDiffersError, SettingsError
+from fraud_ray.lease import Lease, hold, holder_of, user_name
+from fraud_ray.settings import Loaded
+from fraud_ray.storage import Storage
+
+T = TypeVar("T")
+
+FINGERPRINT = "data fingerprint"
+_RECORD = "run.json"
+_PACKAGES = (
+    *("fraud_ray", "ray", "torch", "numpy", "pandas", "pyarrow", "scikit-learn", "optuna"),
+    *("mlflow", "onnx", "onnxruntime"),
+)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a run came to.
+
+    status: registered, rejected, or `stopped after <stage>`. evaluation, gate, version: the JSON of
+    decision.metrics.Evaluation, decision.gate.GateDecision and registry.versions.RegisteredVersion, where the run got
+    so far. timings: seconds a stage, those of earlier starts included.
+    """
+
+    name: str
+    folder: str
+    status: str
+    exit_code: int = EXIT_DONE
+    plan: tuple[str, ...] = ()
+    hyperparameters: dict[str, Any] = field(default_factory=dict)
+    evaluation: dict[str, Any] | None = None
+    gate: dict[str, Any] | None = None
+    version: dict[str, Any] | None = None
+    timings: dict[str, float] = field(default_factory=dict)
+
+    @classmethod
+    def of_gate(cls, passed: bool, **values: Any) -> Outcome:
+        """The outcome of a run that went through, with the status and exit code that the gate's decision gives it."""
+        status, exit_code = ("registered", EXIT_DONE) if passed else ("rejected", EXIT_REJECTED)
+        return cls(status=status, exit_code=exit_code, **values)
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, stored: Mapping[str, Any]) -> Outcome:
+        known = {key: stored[key] for key in cls.__dataclass_fields__ if key in stored}
+        return cls(**{**known, "plan": tuple(stored.get("plan", ()))})
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """A run as `runs list` shows it. state: an outcome's status, `running`, or `interrupted`."""
+
+    name: str
+    folder: str
+    state: str
+    config: str
+    created: str
+    record: dict[str, Any]
+    stages: tuple[str, ...]
+    outcome: Outcome | None
+    holder: str | None
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """The settings that can change the result, by dotted key, and the data's fingerprint."""
+        return self.record["identity"]
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """The figures on the final holdout; empty before they are known."""
+        evaluation = self.outcome.evaluation if self.outcome else None
+        return dict(evaluation["metrics"]) if evaluation else {}
+
+
+@dataclass
+class Run:
+    """A run that this process works on, or, with `concluded`, one that has its outcome already."""
+
+    name: str
+    storage: Storage
+    concluded: Outcome | None = None
+    timings: dict[str, float] = field(default_factory=dict)
+    _lease: Lease | None = None
+
+    @property
+    def folder(self) -> str:
+        """Absolute path or URI of everything that belongs to the run."""
+        return self.storage.path(_folder(self.name))
+
+    def key(self, name: str) -> str:
+        """The storage key of a file in the run's folder."""
+        return f"{_folder(self.name)}/{name}"
+
+    def has(self, stage: str) -> bool:
+        """Whether the stage is concluded, so that `once` will not compute it."""
+        return self.storage.exists(self._stage_key(stage))
+
+    def once(
+        self, stage: str, compute: Callable[[], T], to_json: Callable[[T], Any], from_json: Callable[[Any], T]
+    ) -> T:
+        """The stage's value: read back if an earlier start concluded it, else computed and kept.
+
+        Raises RunHeldError at either end of the stage if another process has taken the run over meanwhile.
+        """
+        self.check_held()
+        stored = self.storage.get_json(self._stage_key(stage))
+        if stored is not None:
+            self.timings[stage] = stored["seconds"]
+            return from_json(stored["value"])
+        began = time.monotonic()
+        value = compute()
+        self.check_held()
+        self.timings[stage] = round(time.monotonic() - began, 3)
+        self.storage.put_json(
+            self._stage_key(stage),
+            {"seconds": self.timings[stage], "finished": _now(), "value": to_json(value)},
+        )
+        return value
+
+    def conclude(self, outcome: Outcome) -> Outcome:
+        """Keeps the outcome: the same run answers with it from now on."""
+        self.check_held()
+        self.storage.put_json(
+            self.key("outcome.json"),
+            {**outcome.to_json(), "finished": _now(), "seconds": round(sum(outcome.timings.values()), 3)},
+        )
+        return outcome
+
+    def is_untouched(self) -> bool:
+        """Whether nothing was written but what the run is declared and held with."""
+        lease = self.key("lease/")
+        return all(key == self.key(_RECORD) or key.startswith(lease) for key in self.storage.keys(self.key("")))
+
+    def check_held(self) -> None:
+        """Raises RunHeldError if another process has taken the run over."""
+        if self._lease:
+            self._lease.check()
+
+    def _stage_key(self, stage: str) -> str:
+        return self.key(f"stages/{stage}.json")
+
+
+@contextmanager
+def open_run(loaded: Loaded, storage: Storage, fingerprint: str, as_of: date | None = None) -> Iterator[Run]:
+    """The run that these settings and this data name, held by this process for as long as the context lasts.
+
+    A concluded run comes with its outcome in `concluded` and is not held. fingerprint: of the data's content; as_of:
+    day of the newest data, for the name. Raises RunDiffersError if the run exists with other settings or data,
+    RunHeldError if another process works on it. A run that fails before it wrote anything leaves none behind.
+    """
+    name = run_name(loaded, fingerprint, as_of)
+    _declare(loaded, storage, name, fingerprint)
+    concluded = read_outcome(storage, name)
+    if concluded:
+        yield Run(name, storage, concluded)
+        return
+    with hold(storage, name) as lease:
+        # Whoever held the lease until now may have concluded the run.
+        run = Run(name, storage, read_outcome(storage, name), _lease=lease)
+        try:
+            yield run
+        except BaseException:
+            if run.is_untouched():
+                storage.delete([run.key(_RECORD)])
+            raise
+
+
+def run_name(loaded: Loaded, fingerprint: str, as_of: date | None = None) -> str:
+    """`run.name` with its date filled in, else `<config>-<as_of>-<6 hex digits of settings and data>`."""
+    pattern = loaded.settings.run.name
+    if pattern is None:
+        identity = json.dumps(_identity(loaded, fingerprint), sort_keys=True)
+        config = re.sub(r"[^A-Za-z0-9_.-]+", "-", loaded.config).strip("-.") or "run"
+        day = "undated" if as_of is None else f"{as_of:%Y-%m-%d}"
+        return f"{config}-{day}-{hashlib.sha256(identity.encode()).hexdigest()[:6]}"
+    if as_of is None and "{as_of" in pattern:
+        raise SettingsError(
+            f"run.name is '{pattern}', but the data has no date to fill in: no 'date=' folders and no column of kind "
+            "'timestamp'. Give a name without {as_of}"
+        )
+    return pattern.format(as_of=as_of)
+
+
+def read_outcome(storage: Storage, name: str) -> Outcome | None:
+    """The outcome of a concluded run, else None."""
+    stored = storage.get_json(f"{_folder(name)}/outcome.json")
+    return None if stored is None else Outcome.from_json(stored)
+
+
+def read_run(storage: Storage, name: str) -> RunRecord:
+    """A run with its settings, state and outcome; raises SettingsError that names the runs there are."""
+    record = storage.get_json(f"{_folder(name)}/{_RECORD}")
+    if record is None:
+        known = ", ".join(_names(storage)) or "none yet"
+        raise SettingsError(f"no run '{name}' at {storage.path('runs')}; there are: {known}")
+    outcome = read_outcome(storage, name)
+    holder = None if outcome else holder_of(storage, name)
+    return RunRecord(
+        name=name,
+        folder=storage.path(_folder(name)),
+        state=outcome.status if outcome else "running" if holder else "interrupted",
+        config=record["config"],
+        created=record["created"],
+        record=record,
+        stages=tuple(Path(key).stem for key in storage.keys(f"{_folder(name)}/stages")),
+        outcome=outcome,
+        holder=None if holder is None else str(holder),
+    )
+
+
+def list_runs(storage: Storage) -> list[RunRecord]:
+    """All runs, oldest first."""
+    return sorted((read_run(storage, name) for name in _names(storage)), key=lambda run: run.created)
+
+
+def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, tuple[str, str]]:
+    """Keys whose values differ, each with both values as text; a key that one side lacks is `absent` there."""
+
+    def shown(side: Mapping[str, Any], key: str) -> str:
+        return json.dumps(side[key]) if key in side else "absent"
+
+    keys = [*old, *(key for key in new if key not in old)]
+    return {key: (shown(old, key), shown(new, key)) for key in keys if shown(old, key) != shown(new, key)}
+
+
+def _names(storage: Storage) -> list[str]:
+    keys = (key.split("/") for key in storage.keys("runs"))
+    return [parts[1] for parts in keys if len(parts) == 3 and parts[2] == _RECORD]
+
+
+def _declare(loaded: Loaded, storage: Storage, name: str, fingerprint: str) -> None:
+    """Writes run.json, or compares with the one that is there."""
+    key, identity = f"{_folder(name)}/{_RECORD}", _identity(loaded, fingerprint)
+    record = {
+        "name": name,
+        "config": loaded.config,
+        "created": _now(),
+        "command": shlex.join(sys.argv),
+        "user": user_name(),
+        "host": socket.gethostname(),
+        "git": _git(),
+        "versions": {"python": platform.python_version(), **_versions()},
+        "fingerprint": fingerprint,
+        "identity": identity,
+        "settings": loaded.settings.resolved(),
+    }
+    if storage.create(key, json.dumps(record, indent=1).encode()):
+        return
+    there = storage.get_json(key) or {}
+    changed = differences(there.get("identity", {}), identity)
+    if changed:
+        lines = [f"  {key}: {old} there, {new} now" for key, (old, new) in changed.items()]
+        raise RunDiffersError(
+            "\n".join([f"run '{name}' at {storage.path(_folder(name))} exists, and differs in", *lines])
+            + "\nGive this one another name with --name, or take the values that are there "
+            f"(fraud-ray runs show {name})"
+        )
+
+
+def _identity(loaded: Loaded, fingerprint: str) -> dict[str, Any]:
+    """What makes two runs the same, as JSON types."""
+    return json.loads(json.dumps({**loaded.settings.identity(), FINGERPRINT: fingerprint}, default=str))
+
+
+def _folder(name: str) -> str:
+    return f"runs/{name}"
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="milliseconds")
+
+
+def _versions() -> dict[str, str]:
+    return {name: importlib.metadata.version(name) for name in _PACKAGES}
+
+
+def _git() -> dict[str, Any] | None:
+    """The commit of the running code and whether files differ from it; None where it is no git checkout."""
+
+    def git(*arguments: str) -> str:
+        folder = str(Path(__file__).parent)
+        done = subprocess.run(["git", "-C", folder, *arguments], capture_output=True, text=True, check=True)
+        return done.stdout.strip()
+
+    try:
+        return {"commit": git("rev-parse", "HEAD"), "dirty": bool(git("status", "--porcelain"))}
+    except (OSError, subprocess.CalledProcessError):
+        return None

@@ -1,0 +1,439 @@
+"""The command line: what it prints, how it ends, and that it starts quickly."""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+import signal
+import socket
+import subprocess
+import sys
+from datetime import datetime, timedelta
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import yaml
+from rich.console import Console
+from typer.testing import CliRunner, Result
+
+from fraud_ray.cli import app
+from fraud_ray.cli.display import Display
+from fraud_ray.errors import DataError
+from fraud_ray.run import Outcome, list_runs, open_run
+from fraud_ray.settings import load_settings
+from fraud_ray.storage import Storage
+
+ROOT = Path(__file__).parents[1]
+EVALUATION = {
+    "rows": 1000,
+    "frauds": 10,
+    "threshold": 0.4,
+    "metrics": {"auc_roc": 0.98, "average_precision": 0.9, "precision": 0.8, "recall": 0.7, "f1_score": 0.75},
+    "intervals": {"f1_score": [0.7, 0.8]},
+    "best_possible": {"average_precision": 0.95, "f1_score": 0.9},
+}
+CHECK = {
+    "name": "min_f1",
+    "subject": "F1",
+    "value": 0.75,
+    "bound": 0.85,
+    "comparison": ">=",
+    "passed": False,
+    "note": "",
+}
+
+
+def fraud_ray(*arguments: str, **options: Any) -> Result:
+    """The command, in this process."""
+    return CliRunner().invoke(app, list(arguments), **options)
+
+
+def process(*arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:
+    """The command, as a user starts it."""
+    command = [str(Path(sys.executable).parent / "fraud-ray"), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60, **options)
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Path:
+    """A configuration over 400 valid rows in 40 days."""
+    rows = 400
+    frauds = [int(i % 20 == 0) for i in range(rows)]
+    table = pa.table(
+        {
+            "at": [datetime(2024, 1, 1) + timedelta(hours=2.4 * i) for i in range(rows)],
+            "amount": [float(i) for i in range(rows)],
+            "is_fraud": pa.array(frauds, pa.int8()),
+        }
+    )
+    (tmp_path / "data").mkdir()
+    pq.write_table(table, tmp_path / "data" / "part-0.parquet")
+    path = tmp_path / "bank.yaml"
+    columns = {"is_fraud": {"kind": "label"}, "amount": {"kind": "amount", "min": 0}, "at": {"kind": "timestamp"}}
+    folds = {"fit_days": 14, "delay_days": 1, "holdout_days": 7, "selection_shift_days": [7]}
+    storage = {"root": str(tmp_path / "store")}
+    data = {"path": str(tmp_path / "data"), "columns": columns}
+    path.write_text(yaml.safe_dump({"data": data, "folds": folds, "storage": storage}))
+    return path
+
+
+def storage_of(config: Path) -> Storage:
+    return Storage.at(str(config.parent / "store"))
+
+
+# Starting.
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["run", "--help"], ["runs", "--help"]])
+def test_help_imports_nothing_heavy(arguments: list[str]) -> None:
+    script = f"""
+import sys
+from fraud_ray.cli import main
+try:
+    main({arguments})
+finally:
+    heavy = {{"pandas", "numpy", "pyarrow", "ray", "torch", "mlflow", "sklearn", "scipy"}}
+    print(sorted(heavy & set(sys.modules)), file=sys.stderr)
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0
+    assert done.stderr.strip() == "[]"
+
+
+def test_the_commands_and_their_options_are_explained() -> None:
+    shown = fraud_ray("--help").stdout
+    for command in ("run", "simulate", "validate", "settings", "runs", "ui"):
+        assert re.search(rf"\b{command}\b", shown)
+    assert "--until" in fraud_ray("run", "--help").stdout
+
+
+# Bad input: one message, an exit code, no stack trace.
+
+BAD = {
+    "a missing file": (["run", "-c", "none.yaml"], 2, "no configuration file at none.yaml"),
+    "an unknown setting": (["run", "-c", "CONFIG", "--set", "train.epohcs=3"], 2, "did you mean 'epochs'?"),
+    "a missing path": (["run", "-c", "CONFIG", "--set", "data.path=/nowhere"], 4, "/nowhere does not exist"),
+    "an address without Ray": (
+        ["validate", "-c", "CONFIG", "--set", "cluster.address=ADDRESS"],
+        1,
+        "no Ray cluster answers",
+    ),
+}
+
+
+@pytest.mark.parametrize(("arguments", "exit_code", "message"), BAD.values(), ids=list(BAD))
+def test_bad_input_is_one_message_and_an_exit_code(
+    config: Path, arguments: list[str], exit_code: int, message: str
+) -> None:
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{unused.getsockname()[1]}"
+    given = [word.replace("CONFIG", str(config)).replace("ADDRESS", address) for word in arguments]
+    done = process(*given)
+    assert done.returncode == exit_code
+    assert done.stdout == ""
+    assert done.stderr.startswith("error: ")
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (config.parent / "store").exists(), "nothing half-written"
+
+
+def test_a_folder_without_parquet_is_a_data_error(config: Path, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    done = fraud_ray("run", "-c", str(config), "--set", f"data.path={tmp_path / 'empty'}")
+    assert (done.exit_code, done.stdout) == (4, "")
+    assert "parquet" in done.stderr
+
+
+def test_a_value_out_of_range_is_a_settings_error(config: Path) -> None:
+    done = fraud_ray("run", "-c", str(config), "--set", "gate.min_f1=85")
+    assert done.exit_code == 2
+    assert "gate.min_f1 should be less than or equal to 1 (given: 85)" in done.stderr
+
+
+@pytest.mark.parametrize("arguments", [["run"], ["run", "-c", "x", "--until", "lunch"], ["trian"], ["settings"]])
+def test_wrong_usage_ends_with_2(arguments: list[str]) -> None:
+    done = fraud_ray(*arguments)
+    assert done.exit_code == 2
+    assert "Usage:" in done.stderr
+
+
+def test_more_workers_than_the_cluster_has_are_refused_and_nothing_is_written(config: Path, ray_session: None) -> None:
+    done = fraud_ray("run", "-c", str(config), "--set", "train.workers=64")
+    assert done.exit_code == 2
+    assert "64 ranks (train.workers)" in done.stderr
+    assert "The cluster has 2 CPU" in done.stderr
+    assert list_runs(storage_of(config)) == []
+
+
+def test_a_tracking_server_out_of_reach_is_found_before_training(config: Path, ray_session: None) -> None:
+    done = fraud_ray("run", "-c", str(config), "--set", "registry.uri=http://127.0.0.1:9", "--name", "x")
+    assert done.exit_code == 1
+    assert "http://127.0.0.1:9" in done.stderr
+    assert "search" not in done.stderr
+    assert list_runs(storage_of(config)) == []
+
+
+def test_folds_outside_the_data_are_a_data_error(config: Path, ray_session: None) -> None:
+    done = fraud_ray("run", "-c", str(config), "--set", "folds.start=2031-01-01")
+    assert done.exit_code == 4
+    assert "2031" in done.stderr
+    assert list_runs(storage_of(config)) == []
+
+
+# How commands end.
+
+
+def with_pipeline(monkeypatch: pytest.MonkeyPatch, run: Any) -> None:
+    """Puts a function in the place of the pipeline, whose own end-to-end test is elsewhere."""
+    monkeypatch.setitem(sys.modules, "fraud_ray.pipeline", SimpleNamespace(run=run))
+    monkeypatch.setattr("fraud_ray.pipeline", SimpleNamespace(run=run), raising=False)
+
+
+def outcome(**changes: Any) -> Outcome:
+    values: dict[str, Any] = {
+        "name": "march",
+        "folder": "/store/runs/march",
+        "evaluation": EVALUATION,
+        "gate": {"checks": [{**CHECK, "passed": True}], "passed": True},
+        "version": {"name": "fraud-detection-production", "version": 3, "alias": "challenger"},
+        "hyperparameters": {"dropout": 0.2},
+        "timings": {"search": 61.0},
+        "plan": ("learning_rate is set, so it leaves search.space",),
+    }
+    return Outcome.of_gate(**{"passed": True, **values, **changes})
+
+
+def test_run_prints_figures_checks_version_and_what_to_type_next(config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with_pipeline(monkeypatch, lambda loaded, progress, until: outcome())
+    done = fraud_ray("run", "-c", str(config), "--set", "train.epochs=3")
+    assert done.exit_code == 0
+    shown = " ".join(done.stdout.split())
+    for text in (
+        "1,000 holdout rows, 10 frauds",
+        "ROC AUC",
+        "F1 at threshold 0.4000",
+        "0.7000 … 0.8000",
+        "Best possible",
+        "min_f1",
+        ">= 0.8500",
+        "fraud-detection-production version 3, challenger",
+        "/store/runs/march",
+        "0:01:01",
+        "leaves search.space",
+        f"fraud-ray ui -c {config} --set train.epochs=3",
+    ):
+        assert text in shown
+
+
+def test_a_rejected_model_ends_with_3(config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    gate = {"checks": [CHECK], "passed": False}
+    with_pipeline(monkeypatch, lambda loaded, progress, until: outcome(passed=False, gate=gate, version=None))
+    done = fraud_ray("run", "-c", str(config))
+    assert done.exit_code == 3
+    assert "failed" in done.stdout
+    assert "rejected by the gate; nothing was registered" in done.stdout
+
+
+def test_with_json_there_is_nothing_else_on_stdout(config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def run(loaded: Any, progress: Any, until: str | None) -> Outcome:
+        print("a library that prints")
+        with progress.stage("validate") as stage:
+            stage.say("fine")
+        return outcome()
+
+    with_pipeline(monkeypatch, run)
+    done = fraud_ray("run", "-c", str(config), "--json")
+    assert Outcome.from_json(json.loads(done.stdout)) == outcome()
+    assert "a library that prints" in done.stderr
+    assert "✓ validate" in done.stderr
+
+
+def test_name_and_until_reach_the_pipeline(config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Any] = []
+
+    def run(loaded: Any, progress: Any, until: str | None) -> Outcome:
+        asked.extend([loaded.settings.run.name, until])
+        return Outcome("fraud-2024", "/store", "stopped after search")
+
+    with_pipeline(monkeypatch, run)
+    done = fraud_ray("run", "-c", str(config), "--name", "fraud-{as_of:%Y}", "--until", "search")
+    assert (done.exit_code, asked) == (0, ["fraud-{as_of:%Y}", "search"])
+    assert f"fraud-ray run -c {config} --name 'fraud-{{as_of:%Y}}'" in done.stdout
+
+
+def test_an_unexpected_fault_is_one_message_with_its_trace_in_a_file(
+    config: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def run(loaded: Any, progress: Any, until: str | None) -> Outcome:
+        raise ZeroDivisionError("of all things")
+
+    with_pipeline(monkeypatch, run)
+    done = fraud_ray("run", "-c", str(config))
+    assert done.exit_code == 1
+    assert "error: unexpected ZeroDivisionError: of all things" in done.stderr
+    assert "Traceback" not in done.stderr
+    found = re.search(r"Its trace is in (\S+);", done.stderr)
+    assert found
+    trace = Path(found[1])
+    assert "ZeroDivisionError" in trace.read_text()
+    trace.unlink()
+    assert "Traceback" in fraud_ray("--debug", "run", "-c", str(config)).stderr
+
+
+def test_a_fault_of_a_ray_task_is_told_as_it_was_raised(
+    config: Path, monkeypatch: pytest.MonkeyPatch, ray_session: None
+) -> None:
+    import ray
+
+    def refuse() -> None:
+        raise DataError("part-3.parquet is torn")
+
+    with_pipeline(monkeypatch, lambda loaded, progress, until: ray.get(ray.remote(refuse).remote()))
+    done = fraud_ray("run", "-c", str(config))
+    assert (done.exit_code, done.stderr) == (4, "error: part-3.parquet is torn\n")
+
+
+WORKS = """
+import sys, time, types
+from fraud_ray.run import open_run
+from fraud_ray.storage import Storage
+
+def run(loaded, progress, until):
+    with open_run(loaded, Storage.at(loaded.settings.storage.root), "f") as held, progress.stage("search"):
+        held.once("prepare", lambda: 1, int, int)
+        print("working", file=sys.stderr, flush=True)
+        time.sleep(60)
+
+sys.modules["fraud_ray.pipeline"] = types.SimpleNamespace(run=run)
+from fraud_ray.cli import main
+main(["run", "-c", sys.argv[1], "--name", "march"])
+"""
+
+
+@pytest.mark.parametrize(("number", "exit_code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_releases_the_lease_and_leaves_the_run_resumable(
+    config: Path, number: signal.Signals, exit_code: int
+) -> None:
+    command = [sys.executable, "-c", WORKS, str(config)]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as worker:
+        assert worker.stderr
+        assert worker.stderr.readline() == "working\n"
+        worker.send_signal(number)
+        told = worker.stderr.read()
+        assert worker.wait(20) == exit_code
+    assert "search" in told
+    assert "goes on from here" in told
+    assert "Traceback" not in told
+    (run,) = list_runs(storage_of(config))
+    assert (run.state, run.stages) == ("interrupted", ("prepare",))
+    assert (storage_of(config).get_json("runs/march/lease/000001.json") or {})["released"]
+
+
+def test_the_job_script_is_the_same_command_from_any_folder(tmp_path: Path) -> None:
+    script = str(ROOT / "jobs" / "pipeline.py")
+    done = subprocess.run([sys.executable, script, "-c", "none.yaml"], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert "no configuration file at none.yaml" in done.stderr
+
+
+def test_inside_a_ray_job_a_relative_root_is_refused(config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")
+    done = fraud_ray("run", "-c", str(config), "--set", "storage.root=store")
+    assert done.exit_code == 2
+    assert "storage.root is store, relative to the working folder of this Ray job, which is temporary" in done.stderr
+
+
+# The other commands.
+
+
+def test_settings_prints_what_a_configuration_comes_to(config: Path) -> None:
+    plain, as_json = fraud_ray("settings", "-c", str(config)), fraud_ray("settings", "-c", str(config), "--json")
+    resolved = json.loads(as_json.stdout)
+    assert yaml.safe_load(plain.stdout)["train"] == resolved["train"]
+    assert resolved["registry"]["uri"] == f"sqlite:///{config.parent}/store/mlflow.db"
+    assert resolved == load_settings(config).settings.resolved()
+
+
+def test_the_schema_is_a_markdown_table() -> None:
+    lines = fraud_ray("settings", "--schema").stdout.splitlines()
+    assert lines[0] == "| Setting | Type | Default | Meaning |"
+    assert "| `train.epochs` | integer > 0 | `50` | Most passes over the fit rows. |" in lines
+    assert {len(re.findall(r"(?<!\\)\|", line)) for line in lines} == {5}
+
+
+def test_validate_counts_what_it_found(config: Path, ray_session: None) -> None:
+    done = fraud_ray("validate", "-c", str(config))
+    assert done.exit_code == 0
+    assert done.stdout.startswith("400 rows, 20 frauds (5.000%)")
+    assert json.loads(fraud_ray("validate", "-c", str(config), "--json").stdout)["frauds"] == 20
+
+
+def test_validate_lists_what_breaks_the_contract(config: Path, ray_session: None) -> None:
+    done = fraud_ray("validate", "-c", str(config), "--set", "data.columns.amount.min=3")
+    assert (done.exit_code, done.stdout) == (4, "")
+    assert "part-0.parquet: column 'amount'" in done.stderr
+
+
+def test_simulate_writes_partitions_and_tells_the_best_possible_scores(tmp_path: Path, ray_session: None) -> None:
+    done = fraud_ray("simulate", "--rows", "2000", "--days", "4", "--out", str(tmp_path / "cards"), "--json")
+    assert done.exit_code == 0
+    assert json.loads(done.stdout)["rows"] == 2000
+    assert len(list((tmp_path / "cards").glob("date=*"))) == 4
+
+
+def test_runs_are_listed_shown_and_compared(config: Path) -> None:
+    for name, override in (("march", "train.epochs=3"), ("april", "train.epochs=4")):
+        loaded = load_settings(config, [override, f"run.name={name}"])
+        with open_run(loaded, storage_of(config), "f") as run:
+            run.conclude(outcome(name=name, folder=run.folder))
+    where = ("-c", str(config))
+    listed = fraud_ray("runs", "list", *where).stdout
+    assert listed.index("march") < listed.index("april")
+    assert "registered" in listed
+    assert [run["name"] for run in json.loads(fraud_ray("runs", "list", *where, "--json").stdout)] == ["march", "april"]
+    shown = fraud_ray("runs", "show", "march", *where).stdout
+    assert "epochs: 3" in shown
+    assert "F1 at threshold" in shown
+    compared = fraud_ray("runs", "compare", "march", "april", *where).stdout
+    assert re.search(r"train\.epochs\W+3\W+4", compared)
+    assert re.search(r"F1\W+0\.7500\W+0\.7500\W+\+0\.0000", compared)
+    assert json.loads(fraud_ray("runs", "compare", "march", "april", *where, "--json").stdout)["settings"] == {
+        "train.epochs": ["3", "4"]
+    }
+    unknown = fraud_ray("runs", "show", "may", *where)
+    assert unknown.exit_code == 2
+    assert "there are: april, march" in unknown.stderr
+
+
+# Progress.
+
+
+def test_elsewhere_than_on_a_terminal_a_stage_is_one_plain_line() -> None:
+    written = io.StringIO()
+    display = Display(Console(file=written))
+    with display.stage("prepare") as stage:
+        stage.update(1, 2, "half")
+        stage.say("200 rows")
+    with pytest.raises(DataError), display.stage("search"):
+        raise DataError("no")
+    first, second = written.getvalue().splitlines()
+    assert re.fullmatch(r"✓ prepare +0\.0 s  200 rows", first)
+    assert re.fullmatch(r"✗ search +0\.0 s  failed", second)
+
+
+def test_on_a_terminal_a_stage_has_a_bar_that_gives_way_to_its_line() -> None:
+    written = io.StringIO()
+    display = Display(Console(file=written, force_terminal=True, width=100))
+    with display.stage("prepare") as stage:
+        stage.update(1, 2, "half way [1/2]")
+        stage.bar.refresh()
+        stage.say("200 rows")
+    assert "━" in written.getvalue()
+    assert "half way [1/2]" in written.getvalue()
+    assert "200 rows" in written.getvalue().splitlines()[-1]

@@ -1,0 +1,124 @@
+"""Ray: connected to or refused with a reason, and large enough for what the settings ask for."""
+
+from __future__ import annotations
+
+import signal
+import socket
+from typing import Any
+
+import pytest
+
+from fraud_ray.cluster import check_resources, connect, refuse_temporary_folders, shortage
+from fraud_ray.errors import ServerError, SettingsError
+from fraud_ray.settings import Settings, parse_settings
+
+GIB = 2**30
+LAPTOP = [{"CPU": 2.0, "memory": 8.0 * GIB}]
+
+
+def settings(**sections: Any) -> Settings:
+    columns = {"is_fraud": {"kind": "label"}, "amount": {"kind": "amount"}, "at": {"kind": "timestamp"}}
+    return parse_settings({"data": {"path": "/data", "columns": columns}, **sections}, "test")
+
+
+def test_what_fits_has_no_shortage() -> None:
+    assert shortage(settings(train={"workers": 2}), LAPTOP) is None
+    share = {"CPU": 0.5, "GPU": 0.25}
+    packed = settings(train={"workers": 4, "use_gpu": True, "resources_per_worker": share})
+    assert shortage(packed, [{"CPU": 2.0, "GPU": 1.0}]) is None
+
+
+def test_too_many_workers_are_told_with_what_there_is() -> None:
+    message = shortage(settings(train={"workers": 64}), LAPTOP)
+    assert message
+    assert "64 ranks (train.workers) of 1 CPU (train.resources_per_worker) do not fit: there is room for 2" in message
+    assert "The cluster has 2 CPU on 1 node" in message
+    assert "cluster.autoscaling" in message
+
+
+def test_a_gpu_or_memory_that_is_not_there_is_named() -> None:
+    gpu = shortage(settings(train={"use_gpu": True}), LAPTOP)
+    assert gpu
+    assert "0 GPU" in gpu
+    assert "unset train.use_gpu" in gpu
+    memory = shortage(settings(train={"resources_per_worker": {"CPU": 1, "memory": "32GiB"}}), LAPTOP)
+    assert memory
+    assert "32.0 GiB memory" in memory
+    assert "8.0 GiB memory" in memory
+
+
+def test_a_rank_must_fit_on_one_node() -> None:
+    wide = settings(train={"resources_per_worker": {"CPU": 3}})
+    assert shortage(wide, LAPTOP * 4)
+    assert shortage(wide, [{"CPU": 4.0}]) is None
+
+
+def test_resources_of_trials_are_checked_too() -> None:
+    message = shortage(settings(search={"resources_per_trial": {"CPU": 8}}), LAPTOP)
+    assert message
+    assert "8 CPU (search.resources_per_trial)" in message
+
+
+def test_an_impossible_request_is_refused_at_once(ray_session: None) -> None:
+    with connect(settings()):
+        check_resources(settings(train={"workers": 2}))
+        with pytest.raises(SettingsError, match="do not fit"):
+            check_resources(settings(train={"workers": 64}))
+
+
+def test_with_autoscaling_nodes_are_waited_for_up_to_the_limit(ray_session: None) -> None:
+    told: list[str] = []
+    waiting = settings(train={"workers": 64}, cluster={"autoscaling": True, "wait_s": 0.5})
+    with connect(waiting), pytest.raises(SettingsError, match=r"No more nodes came within cluster\.wait_s"):
+        check_resources(waiting, lambda done, total, text: told.append(text))
+    assert "waiting for nodes: 64 ranks" in told[0]
+
+
+def test_a_ray_that_runs_already_is_used_and_left_running(ray_session: None) -> None:
+    import ray
+
+    handler = signal.getsignal(signal.SIGTERM)
+    with connect(settings()):
+        assert ray.is_initialized()
+    assert ray.is_initialized()
+    assert signal.getsignal(signal.SIGTERM) is handler
+
+
+def test_an_address_where_nothing_listens_is_told_within_seconds() -> None:
+    import ray
+
+    if ray.is_initialized():
+        pytest.skip("a Ray of this process goes first")
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{unused.getsockname()[1]}"
+    with (
+        pytest.raises(ServerError, match=f"no Ray cluster answers at {address}"),
+        connect(settings(cluster={"address": address})),
+    ):
+        pass
+
+
+INSIDE_A_JOB = {
+    "relative root": ({"storage": {"root": ".fraud_ray"}}, "storage.root"),
+    "relative sqlite": ({"storage": {"root": "/shared"}, "registry": {"uri": "sqlite:///mlflow.db"}}, "registry.uri"),
+    "relative folder": ({"storage": {"root": "/shared"}, "registry": {"uri": "mlruns"}}, "registry.uri"),
+}
+
+
+@pytest.mark.parametrize(("sections", "key"), INSIDE_A_JOB.values(), ids=list(INSIDE_A_JOB))
+def test_inside_a_ray_job_relative_folders_are_refused(
+    monkeypatch: pytest.MonkeyPatch, sections: dict[str, Any], key: str
+) -> None:
+    refuse_temporary_folders(settings(**sections))
+    monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")
+    with pytest.raises(SettingsError, match=f"^{key} is .* temporary"):
+        refuse_temporary_folders(settings(**sections))
+
+
+@pytest.mark.parametrize("uri", [None, "sqlite:////shared/mlflow.db", "http://mlflow:5000", "databricks"])
+def test_inside_a_ray_job_absolute_folders_and_servers_are_fine(
+    monkeypatch: pytest.MonkeyPatch, uri: str | None
+) -> None:
+    monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")
+    refuse_temporary_folders(settings(storage={"root": "/shared"}, registry={"uri": uri}))

@@ -1,0 +1,208 @@
+"""The contract: what is accepted, what is a violation, and what the census counts."""
+
+from __future__ import annotations
+
+import pickle
+from datetime import date, datetime
+from decimal import Decimal
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from fraud_ray.data.contract import SHOWN_VIOLATIONS, Census, ContractViolation, Violation, check, validate
+from fraud_ray.data.keys import buckets_of
+from fraud_ray.data.source import harmonised, open_source
+from fraud_ray.settings import DataSettings
+from tests.cards import card_settings, card_table, days, write_days, write_partition
+
+NO_LISTENER = lambda done, total, text: None  # noqa: E731
+
+
+def broken(kind: str, values: pa.Array, /, **declared: object) -> list[Violation]:
+    """The violations of one column of a kind, as a file `a.parquet` holds it."""
+    other = "numeric" if kind == "label" else "label"
+    columns = {"x": {"kind": kind, **declared}, "y": {"kind": other}, "z": {"kind": "numeric"}}
+    data = DataSettings.model_validate({"path": "data", "columns": columns})
+    zeros = pa.array([0] * len(values))
+    table = pa.table({"x": harmonised(pa.chunked_array([values]), kind), "y": zeros, "z": zeros})
+    return check(table, data, "a.parquet")[0]
+
+
+@pytest.mark.parametrize(
+    ("kind", "values"),
+    [
+        ("numeric", pa.array([1, 2], pa.int32())),
+        ("numeric", pa.array([1, 2], pa.uint64())),
+        ("numeric", pa.array([1.5, 2], pa.float32())),
+        ("numeric", pa.array([Decimal("1.5")])),
+        ("amount", pa.array([Decimal("1.5")])),
+        ("categorical", pa.array(["a"]).dictionary_encode()),
+        ("categorical", pa.array(["a"], pa.large_string())),
+        ("categorical", pa.array([5, 6], pa.int16())),
+        ("boolean", pa.array([True, False])),
+        ("boolean", pa.array([0, 1], pa.int8())),
+        ("boolean", pa.array([0.0, 1.0])),
+        ("label", pa.array([True, False])),
+        ("label", pa.array([0, 1], pa.int64())),
+        ("entity", pa.array([1, 2], pa.int32())),
+        ("entity", pa.array(["c1"]).dictionary_encode()),
+        ("id", pa.array([2**63], pa.uint64())),
+        ("timestamp", pa.array([date(2024, 1, 1)])),
+        ("timestamp", pa.array([datetime(2024, 1, 1)], pa.timestamp("ns", "UTC"))),
+        ("true_probability", pa.array([0.0, 1.0])),
+    ],
+)
+def test_harmless_types_are_accepted(kind, values):
+    assert broken(kind, values) == []
+
+
+@pytest.mark.parametrize(
+    ("kind", "values"),
+    [
+        ("numeric", pa.array(["1.5"])),
+        ("numeric", pa.array([True])),
+        ("amount", pa.array([date(2024, 1, 1)])),
+        ("categorical", pa.array([1.5])),
+        ("categorical", pa.array([["a"]])),
+        ("boolean", pa.array(["yes"])),
+        ("label", pa.array(["1"])),
+        ("entity", pa.array([1.0])),
+        ("id", pa.array([b"1"])),
+        ("timestamp", pa.array([1_700_000_000])),
+        ("timestamp", pa.array(["2024-01-01"])),
+        ("true_probability", pa.array(["0.5"])),
+    ],
+)
+def test_another_type_than_the_kind_is_for_is_a_violation_that_names_both(kind, values):
+    [violation] = broken(kind, values)
+    assert str(violation).startswith(f"a.parquet: column 'x' is of type {values.type}; kind '{kind}' is for ")
+    assert "data.columns.x.kind" in violation.message
+
+
+@pytest.mark.parametrize(
+    ("kind", "declared", "values", "count", "first", "says"),
+    [
+        ("amount", {"min": 0}, [1, -3.2, -1], 2, 1, "2 values below 0 (first at row 1: -3.2); the contract says >= 0."),
+        ("amount", {"min": 0}, [1, -3.2, -1], 2, 1, "or allow it with data.columns.x.min."),
+        ("numeric", {"max": 10}, [1, 11], 1, 1, "1 value above 10 (first at row 1: 11); the contract says <= 10."),
+        ("numeric", {}, [1.0, None, float("nan")], 2, 1, "2 missing values (first at row 1); the contract allows none"),
+        ("numeric", {}, [1.0, None], 1, 1, "allow them with data.columns.x.nulls"),
+        ("numeric", {"nulls": True, "min": 0}, [None, float("inf")], 1, 1, "1 infinite value (first at row 1: inf)"),
+        ("categorical", {}, ["a", None], 1, 1, "1 missing value"),
+        ("categorical", {"values": ["a"]}, ["b", "a", "c"], 2, 0, "2 unknown values (first at row 0: 'b')"),
+        ("categorical", {"values": ["a"]}, ["b", "a", "c"], 2, 0, "data.columns.x.values"),
+        ("categorical", {"values": ["5"]}, [5, 6], 1, 1, "1 unknown value (first at row 1: 6)"),
+        ("boolean", {}, [0, 2], 1, 1, "1 value other than 0 and 1 (first at row 1: 2)"),
+        ("label", {}, [0, 1, 2, 3], 2, 2, "2 values other than 0 and 1 (first at row 2: 2); a label is 0 or 1."),
+        ("label", {}, [0, None], 1, 1, "1 missing value (first at row 1); the contract allows none. Fix the file."),
+        ("entity", {}, ["c1", None], 1, 1, "1 missing value"),
+        ("id", {}, [1, None], 1, 1, "1 missing value"),
+        ("timestamp", {}, [datetime(2024, 1, 1), None], 1, 1, "1 missing value"),
+        ("true_probability", {}, [0.5, 1.5], 1, 1, "1 value above 1 (first at row 1: 1.5)"),
+        ("true_probability", {}, [-0.5, 1.0], 1, 0, "1 value below 0 (first at row 0: -0.5)"),
+    ],
+)
+def test_a_wrong_value_is_counted_and_the_first_row_shown(kind, declared, values, count, first, says):
+    [violation] = broken(kind, pa.array(values, from_pandas=False), **declared)
+    assert (violation.count, violation.first_row) == (count, first)
+    assert says in str(violation)
+
+
+def test_allowed_gaps_are_no_violation_beside_the_other_rules():
+    assert broken("numeric", pa.array([None, 1.0, float("nan")]), nulls=True, min=0, max=2) == []
+    assert broken("categorical", pa.array([None, "a"]), nulls=True, values=["a"]) == []
+    assert broken("boolean", pa.array([None, True]), nulls=True) == []
+    assert broken("timestamp", pa.nulls(2), nulls=True) == []
+
+
+def test_a_partition_without_rows_breaks_nothing():
+    settings = card_settings("data")
+    violations, summary = check(card_table(rows=0), settings.data, "a.parquet")
+    assert violations == []
+    assert (summary.rows, summary.days, summary.first) == (0, {}, None)
+
+
+def test_the_summary_counts_rows_and_frauds_by_day_and_by_bucket():
+    data = card_settings("data").data
+    table = pa.concat_tables([card_table(day) for day in days(3)])
+    violations, summary = check(table, data, "a.parquet")
+    frame = table.to_pandas()
+    assert violations == []
+    assert (summary.rows, summary.frauds) == (len(frame), frame.is_fraud.sum())
+    by_day = frame.groupby(frame.timestamp.dt.date).is_fraud.agg(["size", "sum"])
+    assert summary.days == {day: (n, f) for day, n, f in by_day.itertuples()}
+    assert (summary.first, summary.last) == (frame.timestamp.min(), frame.timestamp.max())
+    frauds = frame[frame.is_fraud == 1]
+    assert set(summary.fraud_days) == set(zip(frauds.card.astype(str), frauds.timestamp.dt.date, strict=True))
+    buckets = buckets_of(frame.card.astype(str).tolist())
+    by_bucket = frame.groupby(buckets).is_fraud.agg(["size", "sum"])
+    assert summary.buckets == {bucket: (n, f) for bucket, n, f in by_bucket.itertuples()}
+
+
+def test_days_are_days_in_utc_whatever_the_zone_of_the_file():
+    data = card_settings("data").data
+    table = card_table(rows=2)
+    instants = pa.array([datetime(2024, 1, 1, 23, 30), datetime(2024, 1, 2, 0, 30)], pa.timestamp("us", "UTC"))
+    table = table.set_column(1, "timestamp", instants.cast(pa.timestamp("us", "America/New_York")))
+    table = table.set_column(1, "timestamp", harmonised(table["timestamp"], "timestamp"))
+    assert set(check(table, data, "a.parquet")[1].days) == {date(2024, 1, 1), date(2024, 1, 2)}
+
+
+def test_validation_lists_what_all_partitions_break_and_names_file_column_count_and_row(tmp_path, ray_session):
+    write_days(tmp_path, 3)
+    amounts = card_table(rows=4).set_column(3, "amount", pa.array([1.0, -3.2, 2.0, -1.0]))
+    write_partition(tmp_path, "negative.parquet", amounts)
+    write_partition(tmp_path, "short.parquet", card_table().drop_columns(["distance", "online"]))
+    path = write_partition(tmp_path, "torn.parquet", card_table())
+    content = bytearray(path.read_bytes())
+    content[4:400] = b"\xff" * 396
+    path.write_bytes(content)
+    data = card_settings(tmp_path).data
+    with pytest.raises(ContractViolation) as fault:
+        validate(open_source(data), data, NO_LISTENER)
+    assert fault.value.exit_code == 4
+    assert {(v.path, v.column, v.count, v.first_row) for v in fault.value.violations} == {
+        ("negative.parquet", "amount", 2, 1),
+        ("short.parquet", "distance", 60, 0),
+        ("short.parquet", "online", 60, 0),
+        ("torn.parquet", None, 60, 0),
+    }
+    lines = str(fault.value).splitlines()
+    assert lines[0] == "the data breaks the contract: 4 violations in 3 of 6 partitions"
+    assert (
+        "negative.parquet: column 'amount' has 2 values below 0 (first at row 1: -3.2); the contract says >= 0. "
+        "Fix the file, or allow it with data.columns.amount.min." in lines
+    )
+
+
+def test_validation_counts_partitions_in_their_order_and_tells_how_far_it_is(tmp_path, ray_session):
+    tables = write_days(tmp_path, 5)
+    write_partition(tmp_path, "date=2024-01-02/part-1.parquet", card_table(rows=7))
+    data = card_settings(tmp_path).data
+    told = []
+    census = validate(open_source(data), data, lambda done, total, text: told.append((done, total)))
+    assert isinstance(census, Census)
+    assert [s.rows for s in census.summaries] == [60, 60, 7, 60, 60, 60]
+    assert census.frauds == sum(np.sum(t["is_fraud"]) for t in tables) + np.sum(card_table(rows=7)["is_fraud"])
+    assert told == sorted(told)
+    assert told[-1] == (307, 307)
+
+
+def test_an_entity_that_is_text_in_one_partition_and_a_number_in_the_others_is_a_violation(tmp_path, ray_session):
+    write_days(tmp_path, 3)
+    table = card_table()
+    write_partition(tmp_path, "text.parquet", table.set_column(2, "card", table["card"].cast(pa.string())))
+    data = card_settings(tmp_path).data
+    with pytest.raises(ContractViolation) as fault:
+        validate(open_source(data), data, NO_LISTENER)
+    [violation] = fault.value.violations
+    assert str(violation).startswith("text.parquet: column 'card' is text and holds integers in 3 partitions")
+
+
+def test_the_message_shows_some_violations_and_the_exception_keeps_all():
+    violations = [Violation(f"{i}.parquet", "x", "is missing.", 1, 0) for i in range(SHOWN_VIOLATIONS + 20)]
+    fault = pickle.loads(pickle.dumps(ContractViolation(violations, 100)))
+    assert len(fault.violations) == SHOWN_VIOLATIONS + 20
+    assert len(str(fault).splitlines()) == SHOWN_VIOLATIONS + 2
+    assert str(fault).endswith("and 20 more")

@@ -1,0 +1,138 @@
+"""The encoder: statistics that merge in any order, JSON, and what encoded values mean."""
+
+from __future__ import annotations
+
+import json
+import math
+import random
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fraud_ray.model.encoder import FIRST_CATEGORY, MISSING, RARE, UNSEEN, Encoder, FeatureColumn, Statistics
+
+BOTH = ("standard", "signed_log")
+COLUMNS = (
+    FeatureColumn("amount", "numeric", BOTH),
+    FeatureColumn("distance", "numeric", ("standard",)),
+    FeatureColumn("online", "boolean", ("standard",)),
+    FeatureColumn("category", "categorical"),
+)
+
+amounts = st.floats(-1e6, 1e6, width=32)
+row = st.tuples(
+    amounts,
+    st.none() | amounts | st.just(math.nan),
+    st.booleans(),
+    st.none() | st.sampled_from(["food", "fuel", "travel", "gifts", ""]),
+)
+blocks_of_rows = st.lists(st.lists(row, max_size=12), min_size=1, max_size=8)
+
+
+def table(rows: list[tuple]) -> pa.Table:
+    names = [column.name for column in COLUMNS]
+    types = [pa.float64(), pa.float64(), pa.bool_(), pa.string()]
+    values = [pa.array([r[i] for r in rows], kind) for i, kind in enumerate(types)]
+    return pa.table(dict(zip(names, values, strict=True)))
+
+
+def fitted(statistics: Statistics) -> str:
+    return json.dumps(Encoder.fit(COLUMNS, statistics, min_category_rows=2, max_categories=3).to_json())
+
+
+@given(blocks=blocks_of_rows.filter(lambda blocks: any(blocks)), order=st.randoms(use_true_random=False))
+@settings(deadline=None)
+def test_statistics_merge_in_any_order_and_grouping_to_the_same_encoder(blocks, order: random.Random):
+    statistics = [Statistics.of(table(rows), COLUMNS) for rows in blocks]
+    at_once = fitted(Statistics.merge(statistics))
+    held = order.sample(statistics, len(statistics))
+    while len(held) > 1:
+        count = order.randint(2, len(held))
+        held = [*held[count:], Statistics.merge(held[:count])]
+    assert fitted(held[0]) == at_once
+
+
+@given(blocks=blocks_of_rows.filter(lambda blocks: any(blocks)))
+@settings(deadline=None)
+def test_merged_statistics_are_those_of_all_rows_at_once(blocks):
+    merged = Statistics.merge(Statistics.of(table(rows), COLUMNS) for rows in blocks)
+    whole = Statistics.of(table([r for rows in blocks for r in rows]), COLUMNS)
+    assert (merged.rows, merged.missing, merged.categories) == (whole.rows, whole.missing, whole.categories)
+    for name, ways in whole.moments.items():
+        for way, moments in ways.items():
+            expected = moments.mean_and_deviation()
+            assert merged.moments[name][way].mean_and_deviation() == pytest.approx(expected, rel=1e-6, abs=1e-6)
+
+
+@given(rows=st.lists(row, min_size=1, max_size=40))
+@settings(deadline=None)
+def test_an_encoder_from_json_encodes_alike(rows):
+    encoder = Encoder.fit(COLUMNS, Statistics.of(table(rows), COLUMNS), min_category_rows=2)
+    again = Encoder.from_json(json.loads(json.dumps(encoder.to_json())))
+    assert again == encoder
+    for before, after in zip(encoder.apply(table(rows)), again.apply(table(rows)), strict=True):
+        np.testing.assert_array_equal(before, after)
+
+
+def test_json_of_another_format_is_refused():
+    stored = Encoder.fit(COLUMNS, Statistics.of(table([(1.0, 2.0, True, "food")]), COLUMNS)).to_json()
+    with pytest.raises(ValueError, match="format 99"):
+        Encoder.from_json({**stored, "format": 99})
+
+
+def test_no_rows_fit_no_encoder():
+    with pytest.raises(ValueError, match="no rows"):
+        Encoder.fit(COLUMNS, Statistics.of(table([]), COLUMNS))
+
+
+def test_numbers_are_standardised_plain_and_after_a_signed_logarithm():
+    values = np.random.default_rng(0).lognormal(3, 2, 5_000).astype(np.float32) - 20
+    columns = (FeatureColumn("x", "numeric", BOTH),)
+    block = pa.table({"x": values})
+    encoder = Encoder.fit(columns, Statistics.of(block, columns))
+    assert encoder.feature_names == ("x", "x:log")
+    features, codes = encoder.apply(block)
+    assert codes.shape == (5_000, 0)
+    logs = np.sign(values) * np.log1p(np.abs(values))
+    for got, raw in ((features[:, 0], values), (features[:, 1], logs)):
+        expected = np.clip((raw - raw.mean(dtype=np.float64)) / raw.std(dtype=np.float64), -10, 10)
+        np.testing.assert_allclose(got, expected, atol=1e-4)
+
+
+def test_a_missing_number_becomes_the_mean_and_an_indicator_where_the_fit_rows_had_one():
+    columns = (FeatureColumn("x", "numeric", ("standard",)), FeatureColumn("y", "numeric", ("standard",)))
+    fit = pa.table({"x": [1.0, None, 3.0], "y": [1.0, 2.0, 3.0]})
+    encoder = Encoder.fit(columns, Statistics.of(fit, columns))
+    assert encoder.feature_names == ("x", "y", "x:missing")
+    features, _ = encoder.apply(pa.table({"x": [None, math.nan, math.inf, 2.0], "y": [None, 2.0, math.nan, 2.0]}))
+    np.testing.assert_array_equal(features, [[0, 0, 1], [0, 0, 1], [0, 0, 1], [0, 0, 0]])
+
+
+def test_categories_are_coded_by_frequency_with_rare_missing_and_unseen_apart():
+    columns = (FeatureColumn("c", "categorical"),)
+    fit = pa.table({"c": ["b"] * 3 + ["a"] * 2 + ["d"] * 2 + ["rare", None]})
+    encoder = Encoder.fit(columns, Statistics.of(fit, columns), min_category_rows=2)
+    assert encoder.code_sizes == (FIRST_CATEGORY + 3,)
+    _, codes = encoder.apply(pa.table({"c": ["b", "a", "d", "rare", None, "", "new"]}))
+    assert codes[:, 0].tolist() == [3, 4, 5, RARE, MISSING, MISSING, UNSEEN]
+    limited = Encoder.fit(columns, Statistics.of(fit, columns), min_category_rows=2, max_categories=1)
+    assert limited.apply(pa.table({"c": ["b", "a"]}))[1][:, 0].tolist() == [3, RARE]
+
+
+@pytest.mark.parametrize("kind", [pa.int32(), pa.int64(), pa.string(), pa.dictionary(pa.int32(), pa.string())])
+def test_a_category_is_coded_alike_in_every_type(kind):
+    columns = (FeatureColumn("c", "categorical"),)
+    fit = pa.table({"c": ["7", "7", "12"]})
+    encoder = Encoder.fit(columns, Statistics.of(fit, columns), min_category_rows=1)
+    block = pa.table({"c": pa.array([12, 7, None]).cast(pa.string()).cast(kind)})
+    assert encoder.apply(block)[1][:, 0].tolist() == [4, 3, MISSING]
+
+
+def test_a_column_without_spread_is_encoded_as_zero():
+    columns = (FeatureColumn("x", "numeric", BOTH),)
+    block = pa.table({"x": [5.5] * 4})
+    features, _ = Encoder.fit(columns, Statistics.of(block, columns)).apply(block)
+    np.testing.assert_array_equal(features, np.zeros((4, 2)))

@@ -1,0 +1,218 @@
+"""Every overlay and component of cluster/, rendered by a real kubectl, against definitions and policy."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+import yaml
+
+from fraud_ray.settings import load_settings
+from tests.kube.policy import at, pods, quantity, violations
+from tests.kube.render import Document, find_kubectl, render, with_components
+from tests.kube.schema import Definitions
+
+ROOT = Path(__file__).parent.parent
+RAY_VERSION = importlib.metadata.version("ray")
+
+# Overlays with the components that can be added to them.
+VARIANTS = [
+    ("dev", ()),
+    ("dev", ("tensorboard",)),
+    ("dev", ("kueue",)),
+    ("production", ()),
+    ("production", ("kueue", "tensorboard")),
+    ("production", ("raycronjob",)),
+    ("openshift", ()),
+    ("openshift", ("kueue", "tensorboard")),
+]
+
+# What the person who deploys makes, as cluster/README.md says.
+EXTERNAL = {
+    "Secret/ray-auth",
+    "Secret/mlflow-client",
+    "Secret/mlflow-server",
+    "Secret/mlflow-database",
+    "Secret/mlflow-artifacts",
+    "Secret/mlflow-s3",
+    "Secret/fraud-storage",
+    "LocalQueue/fraud",
+}
+
+
+@pytest.fixture(scope="session")
+def kubectl(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return find_kubectl(tmp_path_factory.mktemp("kubectl"))
+
+
+@pytest.fixture(scope="session")
+def definitions(crds: Path) -> Definitions:
+    return Definitions(crds)
+
+
+def only(documents: list[Document], kind: str, name: str | None = None) -> Document:
+    (document,) = [d for d in documents if d.kind == kind and name in {None, d.name}]
+    return document
+
+
+def findings(documents: list[Document], definitions: Definitions) -> list[str]:
+    """Schema first: policy reads fields whose types must be right."""
+    refused = [finding for document in documents for finding in definitions.check(document)]
+    return [str(finding) for finding in refused or violations(documents, EXTERNAL, RAY_VERSION)]
+
+
+@pytest.mark.parametrize(("overlay", "components"), VARIANTS)
+def test_every_overlay_and_component_passes(
+    overlay: str, components: tuple[str, ...], kubectl: Path, definitions: Definitions, tmp_path: Path
+) -> None:
+    root = with_components(ROOT, overlay, components, tmp_path / "repository")
+    documents = render(kubectl, root, overlay, tmp_path)
+    assert not findings(documents, definitions)
+
+
+def test_no_component_is_left_out_here() -> None:
+    in_overlays = {
+        Path(component).name
+        for file in (ROOT / "cluster/overlays").glob("*/kustomization.yaml")
+        for component in yaml.safe_load(file.read_text()).get("components", ())
+    }
+    tried = in_overlays.union(*(components for _, components in VARIANTS))
+    assert tried == {folder.name for folder in (ROOT / "cluster/components").iterdir()}
+    assert {overlay for overlay, _ in VARIANTS} == {folder.name for folder in (ROOT / "cluster/overlays").iterdir()}
+
+
+RAYJOB = "cluster/base/ray/rayjob.yaml"
+
+SCHEDULE = "cluster/base/ray/schedule.yaml"
+DEV = "cluster/overlays/dev/kustomization.yaml"
+GROUP = "spec.rayClusterSpec.workerGroupSpecs"
+
+# What is wrong, in which file, what stands there, what is put in its place, and the field that the message must name.
+MISTAKES = [
+    ("misspelt field", RAYJOB, "activeDeadlineSeconds", "activeDeadlineSecs", "spec.activeDeadlineSecs"),
+    ("misspelt core field", SCHEDULE, "timeZone:", "timezone:", "spec.timezone"),
+    ("wrong type", RAYJOB, "maxReplicas: 8", "maxReplicas: eight", f"{GROUP}[0].maxReplicas"),
+    ("missing token", RAYJOB, "mode: token ", "mode: disabled ", "spec.rayClusterSpec.authOptions.mode"),
+    ("latest tag", DEV, "newTag: dev", "newTag: latest", ".image"),
+    ("unknown ConfigMap", RAYJOB, "configMap: {name: fraud-settings}", "configMap: {name: fraud}", ".configMap.name"),
+    ("head with CPUs", RAYJOB, 'num-cpus: "0"', 'num-cpus: "2"', "headGroupSpec.rayStartParams.num-cpus"),
+    ("GPUs without limits", RAYJOB, "limits: *gpu", "", f"{GROUP}[1].template.spec.containers[0].resources.limits"),
+    ("six fields", SCHEDULE, "0 2 1 * *", "0 0 2 1 * *", "spec.schedule"),
+    ("negative backoff", RAYJOB, "backoffLimit: 2", "backoffLimit: -1", "spec.backoffLimit"),
+    ("another Ray", RAYJOB, "rayVersion: 2.60.0", "rayVersion: 2.59.0", "spec.rayClusterSpec.rayVersion"),
+    ("refused by CEL", RAYJOB, "{jobStatus: FAILED,", "{jobDeploymentStatus: Failed, jobStatus: FAILED,", ".condition"),
+]
+
+
+@pytest.mark.parametrize(("file", "right", "wrong", "field"), [m[1:] for m in MISTAKES], ids=[m[0] for m in MISTAKES])
+def test_a_mistake_is_found_and_named_by_file_and_field(
+    file: str, right: str, wrong: str, field: str, kubectl: Path, definitions: Definitions, tmp_path: Path
+) -> None:
+    overlay = "dev" if "dev" in file else "production"
+    root = with_components(ROOT, overlay, (), tmp_path / "repository")
+    text = (root / file).read_text()
+    assert right in text
+    (root / file).write_text(text.replace(right, wrong))
+    found = findings(render(kubectl, root, overlay, tmp_path), definitions)
+    assert any(file in finding and field in finding for finding in found), found
+
+
+def test_the_clusters_settings_fit_its_manifests(kubectl: Path, tmp_path: Path) -> None:
+    settings = load_settings(ROOT / "configs/cluster.yaml").settings
+    assert settings.cluster.overlay == "production"
+    documents = render(kubectl, ROOT, settings.cluster.overlay, tmp_path)
+    cluster = only(documents, "RayJob").body["spec"]["rayClusterSpec"]
+    groups = {group["groupName"]: group for group in cluster["workerGroupSpecs"]}
+    gpu = groups["gpu"]["template"]["spec"]["containers"][0]["resources"]["limits"]
+    held = {"CPU": gpu["cpu"], "GPU": gpu["nvidia.com/gpu"], "memory": gpu["memory"]}
+    assert settings.train.use_gpu
+    assert dict(settings.train.resources_per_worker) == {name: quantity(value) for name, value in held.items()}
+    assert settings.train.workers <= groups["gpu"]["maxReplicas"]
+    assert "nvidia.com/gpu" not in groups["cpu"]["template"]["spec"]["containers"][0]["resources"]["limits"]
+    assert settings.cluster.autoscaling == cluster["enableInTreeAutoscaling"]
+    assert settings.cluster.wait_s <= only(documents, "RayJob").body["spec"]["activeDeadlineSeconds"]
+    service = only(documents, "Service", "mlflow")
+    address = f"{service.name}.{service.namespace}.svc.cluster.local:{service.body['spec']['ports'][0]['port']}"
+    assert settings.registry.uri == f"http://{address}"
+    arguments = only(documents, "Deployment", "mlflow").body["spec"]["template"]["spec"]["containers"][0]["args"]
+    assert any(argument.startswith("--allowed-hosts=") and address in argument for argument in arguments)
+    for pod in pods(only(documents, "RayJob")):
+        if "submitter" not in pod.field:
+            (container,) = pod.spec["containers"]
+            claims = {v["name"] for v in pod.spec["volumes"] if "persistentVolumeClaim" in v}
+            shared = [mount["mountPath"] for mount in container["volumeMounts"] if mount["name"] in claims]
+            assert shared == [settings.storage.root]
+            assert settings.data.path.startswith(f"{settings.storage.root}/")
+
+
+def test_what_a_small_cluster_sets_otherwise_is_valid(kubectl: Path, tmp_path: Path) -> None:
+    job = only(render(kubectl, ROOT, "dev", tmp_path), "RayJob").body["spec"]
+    words = shlex.split(job["entrypoint"])
+    overrides = [words[index + 1] for index, word in enumerate(words) if word == "--set"]
+    settings = load_settings(ROOT / words[words.index("-c") + 1], overrides).settings
+    (group,) = job["rayClusterSpec"]["workerGroupSpecs"]
+    limits = group["template"]["spec"]["containers"][0]["resources"]["limits"]
+    assert settings.train.resources_per_worker["CPU"] <= quantity(limits["cpu"])
+    assert not settings.train.use_gpu
+    assert not settings.cluster.autoscaling
+
+
+def test_the_interactive_cluster_and_the_cron_job_are_the_runs(kubectl: Path, tmp_path: Path) -> None:
+    root = with_components(ROOT, "production", ("raycronjob",), tmp_path / "repository")
+    documents = render(kubectl, root, "production", tmp_path)
+    job = only(documents, "RayJob").body["spec"]
+    assert only(documents, "RayCluster").body["spec"] == job["rayClusterSpec"]
+    repeated = only(documents, "RayCronJob").body["spec"]
+    schedule = only(documents, "CronJob").body["spec"]
+    assert repeated["jobTemplate"] == job
+    assert (repeated["schedule"], repeated["timeZone"]) == (schedule["schedule"], schedule["timeZone"])
+    assert schedule["suspend"]
+
+
+@pytest.mark.parametrize("overlay", ["dev", "production", "openshift"])
+def test_all_pods_of_an_overlay_run_one_image(overlay: str, kubectl: Path, tmp_path: Path) -> None:
+    documents = render(kubectl, ROOT, overlay, tmp_path)
+    (image,) = {container["image"] for d in documents for pod in pods(d) for _, container in pod.containers()}
+    (submit,) = only(documents, "CronJob").body["spec"]["jobTemplate"]["spec"]["template"]["spec"]["containers"]
+    assert {"name": "FRAUD_RAY_IMAGE", "value": image} in submit["env"]
+    if overlay != "dev":
+        assert image.endswith("@sha256:" + 64 * "0"), "the digest is filled in by who deploys, not committed"
+
+
+def test_on_openshift_no_pod_asks_for_a_user_or_a_group(kubectl: Path, tmp_path: Path) -> None:
+    root = with_components(ROOT, "openshift", ("tensorboard",), tmp_path / "repository")
+    documents = render(kubectl, root, "openshift", tmp_path)
+    contexts = [pod.spec["securityContext"] for d in documents for pod in pods(d)]
+    assert contexts
+    assert not any({"fsGroup", "runAsUser", "runAsGroup"} & set(context) for context in contexts)
+
+
+def test_kueue_and_the_rule_that_deletes_are_never_together(kubectl: Path, tmp_path: Path) -> None:
+    root = with_components(ROOT, "production", ("kueue",), tmp_path / "repository")
+    job = only(render(kubectl, root, "production", tmp_path), "RayJob").body
+    assert at(job, "spec.deletionStrategy") is None
+    assert job["spec"]["suspend"] and job["spec"]["shutdownAfterJobFinishes"]
+    assert len(job["spec"]["rayClusterSpec"]["workerGroupSpecs"]) <= 7
+
+
+def test_the_guide_names_every_object_that_it_asks_for() -> None:
+    guide = (ROOT / "cluster/README.md").read_text()
+    assert [name for name in sorted(EXTERNAL) if f"`{name.partition('/')[2]}`" not in guide] == []
+
+
+def test_image_lock_and_manifests_agree_on_ray_and_python() -> None:
+    dockerfile = (ROOT / "cluster/image/Dockerfile").read_text()
+    base = re.search(r"^FROM rayproject/ray:(\S+)-py(\d)(\d+)-\$\{VARIANT\}$", dockerfile, re.MULTILINE)
+    assert base is not None
+    ray, major, minor = base.groups()
+    lock = (ROOT / "requirements.lock").read_text()
+    assert re.search(rf"^ray(\[.*\])?=={re.escape(ray)}\b", lock, re.MULTILINE)
+    assert ray == RAY_VERSION
+    requires = re.search(r'requires-python = ">=(\S+?),', (ROOT / "pyproject.toml").read_text())
+    assert requires is not None
+    assert requires.group(1) == f"{major}.{minor}"
+    # Ray's images and torch's wheels name a CUDA release alike, so one argument picks both.
+    assert "https://download.pytorch.org/whl/${VARIANT}" in dockerfile

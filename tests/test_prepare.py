@@ -1,0 +1,247 @@
+"""Preparing: encoders fitted on fit rows, both sides encoded and stored once, and found again."""
+
+from __future__ import annotations
+
+import hashlib
+from datetime import date, timedelta
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
+import pytest
+
+from fraud_ray import rows
+from fraud_ray.data.contract import validate
+from fraud_ray.data.folds import Folds, plan_folds
+from fraud_ray.data.prepare import Prepared, feature_columns, prepare
+from fraud_ray.data.source import Source, open_source
+from fraud_ray.errors import DataError
+from fraud_ray.model.encoder import Encoder, Statistics
+from fraud_ray.settings import Settings
+from fraud_ray.storage import Storage
+from tests.cards import COLUMNS, card_settings, days, opened, write_days, write_partition
+
+BY_TIME = {"fit_days": 4, "delay_days": 1, "holdout_days": 2, "selection_shift_days": [2]}
+FEW = {"min_category_rows": 2}
+
+
+def quiet(done: float, total: float, text: str) -> None:
+    return None
+
+
+def planned(root: Path, **sections: Any) -> tuple[Settings, Source, Folds]:
+    settings, source, census = opened(root, **{"folds": BY_TIME, "prepare": FEW} | sections)
+    return settings, source, plan_folds(source, census, settings.data, settings.folds)
+
+
+def prepared(root: Path, storage: Storage, **sections: Any) -> Prepared:
+    settings, source, folds = planned(root, **sections)
+    return prepare(source, folds, settings, storage, quiet)
+
+
+@pytest.fixture
+def storage(tmp_path) -> Storage:
+    return Storage.at(str(tmp_path / "root"))
+
+
+def of_days(tables: list[pa.Table], first: date, last: date) -> pa.Table:
+    whole = pa.concat_tables(tables)
+    stamps = whole["timestamp"].to_numpy()
+    return whole.filter((stamps >= np.datetime64(first)) & (stamps < np.datetime64(last + timedelta(days=1))))
+
+
+def test_each_fold_has_the_encoder_of_its_own_fit_rows_and_both_sides_in_order(tmp_path, storage, ray_session):
+    tables = write_days(tmp_path / "data", 12)
+    settings, source, folds = planned(tmp_path / "data", decision={"slices": ["category"]})
+    result = prepare(source, folds, settings, storage, quiet)
+    assert not result.cached
+    columns = feature_columns(settings.data, settings.prepare)
+    for fold, plan in zip((*result.selection, result.final), folds.all, strict=True):
+        assert (fold.name, fold.span) == (plan.name, plan.span)
+        fit = of_days(tables, plan.fit.first, plan.fit.last)
+        daily = [Statistics.of(of_days(tables, d, d), columns) for d in days(4, plan.fit.first)]
+        assert fold.encoder == Encoder.fit(columns, Statistics.merge(daily), min_category_rows=2)
+        for side, expected in (("fit", fit), ("holdout", of_days(tables, plan.holdout.first, plan.holdout.last))):
+            got = rows.load(storage, getattr(fold, side), with_roles=True)
+            features, codes = fold.encoder.apply(expected)
+            np.testing.assert_array_equal(got.features, features)
+            np.testing.assert_array_equal(got.codes, codes)
+            np.testing.assert_array_equal(got.label, expected["is_fraud"].to_numpy())
+            if side == "fit":
+                assert not got.roles
+                assert not got.slices
+                continue
+            names = {"id": "transaction_id", "timestamp": "timestamp", "entity": "card", "amount": "amount"}
+            for role, name in (names | {"true_probability": "probability"}).items():
+                np.testing.assert_array_equal(got.roles[role], expected[name].to_numpy())
+            assert got.slices["category"].tolist() == [c or "" for c in expected["category"].to_pylist()]
+
+
+def test_a_partition_becomes_one_part_of_each_side_and_the_part_tells_what_is_in_it(tmp_path, storage, ray_session):
+    write_days(tmp_path / "data", 12)
+    result = prepared(tmp_path / "data", storage)
+    assert [part.key for part in result.final.holdout.parts] == [
+        f"prepared/{result.key}/final/holdout/part-{i:05d}.arrow" for i in (10, 11)
+    ]
+    for part in (*result.final.fit.parts, *result.final.holdout.parts):
+        content = storage.get(part.key)
+        table = rows.read_part(storage, part)
+        assert (part.size, part.sha256) == (len(content), hashlib.sha256(content).hexdigest())
+        assert (part.rows, part.frauds) == (table.num_rows, pc.sum(table["label"]).as_py())
+
+
+@pytest.mark.parametrize("kind", ["entity", "stratified"])
+def test_sides_that_share_partitions_get_their_rows_of_each(kind, tmp_path, storage, ray_session):
+    tables = write_days(tmp_path / "data", 4, rows=200)
+    folds = {"kind": kind, "holdout_share": 0.25, "selection_folds": 2, "max_fit_rows": 300}
+    result = prepared(tmp_path / "data", storage, folds=folds)
+    everything = pa.concat_tables(tables)
+    by_id = dict(zip(everything["transaction_id"].to_pylist(), range(800), strict=True))
+    held_out: set[int] = set()
+    for fold in (*result.selection, result.final):
+        holdout = rows.load(storage, fold.holdout, with_roles=True)
+        positions = [by_id[i] for i in holdout.roles["id"].tolist()]
+        assert positions == sorted(positions)
+        expected = everything.take(positions)
+        np.testing.assert_array_equal(holdout.features, fold.encoder.apply(expected)[0])
+        np.testing.assert_array_equal(holdout.label, expected["is_fraud"].to_numpy())
+        assert not held_out & set(positions)
+        held_out |= set(positions)
+        assert fold.fit.rows == 300
+
+
+def test_the_same_again_is_found_and_other_settings_or_data_are_not(tmp_path, storage, ray_session):
+    write_days(tmp_path / "data", 12)
+    first = prepared(tmp_path / "data", storage)
+    again = prepared(tmp_path / "data", storage)
+    assert again.cached
+    assert (again.key, again.selection, again.final) == (first.key, first.selection, first.final)
+    others = [
+        prepared(tmp_path / "data", storage, train={"epochs": 3}),
+        prepared(tmp_path / "data", storage, prepare={"min_category_rows": 3}),
+        prepared(tmp_path / "data", storage, folds=BY_TIME | {"max_fit_rows": 100}),
+        prepared(tmp_path / "data", storage, decision={"slices": ["category"]}),
+    ]
+    write_days(tmp_path / "data", 12, seed=1)
+    others.append(prepared(tmp_path / "data", storage))
+    assert [other.cached for other in others] == [True, False, False, False, False]
+    assert len({first.key, *(other.key for other in others)}) == 5
+
+
+@pytest.mark.parametrize("damage", ["part missing", "part cut", "manifest missing", "manifest cut"])
+def test_a_damaged_entry_is_prepared_anew(damage, tmp_path, storage, ray_session):
+    write_days(tmp_path / "data", 12)
+    first = prepared(tmp_path / "data", storage)
+    victim, how = damage.split()
+    key = first.final.fit.parts[1].key if victim == "part" else f"prepared/{first.key}/manifest.json"
+    if how == "missing":
+        storage.delete([key])
+    else:
+        storage.put(key, storage.get(key)[:100])
+    again = prepared(tmp_path / "data", storage)
+    assert not again.cached
+    assert again.final == first.final
+    assert prepared(tmp_path / "data", storage).cached
+
+
+def test_partitions_outside_of_all_folds_are_not_read(tmp_path, storage, ray_session):
+    write_days(tmp_path / "data", 12)
+    settings, source, folds = planned(tmp_path / "data")
+    for day in days(12):
+        inside = any(side.first <= day <= side.last for fold in folds.all for side in (fold.fit, fold.holdout))
+        if not inside:
+            (tmp_path / "data" / f"date={day}" / "part-0.parquet").unlink()
+    assert len(list((tmp_path / "data").rglob("*.parquet"))) == 9
+    assert prepare(source, folds, settings, storage, quiet).final.fit.rows == 240
+
+
+def test_progress_counts_the_rows_of_both_passes(tmp_path, storage, ray_session):
+    write_days(tmp_path / "data", 12)
+    settings, source, folds = planned(tmp_path / "data")
+    told = []
+    prepare(source, folds, settings, storage, lambda done, total, text: told.append((done, total, text)))
+    fit_days, all_days = 6, 9
+    assert told[-1] == ((fit_days + all_days) * 60, (fit_days + all_days) * 60, "encode")
+    assert [text for _, _, text in told] == ["fit"] * fit_days + ["encode"] * all_days
+
+
+def test_entities_of_any_type_and_missing_ones_are_carried(tmp_path, storage, ray_session):
+    for day, table in zip(days(12), write_days(tmp_path / "data", 12), strict=True):
+        cards = pc.if_else(pc.less(table["card"], 3), None, table["card"]).cast(pa.int32())
+        ids = pc.binary_join_element_wise("t", table["transaction_id"].cast(pa.string()), "-").dictionary_encode()
+        changed = table.set_column(2, "card", cards).set_column(0, "transaction_id", ids)
+        write_partition(tmp_path / "data", f"date={day}/part-0.parquet", changed)
+    columns = COLUMNS | {"card": {"kind": "entity", "nulls": True}}
+    settings = card_settings(tmp_path / "data", columns, folds=BY_TIME)
+    source = open_source(settings.data)
+    folds = plan_folds(source, validate(source, settings.data, quiet), settings.data, settings.folds)
+    result = prepare(source, folds, settings, storage, quiet)
+    roles = rows.load(storage, result.final.holdout, with_roles=True).roles
+    assert {"", "3"} <= set(roles["entity"]) <= {"", *map(str, range(3, 40))}
+    assert all(name.startswith("t-") for name in roles["id"])
+
+
+def test_a_removal_that_leaves_no_fraud_is_refused_before_anything_is_stored(tmp_path, storage, ray_session):
+    for day, table in zip(days(12), write_days(tmp_path / "data", 12), strict=True):
+        everywhere = pa.array(np.where(table["is_fraud"].to_numpy() == 1, 0, table["card"].to_numpy() + 1))
+        write_partition(tmp_path / "data", f"date={day}/part-0.parquet", table.set_column(2, "card", everywhere))
+    with pytest.raises(DataError, match=r"fold 'final' .* its holdout side has \d+ rows and 0 frauds"):
+        prepared(tmp_path / "data", storage, folds=BY_TIME | {"remove_compromised": True})
+    assert storage.keys("prepared") == []
+
+
+def test_limits_hold_after_the_removal(tmp_path, storage, ray_session):
+    write_days(tmp_path / "data", 12, rows=100, cards=1_000)
+    free = prepared(tmp_path / "data", storage, folds=BY_TIME | {"remove_compromised": True})
+    assert 60 < free.final.holdout.rows < 200
+    limits = {"remove_compromised": True, "max_holdout_rows": 60, "max_fit_rows": 90}
+    limited = prepared(tmp_path / "data", storage, folds=BY_TIME | limits)
+    assert (limited.final.holdout.rows, limited.final.fit.rows) == (60, 90)
+
+
+def test_the_handbooks_final_fold_has_the_books_rows(handbook, storage, ray_session):
+    columns = {
+        "TX_AMOUNT": {"kind": "amount", "min": 0},
+        "TERMINAL_ID_RISK_7DAY_WINDOW": {"kind": "numeric"},
+        "TX_DURING_NIGHT": {"kind": "boolean"},
+        "TX_FRAUD": {"kind": "label"},
+        "TX_DATETIME": {"kind": "timestamp"},
+        "CUSTOMER_ID": {"kind": "entity"},
+        "TRANSACTION_ID": {"kind": "id"},
+    }
+    folds = {
+        "start": "2018-07-25",
+        "fit_days": 7,
+        "delay_days": 7,
+        "holdout_days": 7,
+        "selection_shift_days": [28, 35],
+        "remove_compromised": True,
+    }
+    settings = card_settings(handbook / "features", columns, folds=folds)
+    source = open_source(settings.data)
+    plan = plan_folds(source, validate(source, settings.data, quiet), settings.data, settings.folds)
+    result = prepare(source, plan, settings, storage, quiet)
+
+    frame = pd.read_parquet(handbook / "features", columns=["TRANSACTION_ID", "TX_DATETIME", "CUSTOMER_ID", "TX_FRAUD"])
+    day = frame.TX_DATETIME.dt.normalize()
+    for fold, start in zip((*result.selection, result.final), ("2018-06-27", "2018-06-20", "2018-07-25"), strict=True):
+        begin = pd.Timestamp(start)
+        fit = frame[(day >= begin) & (day < begin + pd.Timedelta(days=7))]
+        known = set(fit[fit.TX_FRAUD == 1].CUSTOMER_ID)
+        remaining = []
+        for i in range(7):
+            new = frame[(day == begin + pd.Timedelta(days=6 + i)) & (frame.TX_FRAUD == 1)]
+            known |= set(new.CUSTOMER_ID)
+            held_out = frame[day == begin + pd.Timedelta(days=14 + i)]
+            remaining.append(held_out[~held_out.CUSTOMER_ID.isin(known)])
+        holdout = pd.concat(remaining)
+        assert (fold.fit.rows, fold.fit.frauds) == (len(fit), fit.TX_FRAUD.sum())
+        got = rows.load(storage, fold.holdout, with_roles=True)
+        assert sorted(got.roles["id"].tolist()) == sorted(holdout.TRANSACTION_ID)
+        assert got.label.sum() == holdout.TX_FRAUD.sum()
+    # As printed in the handbook's chapter 3, "Baseline fraud detection system".
+    assert (result.final.fit.rows, result.final.fit.frauds) == (67_240, 598)
+    assert (result.final.holdout.rows, result.final.holdout.frauds) == (58_264, 385)

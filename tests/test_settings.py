@@ -1,0 +1,171 @@
+"""Settings: what is refused and how it says so, what overrides do, what makes two runs the same."""
+
+from __future__ import annotations
+
+import json
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from pydantic import ValidationError
+
+from fraud_ray.errors import EXIT_SETTINGS, SettingsError
+from fraud_ray.settings import Loaded, Settings, load_settings, parse_settings, reference, settings_hash
+
+RAW: dict[str, Any] = {
+    "data": {
+        "path": "/data",
+        "columns": {
+            "is_fraud": {"kind": "label"},
+            "amount": {"kind": "amount"},
+            "at": {"kind": "timestamp"},
+            "category": {"kind": "categorical"},
+        },
+    },
+    "storage": {"root": "/runs"},
+}
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Path:
+    path = tmp_path / "bank.yaml"
+    path.write_text(yaml.safe_dump(RAW))
+    return path
+
+
+def load(config: Path, *overrides: str) -> Loaded:
+    return load_settings(config, overrides)
+
+
+REFUSED = {
+    "train.epohcs=3": "train.epohcs is no setting; did you mean 'epochs'?",
+    "trian.epochs=3": "trian is no setting; did you mean 'train'?",
+    "data.columns.amount.knd=amount": "data.columns.amount.knd is no setting; did you mean 'kind'?",
+    "train.epochs=0": "train.epochs should be greater than 0 (given: 0)",
+    "train.hidden_sizes=4": "train.hidden_sizes should be a list (given: 4)",
+    "train=3": "train should be a mapping (given: 3)",
+    "train.positive_weight=many": "train.positive_weight should be a number above 0 or 'balanced' (given: 'many')",
+    "train.resources_per_worker={CPU: -1}": "train.resources_per_worker.CPU should be greater than 0 (given: -1)",
+    "decision.threshold=2": "decision.threshold should be less than or equal to 1 (given: 2)",
+    "decision.threshold=best": "decision.threshold should be max_f1, a probability, {recall_at_precision: …} "
+    "or {alerts_per_day: …} (given: 'best')",
+    "decision.threshold={recall_at_precision: 3}": "decision.threshold.recall_at_precision should be less than 1",
+    "search.space.learning_rate=5": "search.space.learning_rate should be a list of values or {low: …",
+    "search.space.learning_rate=[-1]": "search.space.learning_rate: -1 should be greater than 0",
+    "search.space.droput=[0.1]": "search.space.droput: train has no such setting; did you mean 'dropout'?",
+    "search.space.workers=[1, 2]": "search.space.workers changes where training runs",
+    "search.space.dropout={low: 0.1, high: 0.5}": "search.space.dropout is a range, which a grid cannot enumerate",
+    "run.name=a/b": "run.name: 'a/b' must begin with a letter or digit",
+    "folds.kind=entity": "folds.kind: entity needs a column of kind 'entity'",
+    "storage.root=s3://bucket/x": "storage.root is s3://bucket/x, where no sqlite can lie; name a tracking server",
+    "gate.min_f1": "write it as --set section.key=VALUE",
+}
+
+
+@pytest.mark.parametrize(("override", "message"), REFUSED.items())
+def test_a_bad_setting_is_one_line_that_names_its_key(config: Path, override: str, message: str) -> None:
+    with pytest.raises(SettingsError) as fault:
+        load(config, override)
+    assert message in str(fault.value)
+    assert len(str(fault.value).splitlines()) == 1
+    assert fault.value.exit_code == EXIT_SETTINGS
+
+
+def test_an_override_below_a_value_is_refused(config: Path) -> None:
+    with pytest.raises(SettingsError, match=r"train\.epochs is a value, it has no keys below it"):
+        load(config, "train.epochs=3", "train.epochs.more=1")
+
+
+def test_every_bad_setting_is_told_at_once(config: Path) -> None:
+    with pytest.raises(SettingsError) as fault:
+        load(config, "train.epochs=0", "gate.min_f1=7", "serach={}")
+    assert [line.split(": ", 1)[1].split()[0] for line in str(fault.value).splitlines()] == [
+        "train.epochs",
+        "gate.min_f1",
+        "serach",
+    ]
+
+
+def test_a_missing_or_unreadable_file_is_a_settings_error(tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match="no configuration file at"):
+        load(tmp_path / "none.yaml")
+    broken = tmp_path / "broken.yaml"
+    broken.write_text("data: [")
+    with pytest.raises(SettingsError, match="is not valid YAML"):
+        load(broken)
+    broken.write_text("just words")
+    with pytest.raises(SettingsError, match="holds no settings"):
+        load(broken)
+
+
+def test_settings_cannot_be_changed(config: Path) -> None:
+    settings = load(config).settings
+    with pytest.raises(ValidationError):
+        settings.train.epochs = 3  # type: ignore[misc]
+
+
+def test_numbers_in_scientific_notation_are_numbers(config: Path) -> None:
+    settings = load(config, "train.learning_rate=1e-4", "search.space.dropout=[1e-1, 2E-1]").settings
+    assert settings.train.learning_rate == 1e-4
+    assert settings.search.space["dropout"] == (0.1, 0.2)
+
+
+def test_a_hyperparameter_that_is_set_leaves_the_search_space(tmp_path: Path) -> None:
+    config = tmp_path / "c.yaml"
+    config.write_text(yaml.safe_dump({**RAW, "search": {"space": {"learning_rate": [1, 2], "dropout": [0.1]}}}))
+    loaded = load(config, "train.learning_rate=0.5")
+    assert list(loaded.settings.search.space) == ["dropout"]
+    assert loaded.notes == ("learning_rate is set, so it leaves search.space",)
+    both = load(config, "train.learning_rate=0.5", "search.space.learning_rate=[1]")
+    assert set(both.settings.search.space) == {"learning_rate", "dropout"}
+    assert not both.notes
+
+
+def test_memory_may_be_given_in_words(config: Path) -> None:
+    settings = load(config, "train.resources_per_worker={CPU: 2, memory: 32GiB}").settings
+    assert settings.train.resources_per_worker == {"CPU": 2, "memory": 32 * 2**30}
+
+
+def test_the_tracking_uri_defaults_to_sqlite_below_the_root(config: Path) -> None:
+    assert load(config).settings.registry.uri == "sqlite:////runs/mlflow.db"
+    named = load(config, "storage.root=s3://bucket/x", "registry.uri=http://mlflow:5000").settings
+    assert named.registry.uri == "http://mlflow:5000"
+
+
+def test_only_settings_that_change_the_result_make_another_run(config: Path) -> None:
+    plain = load(config).settings
+    same = load(config, "search.concurrency=3", "cluster.cpus=2", "run.name=x", "train.max_failures=9").settings
+    other = load(config, "train.dropout=0.25").settings
+    assert settings_hash(plain) == settings_hash(same) != settings_hash(other)
+    assert {key for key in other.identity() if other.identity()[key] != plain.identity()[key]} == {"train.dropout"}
+
+
+def test_resolved_settings_read_back_as_themselves(config: Path) -> None:
+    settings = load(
+        config,
+        "decision.threshold={alerts_per_day: 100}",
+        "search.algorithm=random",
+        "search.space={dropout: {low: 0.1, high: 0.5}, hidden_sizes: [[8], [16, 8]]}",
+        "train.positive_weight=balanced",
+        "simulate={}",
+    ).settings
+    assert Settings.model_validate(json.loads(json.dumps(settings.resolved()))) == settings
+    assert parse_settings(deepcopy(settings.resolved()), "again") == settings
+
+
+def test_every_setting_has_a_meaning_in_the_reference() -> None:
+    entries = list(reference())
+    assert [entry.key for entry in entries if not entry.meaning] == []
+    assert len({entry.key for entry in entries}) == len(entries)
+    shown = {entry.key: (entry.type, entry.default) for entry in entries}
+    assert shown["train.epochs"] == ("integer > 0", "50")
+    assert shown["folds.holdout_share"] == ("number > 0 and < 1", "0.2")
+    assert shown["decision.threshold"] == ("max_f1, number >= 0 and <= 1 or mapping", "max_f1")
+    assert shown["gate.slices.min"] == ("number >= 0 and <= 1", "required")
+
+
+@pytest.mark.parametrize("path", sorted(Path(__file__).parents[1].glob("configs/*.yaml")), ids=lambda path: path.stem)
+def test_the_configurations_of_the_repository_are_valid(path: Path) -> None:
+    assert load(path).config == path.stem

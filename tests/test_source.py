@@ -1,0 +1,213 @@
+"""Opening a source and reading its partitions."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from datetime import date, datetime
+from decimal import Decimal
+from pathlib import Path
+
+import boto3
+import pyarrow as pa
+import pytest
+
+from fraud_ray.data.source import holds_partitions, open_source, read_partition
+from fraud_ray.errors import DataError
+from fraud_ray.settings import DataSettings
+from tests.cards import FIRST_DAY, card_settings, card_table, write_days, write_partition
+
+
+def source_of(root: Path) -> list[str]:
+    return [partition.shown for partition in open_source(card_settings(root).data).partitions]
+
+
+def test_partitions_come_by_name_and_hidden_ones_are_left_out(tmp_path):
+    for name in ("b.parquet", "date=2024-01-02/a.parquet", "date=2024-01-01/z.parquet"):
+        write_partition(tmp_path, name, card_table())
+    for name in ("_temporary/a.parquet", ".hidden.parquet", "_a.parquet", "date=2024-01-02/.a.parquet"):
+        write_partition(tmp_path, name, card_table())
+    (tmp_path / "_SUCCESS").touch()
+    (tmp_path / "notes.txt").write_text("not data")
+    assert source_of(tmp_path) == ["b.parquet", "date=2024-01-01/z.parquet", "date=2024-01-02/a.parquet"]
+
+
+def test_a_path_holds_partitions_only_where_parquet_lies(tmp_path):
+    data = card_settings(tmp_path / "data").data
+    assert not holds_partitions(data)
+    write_partition(tmp_path / "data", "_temporary/a.parquet", card_table())
+    assert not holds_partitions(data)
+    write_partition(tmp_path / "data", "a.parquet", card_table())
+    assert holds_partitions(data)
+
+
+def test_a_source_counts_rows_from_the_footers_alone(tmp_path):
+    write_days(tmp_path, 3, rows=50)
+    source = open_source(card_settings(tmp_path).data)
+    assert source.rows == 150
+    assert [p.date for p in source.partitions] == [date(2024, 1, 1), date(2024, 1, 2), date(2024, 1, 3)]
+    assert all(p.size == Path(p.path).stat().st_size for p in source.partitions)
+
+
+def test_the_fingerprint_stays_while_the_files_do_and_changes_with_any_of_them(tmp_path):
+    write_days(tmp_path, 3)
+    data = card_settings(tmp_path).data
+    before = open_source(data).fingerprint
+    assert open_source(data).fingerprint == before
+    path = tmp_path / "date=2024-01-02/part-0.parquet"
+    stat = path.stat()
+    write_partition(tmp_path, "date=2024-01-02/part-0.parquet", card_table(date(2024, 1, 2), seed=1))
+    os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    changed = open_source(data).fingerprint
+    assert changed != before
+    path.rename(path.with_name("part-1.parquet"))
+    assert open_source(data).fingerprint not in {before, changed}
+
+
+def test_thousands_of_partitions_are_listed(tmp_path):
+    first = write_partition(tmp_path, "part-0000.parquet", card_table(rows=5))
+    for i in range(1, 2_000):
+        shutil.copy(first, tmp_path / f"part-{i:04d}.parquet")
+    source = open_source(card_settings(tmp_path).data)
+    assert len(source.partitions) == 2_000
+    assert source.rows == 10_000
+
+
+def test_as_of_is_the_newest_hive_date_else_the_newest_timestamp_by_the_footers(tmp_path):
+    write_days(tmp_path / "hive", 4)
+    assert open_source(card_settings(tmp_path / "hive").data).as_of == date(2024, 1, 4)
+    write_partition(tmp_path / "flat", "a.parquet", card_table(date(2024, 2, 28)))
+    write_partition(tmp_path / "flat", "b.parquet", card_table(date(2024, 2, 3)))
+    assert open_source(card_settings(tmp_path / "flat").data).as_of == date(2024, 2, 28)
+
+
+@pytest.mark.parametrize(
+    ("prepare", "says"),
+    [
+        (lambda root: None, "does not exist; set data.path"),
+        (lambda root: root.mkdir(), "holds no parquet files"),
+        (lambda root: write_partition(root, "a.parquet", card_table(rows=0)), "none of its 1 parquet files holds"),
+    ],
+)
+def test_absent_data_is_refused_and_the_message_names_the_path(tmp_path, prepare, says):
+    root = tmp_path / "data"
+    prepare(root)
+    with pytest.raises(DataError, match=says) as fault:
+        open_source(card_settings(root).data)
+    assert str(root) in str(fault.value)
+    assert fault.value.exit_code == 4
+
+
+@pytest.mark.parametrize("content", [b"", b"no parquet at all", b"PAR1" + b"x" * 50 + b"PAR1"])
+def test_every_broken_file_is_named(tmp_path, content):
+    write_partition(tmp_path, "a.parquet", card_table())
+    for name in ("b.parquet", "c.parquet"):
+        (tmp_path / name).write_bytes(content)
+    with pytest.raises(DataError) as fault:
+        open_source(card_settings(tmp_path).data)
+    assert "b.parquet" in str(fault.value)
+    assert "c.parquet" in str(fault.value)
+    assert "a.parquet" not in str(fault.value)
+
+
+def test_hive_keys_become_columns_of_the_declared_kind(tmp_path):
+    write_partition(tmp_path, "region=north%20west/hour=7/day=2024-03-07/a.parquet", pa.table({"is_fraud": [0, 1]}))
+    columns = {
+        "region": {"kind": "categorical"},
+        "hour": {"kind": "numeric"},
+        "day": {"kind": "timestamp"},
+        "is_fraud": {"kind": "label"},
+    }
+    data = card_settings(tmp_path, columns).data
+    source = open_source(data)
+    table = read_partition(source.root, source.partitions[0], data, list(columns))
+    assert table.to_pydict() == {
+        "region": ["north west"] * 2,
+        "hour": [7.0] * 2,
+        "day": [datetime(2024, 3, 7)] * 2,
+        "is_fraud": [0, 1],
+    }
+
+
+STRINGS = pa.array(["a", "b", None])
+DAYS = pa.array([FIRST_DAY, date(2024, 1, 2), None])
+INSTANT = datetime(2024, 1, 1, 12, 30)
+
+
+@pytest.mark.parametrize(
+    ("kind", "written", "read"),
+    [
+        ("categorical", STRINGS.dictionary_encode(), STRINGS),
+        ("categorical", STRINGS.cast(pa.large_string()), STRINGS),
+        ("timestamp", DAYS, DAYS.cast(pa.timestamp("us"))),
+        ("timestamp", DAYS.cast(pa.date64()), DAYS.cast(pa.timestamp("us"))),
+        ("timestamp", pa.array([INSTANT], pa.timestamp("s")), pa.array([INSTANT], pa.timestamp("us"))),
+        ("timestamp", pa.array([INSTANT], pa.timestamp("ns")), pa.array([INSTANT], pa.timestamp("us"))),
+        (
+            "timestamp",
+            pa.array([INSTANT], pa.timestamp("ms", "Europe/Rome")),
+            pa.array([INSTANT], pa.timestamp("us")),
+        ),
+        ("entity", pa.array([1, 2], pa.int32()), pa.array([1, 2], pa.int64())),
+        ("id", pa.array([1, 2], pa.uint16()), pa.array([1, 2], pa.int64())),
+        ("numeric", pa.array([Decimal("1.50"), None]), pa.array([1.5, None])),
+        ("numeric", pa.array([2**60, None]), pa.array([float(2**60), None])),
+        ("numeric", pa.nulls(2), pa.array([None, None], pa.float64())),
+        ("label", pa.array([True, False]), pa.array([1, 0], pa.int8())),
+    ],
+)
+def test_harmless_differences_of_types_vanish_in_reading(tmp_path, kind, written, read):
+    write_partition(tmp_path, "a.parquet", pa.table({"x": written, "y": [0] * len(written)}))
+    other = "numeric" if kind == "label" else "label"
+    data = DataSettings.model_validate(
+        {"path": str(tmp_path), "columns": {"x": {"kind": kind}, "y": {"kind": other}, "z": {"kind": "numeric"}}}
+    )
+    source = open_source(data)
+    column = read_partition(source.root, source.partitions[0], data, ["x"])["x"]
+    assert column.combine_chunks().equals(read)
+
+
+def test_a_file_that_breaks_after_its_footer_is_named_when_it_is_read(tmp_path):
+    path = write_partition(tmp_path, "a.parquet", card_table())
+    content = bytearray(path.read_bytes())
+    content[4:400] = b"\xff" * 396
+    path.write_bytes(content)
+    data = card_settings(tmp_path).data
+    source = open_source(data)
+    with pytest.raises(DataError, match=r"a\.parquet cannot be read"):
+        read_partition(source.root, source.partitions[0], data, list(data.columns))
+
+
+@pytest.fixture
+def bucket(monkeypatch) -> Iterator[str]:
+    from moto.server import ThreadedMotoServer
+
+    server = ThreadedMotoServer(port=0)
+    server.start()
+    host, port = server.get_host_and_port()
+    for name, value in {
+        "AWS_ACCESS_KEY_ID": "test",
+        "AWS_SECRET_ACCESS_KEY": "test",
+        "AWS_REGION": "us-east-1",
+        "AWS_DEFAULT_REGION": "us-east-1",
+        "AWS_ENDPOINT_URL": f"http://{host}:{port}",
+    }.items():
+        monkeypatch.setenv(name, value)
+    boto3.client("s3").create_bucket(Bucket="cards")
+    yield "cards"
+    server.stop()
+
+
+def test_a_bucket_is_a_source_like_a_folder(tmp_path, bucket):
+    [first, second] = write_days(tmp_path, 2)
+    for path in tmp_path.rglob("*.parquet"):
+        boto3.client("s3").upload_file(str(path), bucket, f"monthly/{path.relative_to(tmp_path)}")
+    data = DataSettings.model_validate({**card_settings(tmp_path).data.model_dump(), "path": f"s3://{bucket}/monthly/"})
+    source = open_source(data)
+    assert [p.shown for p in source.partitions] == ["date=2024-01-01/part-0.parquet", "date=2024-01-02/part-0.parquet"]
+    read = [read_partition(source.root, p, data, ["amount"]) for p in source.partitions]
+    assert [t["amount"].to_pylist() for t in read] == [t["amount"].to_pylist() for t in (first, second)]
+    missing = DataSettings.model_validate({**data.model_dump(), "path": f"s3://{bucket}/elsewhere"})
+    with pytest.raises(DataError, match="does not exist"):
+        open_source(missing)
