@@ -112,17 +112,29 @@ def load(storage: Storage, rows: RowSet, with_roles: bool = False) -> Rows:
     return from_tables([read_part(storage, part) for part in rows.parts], with_roles)
 
 
+def with_raw(encoded: pa.Table, raw: pa.Table) -> pa.Table:
+    """A part's table with the feature columns beside it as the partition holds them."""
+    for name in raw.column_names:
+        encoded = encoded.append_column(f"{RAW}{name}", raw[name])
+    return encoded
+
+
 def raw_table(storage: Storage, rows: RowSet) -> pa.Table:
     """The feature columns as the partitions hold them, which holdout parts carry for models with other encoders."""
-    table = pa.concat_tables([read_part(storage, part) for part in rows.parts])
+    # Partitions may differ in harmless ways, such as int32 beside int64.
+    table = pa.concat_tables([read_part(storage, part) for part in rows.parts], promote_options="permissive")
     names = [name for name in table.column_names if name.startswith(RAW)]
     return table.select(names).rename_columns([name.removeprefix(RAW) for name in names])
 
 
 def from_tables(tables: Iterable[pa.Table], with_roles: bool = False) -> Rows:
     """The arrays of tables as `to_table` made them, one after the other."""
-    table = pa.concat_tables(tables)
-    carried = table.column_names if with_roles else []
+    carried_prefixes = ("role:", "slice:") if with_roles else ()
+    needed = ("features", "codes", "label")
+    table = pa.concat_tables(
+        [t.select([c for c in t.column_names if c in needed or c.startswith(carried_prefixes)]) for t in tables]
+    )
+    carried = table.column_names
 
     def named(prefix: str) -> dict[str, Array]:
         return {c.removeprefix(prefix): table[c].to_numpy() for c in carried if c.startswith(prefix)}

@@ -75,7 +75,7 @@ class Outcome:
 
 @dataclass(frozen=True)
 class RunRecord:
-    """A run as `runs list` shows it. state: an outcome's status, `running`, or `interrupted`."""
+    """A run as `runs list` shows it. state: an outcome's status, `running`, or `unfinished`."""
 
     name: str
     folder: str
@@ -225,7 +225,7 @@ def read_run(storage: Storage, name: str) -> RunRecord:
     return RunRecord(
         name=name,
         folder=storage.path(_folder(name)),
-        state=outcome.status if outcome else "running" if holder else "interrupted",
+        state=outcome.status if outcome else "running" if holder else "unfinished",
         config=record["config"],
         created=record["created"],
         record=record,

@@ -116,8 +116,9 @@ class Stages:
             found = self.run.once("search", compute, SearchOutcome.to_json, SearchOutcome.from_json)
             best = found.best
             chosen = ", ".join(f"{name} {value}" for name, value in best.hyperparameters.items()) or "settings as given"
+            kept = f", {found.reused} kept" if found.reused else ""
             stage.say(
-                f"{_counted(len(found.trials), 'trial')}{f', {found.reused} kept' if found.reused else ''}; best: {chosen}, "
+                f"{_counted(len(found.trials), 'trial')}{kept}; best: {chosen}, "
                 f"selection AP {best.average_precision:.4f} at epoch {best.best_epoch}"
             )
             return found
@@ -133,9 +134,9 @@ class Stages:
                 lambda _: load_fitted(self.storage, folder),
             )
             last = fitted.curve[-1]
-            device = "GPU" if train.use_gpu else "CPU"
+            ranks = f"{_counted(train.workers, 'rank')} ({'GPU' if train.use_gpu else 'CPU'})"
             stage.say(
-                f"{_counted(len(fitted.curve), 'epoch')} on {_counted(train.workers, 'rank')} ({device}), loss {last['loss']:.4f}, "
+                f"{_counted(len(fitted.curve), 'epoch')} on {ranks}, loss {last['loss']:.4f}, "
                 f"{last['rows_per_second']:,.0f} rows/s"
             )
             return fitted

@@ -226,7 +226,7 @@ def test_run_prints_figures_checks_version_and_what_to_type_next(config: Path, m
         "/store/runs/march",
         "0:01:01",
         "leaves search.space",
-        f"fraud-ray ui -c {config} --set train.epochs=3",
+        f"fraud-ray ui -c {config} # MLflow",
     ):
         assert text in shown
 
@@ -331,7 +331,7 @@ def test_a_signal_releases_the_lease_and_leaves_the_run_resumable(
     assert "goes on from here" in told
     assert "Traceback" not in told
     (run,) = list_runs(storage_of(config))
-    assert (run.state, run.stages) == ("interrupted", ("prepare",))
+    assert (run.state, run.stages) == ("unfinished", ("prepare",))
     assert (storage_of(config).get_json("runs/march/lease/000001.json") or {})["released"]
 
 

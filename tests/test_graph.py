@@ -93,9 +93,8 @@ def test_the_graph_gives_the_trainers_probabilities_on_any_row(
     bundle: Bundle, scorer: GraphScorer, rows: list[tuple[object, ...]]
 ) -> None:
     kinds = [pa.float64(), pa.float64(), pa.bool_(), pa.string(), pa.string()]
-    data = pa.table(
-        {c.name: pa.array(values, kind) for c, values, kind in zip(COLUMNS, zip(*rows, strict=True), kinds, strict=True)}
-    )
+    columns = zip(COLUMNS, zip(*rows, strict=True), kinds, strict=True)
+    data = pa.table({column.name: pa.array(values, kind) for column, values, kind in columns})
     with np.errstate(all="ignore"):
         expected = trainer_probabilities(bundle, data)
     assert np.isfinite(expected).all()

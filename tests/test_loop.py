@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import io
+import itertools
 from typing import Any
 
 import numpy as np
@@ -109,7 +110,7 @@ def test_learning_rate_warms_up_to_its_peak_and_falls_to_zero() -> None:
     assert factors[0] == pytest.approx(0.1)
     assert max(factors) == factors[10] == pytest.approx(1.0)
     assert factors[100] == pytest.approx(0.0, abs=1e-9)
-    assert all(a >= b for a, b in zip(factors[10:], factors[11:], strict=False))
+    assert all(a >= b for a, b in itertools.pairwise(factors[10:]))
     assert rate_factor(99, 100, "constant", 0.0) == 1.0
 
 

@@ -128,7 +128,7 @@ def test_runs_are_listed_with_their_state(storage: Storage) -> None:
         pass
     with open_run(loaded("three"), storage, FINGERPRINT):
         states = {run.name: run.state for run in list_runs(storage)}
-    assert states == {"one": "registered", "two": "interrupted", "three": "running"}
+    assert states == {"one": "registered", "two": "unfinished", "three": "running"}
     with pytest.raises(SettingsError, match=r"no run 'four' .* there are: one, three, two"):
         read_run(storage, "four")
 

@@ -24,27 +24,23 @@ _AGAIN = "a run goes on from here with the same command"
 _LONGEST_LINE = 500
 
 
-class Terminated(BaseException):
-    """SIGTERM, as an exception: so that leases are released, and servers and Ray ended, on the way out."""
-
-
 class Commands(TyperGroup):
     """The group of all commands; ends the process as this module says."""
 
     def invoke(self, ctx: Any) -> Any:
-        try:
-            with _sigterm_raises():
+        with _interrupted_by_sigterm() as terminated:
+            try:
                 return super().invoke(ctx)
-        except FraudRayError as fault:
-            raise _failed(_message(fault), _own(fault).exit_code) from fault
-        except KeyboardInterrupt as fault:
-            raise _ended(Text(f"interrupted; {_AGAIN}"), EXIT_INTERRUPTED) from fault
-        except Terminated as fault:
-            raise _ended(Text(f"terminated; {_AGAIN}"), EXIT_TERMINATED) from fault
-        except (typer.Exit, typer.Abort, typer.TyperException, BrokenPipeError):
-            raise
-        except Exception as fault:
-            raise _failed(f"{_message(fault)}\n{_trace(ctx)}", EXIT_FAULT) from fault
+            except (Exception, KeyboardInterrupt) as fault:
+                if terminated.is_set():
+                    raise _ended(Text(f"terminated; {_AGAIN}"), EXIT_TERMINATED) from fault
+                if isinstance(fault, KeyboardInterrupt):
+                    raise _ended(Text(f"interrupted; {_AGAIN}"), EXIT_INTERRUPTED) from fault
+                if isinstance(fault, FraudRayError):
+                    raise _failed(_message(fault), _own(fault).exit_code) from fault
+                if isinstance(fault, typer.Exit | typer.Abort | typer.TyperException | BrokenPipeError):
+                    raise
+                raise _failed(f"{_message(fault)}\n{_trace(ctx)}", EXIT_FAULT) from fault
 
 
 def _failed(message: str, exit_code: int) -> typer.Exit:
@@ -81,18 +77,24 @@ def _trace(ctx: Any) -> str:
 
 
 @contextmanager
-def _sigterm_raises() -> Iterator[None]:
-    """Raises Terminated in the main thread at the first SIGTERM; later ones do not disturb the way out."""
+def _interrupted_by_sigterm() -> Iterator[threading.Event]:
+    """Makes the first SIGTERM a KeyboardInterrupt, so that leases are released, and servers and Ray ended, on the way
+    out, which later ones do not disturb; the event tells it from Ctrl-C.
+
+    KeyboardInterrupt, because Ray's waiting calls lose every other exception that a signal handler raises.
+    """
+    terminated = threading.Event()
     if threading.current_thread() is not threading.main_thread():
-        yield
+        yield terminated
         return
 
-    def end(number: int, frame: object) -> None:
+    def interrupt(number: int, frame: object) -> None:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
-        raise Terminated
+        terminated.set()
+        raise KeyboardInterrupt
 
-    before = signal.signal(signal.SIGTERM, end)
+    before = signal.signal(signal.SIGTERM, interrupt)
     try:
-        yield
+        yield terminated
     finally:
         signal.signal(signal.SIGTERM, before)

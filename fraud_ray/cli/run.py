@@ -55,25 +55,24 @@ def run(
         typer.echo(json.dumps(outcome.to_json(), indent=1))
     else:
         print_outcome(outcome)
-        _print_next(outcome, _options(config, overrides), named=name)
+        typer.echo("\nNext:")
+        for purpose, command in _next(outcome, config, overrides or [], name):
+            typer.echo(f"  {shlex.join(['fraud-ray', *command])}  # {purpose}")
     raise typer.Exit(outcome.exit_code)
 
 
-def _print_next(outcome: Outcome, options: str, named: str | None) -> None:
+def _next(outcome: Outcome, config: Path, overrides: list[str], name: str | None) -> list[tuple[str, list[str]]]:
+    """The commands worth typing after this outcome, each with its purpose."""
     if outcome.status.startswith("stopped"):
-        name = f" --name {shlex.quote(named)}" if named else ""
-        shown = {f"fraud-ray run {options}{name}": "go on from here"}
-    else:
-        shown = {
-            f"fraud-ray runs show {shlex.quote(outcome.name)} {options}": "its settings and figures again",
-            f"fraud-ray ui {options}": "MLflow: every trial, and the registered model",
-            f"fraud-ray ui --tensorboard {options}": "the trials' curves",
-        }
-    width = max(map(len, shown))
-    typer.echo("\nNext:")
-    for command, purpose in shown.items():
-        typer.echo(f"  {command:<{width}}  # {purpose}")
+        named = ["--name", name] if name else []
+        return [("go on from here", ["run", *_options(config, overrides), *named])]
+    where = _options(config, [o for o in overrides if o.startswith(("storage.", "registry."))])
+    return [
+        ("its settings and figures again", ["runs", "show", outcome.name, *where]),
+        ("MLflow: every trial, and the registered model", ["ui", *where]),
+        ("the trials' curves", ["ui", "--tensorboard", *where]),
+    ]
 
 
-def _options(config: Path, overrides: list[str] | None) -> str:
-    return shlex.join(["-c", str(config), *(word for override in overrides or () for word in ("--set", override))])
+def _options(config: Path, overrides: list[str]) -> list[str]:
+    return ["-c", str(config), *(word for override in overrides for word in ("--set", override))]

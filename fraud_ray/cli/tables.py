@@ -129,11 +129,13 @@ def _metrics_table(evaluation: Mapping[str, Any]) -> Table:
 
 
 def _gate_table(gate: Mapping[str, Any]) -> Table:
-    table = _table("Gate check", "Value", "Bound", "", "Note", right={"Value"})
+    has_notes = any(check["note"] for check in gate["checks"])
+    table = _table("Gate check", "Value", "Bound", "Result", *(["Note"] if has_notes else []), right={"Value"})
     for check in gate["checks"]:
         bound = "" if check["bound"] is None else f"{check['comparison']} {_number(check['bound'])}"
         passed = Text("passed", "green") if check["passed"] else Text("failed", "bold red")
-        table.add_row(check["name"], _number(check["value"]), bound, passed, check.get("note", ""))
+        note = [check["note"]] if has_notes else []
+        table.add_row(check["name"], _number(check["value"]), bound, passed, *note)
     return table
 
 

@@ -297,9 +297,9 @@ def _summarize(table: pa.Table, data: DataSettings) -> Summary:
     if keys.entities is not None:
         buckets = _counts(keys.entities.buckets, is_fraud)
     if keys.day is not None and keys.entities is not None:
-        names = keys.entities.names
-        pairs = set(zip(keys.entities.positions[is_fraud].tolist(), keys.day[is_fraud].tolist(), strict=True))
-        fraud_days = tuple(sorted((names[p], to_date(day)) for p, day in pairs if names[p] and day != NO_DAY))
+        names = keys.entities.names.take(pa.array(keys.entities.positions[is_fraud])).to_pylist()
+        pairs = set(zip(names, keys.day[is_fraud].tolist(), strict=True))
+        fraud_days = tuple(sorted((name, to_date(day)) for name, day in pairs if name and day != NO_DAY))
     return Summary(len(is_fraud), int(is_fraud.sum()), first, last, days, fraud_days, buckets)
 
 

@@ -8,6 +8,8 @@ from datetime import date, timedelta
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from fraud_ray.data.contract import Census
 from fraud_ray.data.keys import BUCKETS, Int64, Keys, to_day
@@ -247,8 +249,10 @@ def _limited(selection: Sequence[Fold], final: Fold, folds: FoldSettings, covers
 def _is_compromised(fold: Fold, keys: Keys) -> npt.NDArray[np.bool_]:
     assert keys.entities is not None and keys.day is not None, "settings require both for the removal"
     never = np.iinfo(np.int64).max
-    known = [to_day(fold.compromised[n]) if n in fold.compromised else never for n in keys.entities.names]
-    return np.array(known, np.int64)[keys.entities.positions] <= keys.day - fold.delay_days - 1
+    found = pc.index_in(keys.entities.names, pa.array(fold.compromised, pa.string()))
+    known = np.array([*(to_day(day) for day in fold.compromised.values()), never], np.int64)
+    first_fraud = known[pc.fill_null(found, len(known) - 1).to_numpy()]
+    return first_fraud[keys.entities.positions] <= keys.day - fold.delay_days - 1
 
 
 def _of_days(daily: Sequence[dict[int, Counts]], first: date, last: date) -> tuple[Counts, ...]:

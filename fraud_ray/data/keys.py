@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import date
 
@@ -29,7 +28,7 @@ class Entities:
     """The entity of each row: a position (rows,) in `names`, where a whole number and its text are one name."""
 
     positions: npt.NDArray[np.int32]
-    names: tuple[str, ...]
+    names: pa.StringArray
 
     @property
     def buckets(self) -> Int64:
@@ -79,13 +78,11 @@ def to_date(day: int) -> date:
 def entities_of(column: pa.ChunkedArray) -> Entities:
     """Integers and strings alike; a missing entity has the name ''."""
     encoded = column.combine_chunks().dictionary_encode(null_encoding="encode")
-    names = pc.fill_null(pc.cast(encoded.dictionary, pa.string()), "").to_pylist()
-    return Entities(encoded.indices.to_numpy(), tuple(names))
+    return Entities(encoded.indices.to_numpy(), pc.fill_null(pc.cast(encoded.dictionary, pa.string()), ""))
 
 
-def buckets_of(names: Sequence[str]) -> Int64:
+def buckets_of(names: pa.StringArray) -> Int64:
     """The bucket of each name, 0 to BUCKETS - 1: the same in every process, on every machine and for ever."""
-    if not len(names):
-        return np.empty(0, np.int64)
-    hashed = pd.util.hash_array(np.array(names, dtype=object), hash_key=_HASH_KEY, categorize=False)
+    texts = names.to_numpy(zero_copy_only=False)
+    hashed = pd.util.hash_array(texts, hash_key=_HASH_KEY, categorize=False)
     return (hashed % np.uint64(BUCKETS)).astype(np.int64)

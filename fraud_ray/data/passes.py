@@ -106,7 +106,10 @@ def encode_partition(
         block, label = _taken(table, drawn), keys.label[drawn]
         features, codes = encoders[fold.name].apply(block)
         carried = _carried(block, job.data, job.slices) if side == "holdout" else {}
-        content = rows.serialize(rows.to_table(rows.Rows(features, codes, label, **carried)))
+        encoded = rows.to_table(rows.Rows(features, codes, label, **carried))
+        if side == "holdout":
+            encoded = rows.with_raw(encoded, block.select([column.name for column in job.columns]))
+        content = rows.serialize(encoded)
         key = f"{prefix}/{fold.name}/{side}/part-{index:05d}.arrow"
         storage.put(key, content)
         sha256 = hashlib.sha256(content).hexdigest()

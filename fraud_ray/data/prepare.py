@@ -19,22 +19,11 @@ from fraud_ray.settings import DataSettings, PrepareSettings, Settings
 from fraud_ray.storage import Storage
 
 # Part of the key: raise it when the same data and settings come to be prepared differently.
-VERSION = 1
+VERSION = 2
 # Statistics held before they are merged: category counts of thousands of partitions would fill the memory.
 MERGE_AT = 64
 
 Result = TypeVar("Result")
-
-
-@dataclass(frozen=True)
-class PreparedFold:
-    """One fold, encoded; span: what it is, in words."""
-
-    name: str
-    span: str
-    encoder: Encoder
-    fit: rows.RowSet
-    holdout: rows.RowSet
 
 
 @dataclass(frozen=True)
@@ -43,8 +32,8 @@ class Prepared:
 
     key: str
     cached: bool
-    selection: tuple[PreparedFold, ...]
-    final: PreparedFold
+    selection: tuple[rows.PreparedFold, ...]
+    final: rows.PreparedFold
 
 
 def prepare(source: Source, folds: Folds, settings: Settings, storage: Storage, update: Update) -> Prepared:
@@ -85,7 +74,7 @@ def prepare(source: Source, folds: Folds, settings: Settings, storage: Storage, 
             parts[one.fold, one.side][one.partition] = one.part
     sides = {at: rows.RowSet(tuple(part for _, part in sorted(of.items()))) for at, of in parts.items()}
     *selection, final = (
-        PreparedFold(f.name, f.span, encoders[f.name], sides[f.name, "fit"], sides[f.name, "holdout"])
+        rows.PreparedFold(f.name, f.span, encoders[f.name], sides[f.name, "fit"], sides[f.name, "holdout"])
         for f in folds.all
     )
     prepared = Prepared(key, False, tuple(selection), final)
@@ -181,7 +170,7 @@ def _from_json(key: str, manifest: dict[str, Any]) -> Prepared:
         return rows.RowSet(tuple(rows.Part(**part) for part in parts))
 
     *selection, final = (
-        PreparedFold(f["name"], f["span"], Encoder.from_json(f["encoder"]), side(f["fit"]), side(f["holdout"]))
+        rows.PreparedFold(f["name"], f["span"], Encoder.from_json(f["encoder"]), side(f["fit"]), side(f["holdout"]))
         for f in manifest["folds"]
     )
     return Prepared(key, True, tuple(selection), final)

@@ -1,0 +1,233 @@
+"""The whole line, on real Ray, real parquet and a real MLflow store."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import numpy as np
+import pytest
+from mlflow import MlflowClient
+
+from fraud_ray import pipeline
+from fraud_ray.data.simulate import simulate
+from fraud_ray.data.source import open_source, read_partition
+from fraud_ray.errors import RunDiffersError, SettingsError
+from fraud_ray.model.bundle import open_graph
+from fraud_ray.progress import Quiet
+from fraud_ray.run import Outcome
+from fraud_ray.settings import SimulateSettings, load_settings
+
+REPOSITORY = Path(__file__).parents[1]
+MODEL = "fraud-detection-production"
+
+# Enough rows to learn something, few enough to be quick.
+SMALL = (
+    *("simulate=null", "folds.fit_days=14", "folds.delay_days=2", "folds.holdout_days=4"),
+    *("folds.selection_shift_days=[4]", "train.epochs=2", "train.batch_size=512", "search.space={}"),
+    *("gate.min_f1=0.05", "decision.bootstrap_repeats=20"),
+)
+
+Run = Callable[..., Outcome]
+
+
+@pytest.fixture(scope="session")
+def simulated(ray_session: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """40,000 simulated rows of 24 days."""
+    folder = tmp_path_factory.mktemp("simulated") / "data"
+    simulate(SimulateSettings(rows=40_000, days=24, seed=3), str(folder))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def mlflow_template(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An empty store: creating its schema takes seconds, copying it none."""
+    file = tmp_path_factory.mktemp("mlflow") / "mlflow.db"
+    MlflowClient(f"sqlite:///{file}").search_experiments()
+    return file
+
+
+@pytest.fixture
+def store(tmp_path: Path, mlflow_template: Path) -> Path:
+    folder = tmp_path / "store"
+    folder.mkdir()
+    shutil.copy(mlflow_template, folder / "mlflow.db")
+    return folder
+
+
+@pytest.fixture
+def run(ray_session: None, simulated: Path, store: Path) -> Run:
+    """Runs configs/local.yaml, made small, with further overrides."""
+
+    def start(*overrides: str, until: str | None = None) -> Outcome:
+        return pipeline.run(load_settings(*local(simulated, store, overrides)), Quiet(), until)
+
+    return start
+
+
+def local(simulated: Path, store: Path, overrides: Sequence[str] = ()) -> tuple[Path, list[str]]:
+    own = (f"data.path={simulated}", f"storage.root={store}")
+    return REPOSITORY / "configs/local.yaml", [*own, *SMALL, *overrides]
+
+
+def client(store: Path) -> MlflowClient:
+    return MlflowClient(f"sqlite:///{store}/mlflow.db")
+
+
+def versions(store: Path) -> list[Any]:
+    return client(store).search_model_versions(f"name = '{MODEL}'")
+
+
+def test_one_command_ends_with_a_registered_version_that_scores_like_the_pipeline(
+    run: Run, simulated: Path, store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    outcome = run("search.space={learning_rate: [0.001, 0.004]}")
+    assert (outcome.status, outcome.exit_code) == ("registered", 0)
+    assert outcome.version is not None
+    assert outcome.version["alias"] == "champion"
+    assert outcome.evaluation is not None
+    assert outcome.evaluation["best_possible"]["average_precision"] > outcome.evaluation["metrics"]["average_precision"]
+
+    parents = client(store).search_runs(["1"], "tags.`fraud_ray.run` = '" + outcome.name + "'")
+    assert [p.info.run_name for p in parents] == ["fraud-detection-training"]
+    logged = parents[0].data.metrics
+    for name in ("auc_roc", "precision", "recall", "f1_score", "average_precision"):
+        assert logged[name] == pytest.approx(outcome.evaluation["metrics"][name])
+    children = client(store).search_runs(["1"], f"tags.`mlflow.parentRunId` = '{parents[0].info.run_id}'")
+    assert sorted(c.data.params["learning_rate"] for c in children) == ["0.001", "0.004"]
+    assert all(c.data.metrics["epoch/average_precision"] > 0 for c in children)
+
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{store}/mlflow.db")
+    model = mlflow.pyfunc.load_model(f"models:/{MODEL}@champion")
+    settings = load_settings(*local(simulated, store)).settings
+    source = open_source(settings.data)
+    raw = read_partition(source.root, source.partitions[3], settings.data, settings.data.features)
+    frame = raw.to_pandas()
+    frame.loc[0, "merchant_category"] = "never seen"
+    frame.loc[1, "merchant_category"] = None
+    frame.loc[2, "transaction_amount"] = np.nan
+    ours = open_graph(Path(outcome.folder) / "bundle").score(type(raw).from_pandas(frame, preserve_index=False))
+    np.testing.assert_allclose(model.predict(frame)["probability"], ours, atol=1e-5)
+    assert not list(Path(store).rglob("*.pkl"))
+
+
+def test_a_concluded_run_answers_with_its_outcome_and_trains_nothing(run: Run, store: Path) -> None:
+    first = run("run.name=once")
+    before = {p: p.stat().st_mtime_ns for p in (store / "runs" / "once" / "search").rglob("*") if p.is_file()}
+    assert run("run.name=once", "search.concurrency=1", "train.max_failures=1") == first
+    assert {p: p.stat().st_mtime_ns for p in before} == before
+    assert len(versions(store)) == 1
+    with pytest.raises(RunDiffersError, match=r"train\.dropout"):
+        run("run.name=once", "train.dropout=0.25")
+
+
+def test_a_rejected_model_leaves_the_registry_untouched_and_is_not_trained_again(run: Run, store: Path) -> None:
+    outcome = run("run.name=weak", "gate.min_f1=0.999")
+    assert (outcome.status, outcome.exit_code, outcome.version) == ("rejected", 3, None)
+    assert versions(store) == []
+    parent = client(store).search_runs(["1"], "tags.`fraud_ray.run` = 'weak'")[0]
+    assert "below the required 0.999" in parent.data.tags["fraud_ray.reason"]
+    assert parent.info.status == "FAILED"
+    assert run("run.name=weak", "gate.min_f1=0.999") == outcome
+
+
+def test_a_second_run_becomes_challenger_and_must_beat_the_champion_where_the_gate_says_so(
+    run: Run, store: Path
+) -> None:
+    champion = run("train.epochs=3")
+    worse = run("train.epochs=1", "train.learning_rate=0.00001", "gate.min_f1=null", "gate.beats_champion=true")
+    assert worse.status == "rejected"
+    assert worse.gate is not None
+    check = next(c for c in worse.gate["checks"] if c["name"] == "beats_champion")
+    assert champion.evaluation is not None
+    assert check["bound"] == pytest.approx(champion.evaluation["metrics"]["average_precision"], abs=1e-6)
+    other = run("train.epochs=3", "train.seed=1", "decision.calibration=isotonic")
+    assert other.version is not None
+    assert (other.version["version"], other.version["alias"]) == (2, "challenger")
+
+
+def test_a_run_stopped_after_a_stage_goes_on_from_there(run: Run, store: Path) -> None:
+    assert run("run.name=later", until="search").status == "stopped after search"
+    trained = (store / "runs/later/stages/search.json").read_bytes()
+    assert run("run.name=later").status == "registered"
+    assert (store / "runs/later/stages/search.json").read_bytes() == trained
+
+
+def test_a_hyperparameter_that_is_set_leaves_the_search_and_the_plan_says_so(run: Run) -> None:
+    overrides = ("search.space={learning_rate: [0.001, 0.01], dropout: [0.0]}", "train.learning_rate=0.002")
+    outcome = run(*overrides)
+    assert outcome.hyperparameters == {"dropout": 0.0}
+    assert "learning_rate is set, so it leaves search.space" in outcome.plan
+
+
+def test_two_workers_give_the_model_of_one_with_the_same_steps(run: Run, store: Path) -> None:
+    one, two = (
+        run(f"run.name=workers-{workers}", f"train.workers={workers}", "train.learning_rate=0.004", "train.epochs=4")
+        for workers in (1, 2)
+    )
+    curves = [json.loads((store / f"runs/workers-{n}/refit/curve.json").read_text()) for n in (1, 2)]
+    assert curves[0][0]["steps"] == curves[1][0]["steps"] > 10
+    scores = [o.evaluation["metrics"]["average_precision"] for o in (one, two) if o.evaluation]
+    assert scores[0] == pytest.approx(scores[1], abs=0.01)
+
+
+def test_more_workers_than_the_cluster_has_are_refused_before_anything_is_prepared(run: Run, store: Path) -> None:
+    with pytest.raises(SettingsError, match=r"64 ranks .*there is room for 2"):
+        run("train.workers=64")
+    assert not (store / "prepared").exists()
+
+
+def test_the_handbooks_final_fold_beats_the_published_network(ray_session: None, handbook: Path, store: Path) -> None:
+    overrides = [f"data.path={handbook}/features", f"storage.root={store}"]
+    outcome = pipeline.run(load_settings(REPOSITORY / "configs/handbook.yaml", overrides), Quiet())
+    assert outcome.evaluation is not None
+    metrics = outcome.evaluation["metrics"]
+    assert metrics["auc_roc"] >= 0.866
+    assert metrics["average_precision"] >= 0.675
+    assert metrics["card_precision_at_100"] >= 0.290
+    assert outcome.status == "registered"
+
+
+def test_a_driver_killed_in_the_search_repeats_no_finished_trial(simulated: Path, store: Path) -> None:
+    config, overrides = local(
+        simulated,
+        store,
+        [
+            *("run.name=killed", "search.concurrency=1", "train.epochs=4", "cluster.cpus=2"),
+            "search.space={learning_rate: [0.001, 0.002, 0.003, 0.004, 0.005, 0.006]}",
+        ],
+    )
+    command = [sys.executable, "-m", "fraud_ray", "run", "-c", str(config)]
+    command += [part for override in overrides for part in ("--set", override)]
+    environment = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}
+    ledger = store / "runs/killed/search/ledger"
+    process = subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    try:
+        deadline = time.monotonic() + 180
+        while len(list(ledger.glob("*.json"))) < 2 and time.monotonic() < deadline and process.poll() is None:
+            time.sleep(0.02)
+    finally:
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    finished = {p.name: p.read_bytes() for p in ledger.glob("*.json")}
+    assert 2 <= len(finished) < 6
+    assert not (store / "runs/killed/outcome.json").exists()
+
+    done = subprocess.run([*command, "--json"], env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["status"] == "registered"
+    assert {name: (ledger / name).read_bytes() for name in finished} == finished
+    assert len(list(ledger.glob("*.json"))) == 6
+    assert len(versions(store)) == 1
+
+    again = subprocess.run([*command, "--json"], env=environment, capture_output=True, text=True, timeout=60)
+    assert again.stdout == done.stdout
