@@ -14,10 +14,11 @@ from fraud_ray.decision.calibration import choose_threshold, fit_calibration
 from fraud_ray.decision.metrics import Evaluation, evaluate
 from fraud_ray.model.bundle import Bundle
 from fraud_ray.model.calibration import Calibration
-from fraud_ray.model.network import FraudNetwork, NetworkShape
+from fraud_ray.model.network import FraudNetwork
 from fraud_ray.rows import PreparedFold, Rows, load
 from fraud_ray.settings import DecisionSettings, TrainSettings
 from fraud_ray.storage import Storage
+from fraud_ray.training.trainer import network_shape
 
 
 def assemble(
@@ -37,7 +38,7 @@ def assemble(
     fold, of the winner at its best epoch. origin: where the model comes from, kept in the bundle.
     """
     calibration, threshold = calibrate(storage, selection, selection_logits, decision)
-    shape = NetworkShape(len(final.encoder.feature_names), final.encoder.code_sizes, train.hidden_sizes, train.dropout)
+    shape = network_shape(len(final.encoder.feature_names), final.encoder.code_sizes, train)
     bundle = Bundle(final.encoder, shape, weights, calibration, threshold, train.model_dump(mode="json"))
     rows = load(storage, final.holdout, with_roles=True)
     evaluation = evaluate(calibration.apply(network_logits(bundle.network(), rows)), rows, threshold, decision)

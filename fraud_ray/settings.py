@@ -220,6 +220,8 @@ class TrainSettings(Frozen):
     """Units of the hidden layers."""
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.3
     """Share of hidden units dropped in training."""
+    members: PositiveInt = 1
+    """Networks trained side by side, whose mean probability counts."""
     loss: Literal["bce", "focal"] = "bce"
     """Loss on logits."""
     focal_gamma: NonNegativeFloat = 2.0

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import signal
-import socket
 from typing import Any
 
 import pytest
 
 from fraud_ray.cluster import check_resources, connect, refuse_temporary_folders, shortage
-from fraud_ray.errors import ServerError, SettingsError
+from fraud_ray.errors import SettingsError
 from fraud_ray.settings import Settings, parse_settings
 
 GIB = 2**30
@@ -82,21 +81,6 @@ def test_a_ray_that_runs_already_is_used_and_left_running(ray_session: None) -> 
         assert ray.is_initialized()
     assert ray.is_initialized()
     assert signal.getsignal(signal.SIGTERM) is handler
-
-
-def test_an_address_where_nothing_listens_is_told_within_seconds() -> None:
-    import ray
-
-    if ray.is_initialized():
-        pytest.skip("a Ray of this process goes first")
-    with socket.socket() as unused:
-        unused.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{unused.getsockname()[1]}"
-    with (
-        pytest.raises(ServerError, match=f"no Ray cluster answers at {address}"),
-        connect(settings(cluster={"address": address})),
-    ):
-        pass
 
 
 INSIDE_A_JOB = {

@@ -72,9 +72,7 @@ def test_epochs_come_in_different_orders_and_the_same_epoch_in_the_same(streamab
 
 
 @pytest.mark.parametrize("kind", ["resident", "streamed"])
-def test_a_share_of_negatives_is_drawn_afresh_and_weighted_back(
-    streamable: tuple[Storage, object], kind: str
-) -> None:
+def test_a_share_of_negatives_is_drawn_afresh_and_weighted_back(streamable: tuple[Storage, object], kind: str) -> None:
     storage, parts = streamable
     slot = Slot(batch_size=64, negative_share=0.25)
     feed: Feed = ResidentFeed(ROWS, slot) if kind == "resident" else StreamedFeed(storage, parts, slot, 500)  # type: ignore[arg-type]

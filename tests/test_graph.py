@@ -50,11 +50,13 @@ def table(rows: int, seed: int = 0) -> pa.Table:
     )
 
 
-def made_bundle(columns: tuple[FeatureColumn, ...], calibration: Calibration, seed: int = 0) -> Bundle:
+def made_bundle(
+    columns: tuple[FeatureColumn, ...], calibration: Calibration, seed: int = 0, members: int = 1
+) -> Bundle:
     data = table(2_000, seed)
     encoder = Encoder.fit(columns, Statistics.of(data, columns))
     torch.manual_seed(seed)
-    shape = NetworkShape(len(encoder.feature_names), encoder.code_sizes, (16, 8), 0.3)
+    shape = NetworkShape(len(encoder.feature_names), encoder.code_sizes, (16, 8), 0.3, members)
     network = FraudNetwork(shape)
     if network.categories is not None:
         torch.nn.init.normal_(network.categories.weight)
@@ -105,6 +107,12 @@ def test_the_graph_gives_the_trainers_probabilities_on_any_row(
 def test_a_graph_of_one_kind_of_column_scores_too(columns: tuple[FeatureColumn, ...]) -> None:
     bundle = made_bundle(columns, CALIBRATIONS["platt"])
     data = table(500, seed=5)
+    np.testing.assert_allclose(graph_of(bundle).score(data), trainer_probabilities(bundle, data), atol=1e-5)
+
+
+def test_a_graph_of_several_members_gives_their_mean() -> None:
+    bundle = made_bundle(COLUMNS, CALIBRATIONS["platt"], members=4)
+    data = table(500, seed=6)
     np.testing.assert_allclose(graph_of(bundle).score(data), trainer_probabilities(bundle, data), atol=1e-5)
 
 

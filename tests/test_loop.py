@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import io
 import itertools
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -22,11 +23,15 @@ FIT, HOLDOUT = made_rows(4_000, seed=1), made_rows(2_000, seed=2)
 SHAPE = NetworkShape(4, (), (32, 16), 0.3)
 
 
-def opened(settings: TrainSettings, with_holdout: bool = True) -> FoldFit:
+def opened(settings: TrainSettings, with_holdout: bool = True, members: int = 1) -> FoldFit:
     torch.manual_seed(settings.seed)
     slot = Slot(batch_size=settings.batch_size, negative_share=settings.negative_share, seed=settings.seed)
     return FoldFit(
-        SHAPE, ResidentFeed(FIT, slot), HOLDOUT if with_holdout else None, settings, torch.device("cpu")
+        replace(SHAPE, members=members),
+        ResidentFeed(FIT, slot),
+        HOLDOUT if with_holdout else None,
+        settings,
+        torch.device("cpu"),
     )
 
 
@@ -135,6 +140,24 @@ def test_negative_units_pass_neither_value_nor_gradient() -> None:
     assert hidden.grad is not None
     assert not out.any()
     assert not hidden.grad.any()
+
+
+def test_members_differ_and_the_network_gives_their_mean_probability() -> None:
+    torch.manual_seed(0)
+    network = FraudNetwork(NetworkShape(4, (3,), (16, 8), 0.0, members=5))
+    features, codes = torch.randn(50, 4), torch.randint(0, 3, (50, 1), dtype=torch.int32)
+    own = torch.sigmoid(network.train()(features, codes))
+    assert own.shape == (50, 5)
+    assert float(own.std(dim=1).min()) > 0
+    assert torch.allclose(torch.sigmoid(network.eval()(features, codes)), own.mean(dim=1), atol=1e-6)
+
+
+def test_members_are_fitted_side_by_side_and_beat_one_alone() -> None:
+    settings = TrainSettings(batch_size=128, learning_rate=3e-3, patience_epochs=None, seed=5)
+    _, alone = trained(settings, epochs=8)
+    together = opened(settings.model_copy(update={"members": 6}), members=6)
+    best = fit([together], settings, silent, 8)
+    assert best.average_precision > alone.average_precision
 
 
 def test_a_category_never_seen_adds_nothing_to_the_logit() -> None:

@@ -117,7 +117,9 @@ def test_one_command_ends_with_a_registered_version_that_scores_like_the_pipelin
     frame.loc[2, "transaction_amount"] = np.nan
     ours = open_graph(Path(outcome.folder) / "bundle").score(type(raw).from_pandas(frame, preserve_index=False))
     np.testing.assert_allclose(model.predict(frame)["probability"], ours, atol=1e-5)
-    assert not list(Path(store).rglob("*.pkl"))
+    logged = [file.suffix for file in (store / "mlartifacts").rglob("*") if file.is_file()]
+    assert ".onnx" in logged
+    assert not {".pkl", ".pickle", ".pt", ".pth"} & set(logged)
 
 
 def test_a_concluded_run_answers_with_its_outcome_and_trains_nothing(run: Run, store: Path) -> None:

@@ -3,36 +3,46 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 
 @dataclass(frozen=True)
 class NetworkShape:
-    """All that is needed to build a network again: what it reads, and its layers."""
+    """All that is needed to build a network again: what it reads, its layers, and how many members it has."""
 
     features: int
     code_sizes: tuple[int, ...]
     hidden_sizes: tuple[int, ...]
     dropout: float
+    members: int = 1
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
 
     @classmethod
     def from_json(cls, stored: Mapping[str, Any]) -> NetworkShape:
-        return cls(stored["features"], tuple(stored["code_sizes"]), tuple(stored["hidden_sizes"]), stored["dropout"])
+        return cls(
+            stored["features"],
+            tuple(stored["code_sizes"]),
+            tuple(stored["hidden_sizes"]),
+            stored["dropout"],
+            stored["members"],
+        )
 
 
 class FraudNetwork(nn.Module):
-    """A multilayer perceptron on features and one-hot categories.
+    """A multilayer perceptron on features and one-hot categories, or several trained as one batched computation.
 
-    The first layer's product with the one-hot columns is a sum of rows of its weight, which is what `categories`
-    looks up. Those rows start at zero, so that a category never seen in training adds nothing.
+    The members share nothing but their rows: each has weights and dropout of its own, and the network's probability is
+    the mean of theirs. The first layer's product with the one-hot columns is a sum of rows of its weight, which is what
+    `categories` looks up. Those rows start at zero, so that a category never seen in training adds nothing.
     """
 
     starts: Tensor
@@ -40,25 +50,54 @@ class FraudNetwork(nn.Module):
     def __init__(self, shape: NetworkShape) -> None:
         super().__init__()
         widths = (*shape.hidden_sizes, 1)
-        self.first = nn.Linear(shape.features, widths[0]) if shape.features else None
+        self.members = shape.members
+        self.first = nn.Linear(shape.features, shape.members * widths[0]) if shape.features else None
         self.categories: nn.Embedding | None = None
         if shape.code_sizes:
-            self.categories = nn.Embedding(sum(shape.code_sizes), widths[0])
+            self.categories = nn.Embedding(sum(shape.code_sizes), shape.members * widths[0])
             nn.init.zeros_(self.categories.weight)
             starts = torch.tensor([0, *shape.code_sizes[:-1]]).cumsum(0)
             self.register_buffer("starts", starts.to(torch.int32), persistent=False)
         self.activations = nn.ModuleList(DroppedReLU(shape.dropout) for _ in shape.hidden_sizes)
-        self.following = nn.ModuleList(nn.Linear(a, b) for a, b in itertools.pairwise(widths))
+        layer = nn.Linear if shape.members == 1 else lambda a, b: MemberLinear(shape.members, a, b)
+        self.following = nn.ModuleList(layer(a, b) for a, b in itertools.pairwise(widths))
 
     def forward(self, features: Tensor, codes: Tensor) -> Tensor:
-        """Logits float32 (rows,) of features float32 (rows, F) and codes int (rows, C)."""
+        """Logits float32 (rows,) of features float32 (rows, F) and codes int (rows, C).
+
+        In training the members' own logits, (rows, members), each of which is fitted to the labels.
+        """
         parts = [] if self.first is None else [self.first(features)]
         if self.categories is not None:
             parts.append(self.categories(codes + self.starts).sum(dim=1))
         hidden = parts[0] if len(parts) == 1 else parts[0] + parts[1]
+        if self.members > 1:
+            hidden = hidden.unflatten(1, (self.members, -1)).transpose(0, 1)
         for activation, layer in zip(self.activations, self.following, strict=True):
             hidden = layer(activation(hidden))
-        return hidden.squeeze(1)
+        logits: Tensor = hidden.squeeze(-1).T if self.members > 1 else hidden
+        if self.training:
+            return logits
+        return logits.squeeze(1) if self.members == 1 else logit_of_mean(logits)
+
+
+class MemberLinear(nn.Module):
+    """A linear layer for each member: (members, rows, inputs) to (members, rows, outputs), as one batched product."""
+
+    def __init__(self, members: int, inputs: int, outputs: int) -> None:
+        super().__init__()
+        bound = 1 / math.sqrt(inputs)  # as nn.Linear begins
+        self.weight = nn.Parameter(torch.empty(members, inputs, outputs).uniform_(-bound, bound))
+        self.bias = nn.Parameter(torch.empty(members, 1, outputs).uniform_(-bound, bound))
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        return torch.baddbmm(self.bias, hidden, self.weight)
+
+
+def logit_of_mean(logits: Tensor) -> Tensor:
+    """Logit (rows,) of the mean over the members' probabilities, from their logits (rows, members)."""
+    fraud = torch.logsumexp(F.logsigmoid(logits), dim=1)
+    return fraud - torch.logsumexp(F.logsigmoid(-logits), dim=1)
 
 
 class DroppedReLU(nn.Module):

@@ -94,7 +94,7 @@ class FoldFit:
             rows += batch.global_rows
         if distributed.is_initialized():
             distributed.all_reduce(total)
-        return total.item() / rows
+        return total.item() / rows / self.network.members
 
     def score_holdout(self) -> Float32:
         """Logits of all holdout rows, in order; each rank scores a share and all gather."""
@@ -129,15 +129,17 @@ class FoldFit:
         return torch.cat(scored)
 
     def _loss(self, batch: Batch) -> Tensor:
-        """Sum of the rows' losses."""
+        """Sum of the rows' losses, each summed over the members: they are fitted side by side."""
         logits = self.wrapped(batch.features, batch.codes).float()
+        labels = batch.labels.unsqueeze(1).expand_as(logits)
+        weights = None if batch.weights is None else batch.weights.unsqueeze(1)
         if self.settings.loss == "bce":
             return F.binary_cross_entropy_with_logits(
-                logits, batch.labels, weight=batch.weights, pos_weight=self.positive_weight, reduction="sum"
+                logits, labels, weight=weights, pos_weight=self.positive_weight, reduction="sum"
             )
-        losses = focal_loss(logits, batch.labels, self.settings.focal_gamma)
-        losses = losses * torch.where(batch.labels > 0, self.positive_weight, 1.0)
-        return (losses if batch.weights is None else losses * batch.weights).sum()
+        losses = focal_loss(logits, labels, self.settings.focal_gamma)
+        losses = losses * torch.where(labels > 0, self.positive_weight, 1.0)
+        return (losses if weights is None else losses * weights).sum()
 
     def _autocast(self) -> AbstractContextManager[Any]:
         if self.settings.precision == "bf16" and self.device.type == "cuda":

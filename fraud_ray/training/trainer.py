@@ -101,6 +101,11 @@ def load_fitted(storage: Storage, folder: str) -> Fitted:
     return Fitted(state["folds"][0]["network"], tuple(curve))
 
 
+def network_shape(features: int, code_sizes: tuple[int, ...], settings: TrainSettings) -> NetworkShape:
+    """The network that these settings ask for on so many features and categories."""
+    return NetworkShape(features, code_sizes, settings.hidden_sizes, settings.dropout, settings.members)
+
+
 def train_on_workers(
     job: Job, settings: TrainSettings, resources: dict[Any, Any], callbacks: list[Any] | None = None
 ) -> None:
@@ -208,7 +213,7 @@ def _save_logits(storage: Storage, folder: str, logits: list[Float32]) -> None:
 def _open_fold(
     fold: dict[str, Any], settings: TrainSettings, storage: Storage, slot: Slot, device: torch.device
 ) -> FoldFit:
-    shape = NetworkShape(fold["features"], tuple(fold["code_sizes"]), settings.hidden_sizes, settings.dropout)
+    shape = network_shape(fold["features"], tuple(fold["code_sizes"]), settings)
     feed: Feed
     if isinstance(fold["fit"], RowSet):
         row_bytes = max(1, fold["fit"].size // max(1, fold["fit"].rows))
