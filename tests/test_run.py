@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -214,12 +215,32 @@ def other_machine(**changes: Any) -> dict[str, Any]:
     }
 
 
-def test_a_holder_on_another_machine_is_taken_over_only_after_a_minute_of_silence(storage: Storage) -> None:
-    key = "runs/march/lease/000001.json"
-    storage.put_json(key, other_machine(heartbeat=time.time() - 50))
-    with pytest.raises(RunHeldError, match="ann on elsewhere"), hold(storage, "march"):
-        pass
-    storage.put_json(key, other_machine(heartbeat=time.time() - 61))
+def test_a_holder_on_another_machine_that_renews_keeps_its_run_whatever_the_clocks_say(
+    storage: Storage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lease, "SILENCE_S", 5.0)
+    key, ended = "runs/march/lease/000001.json", threading.Event()
+
+    def renew() -> None:
+        while not ended.wait(0.1):
+            storage.put_json(key, other_machine(heartbeat=time.time() - 30))
+
+    storage.put_json(key, other_machine(heartbeat=time.time() - 30))
+    renewing = threading.Thread(target=renew)
+    renewing.start()
+    try:
+        with pytest.raises(RunHeldError, match="ann on elsewhere"), hold(storage, "march"):
+            pass
+    finally:
+        ended.set()
+        renewing.join()
+
+
+def test_a_silent_holder_on_another_machine_is_taken_over_as_a_retry_on_a_new_pod_must(
+    storage: Storage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lease, "SILENCE_S", 0.5)
+    storage.put_json("runs/march/lease/000001.json", other_machine(heartbeat=time.time() + 1_000))
     with hold(storage, "march") as taken:
         assert taken.number == 2
 

@@ -14,6 +14,7 @@ import io
 import threading
 import uuid
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -127,12 +128,26 @@ def train_on_workers(
         ),
     )
     try:
-        trainer.fit()
+        _in_a_thread(trainer.fit)
     except ray.train.TrainingFailedError as fault:
         raise FraudRayError(
             f"training failed {settings.max_failures + 1} times, the last time with: {_last_line(fault)}; "
             f"the checkpoint is kept, the same command resumes (train.max_failures sets how often it is tried)"
         ) from fault
+
+
+def _in_a_thread(work: Callable[[], Any]) -> Any:
+    """The result of work in a thread: in the main one Ray Train would answer an interrupt in its own, slow way."""
+    outcome: Future[Any] = Future()
+
+    def run() -> None:
+        try:
+            outcome.set_result(work())
+        except BaseException as fault:
+            outcome.set_exception(fault)
+
+    threading.Thread(target=run, name="ray train", daemon=True).start()
+    return outcome.result()
 
 
 def train_one_rank(job: Job) -> None:
