@@ -93,7 +93,7 @@ class ColumnSettings(Frozen):
 
     @model_validator(mode="after")
     def _consistent(self) -> ColumnSettings:
-        if self.feature and self.kind in {"label", "true_probability", "timestamp", "id"}:
+        if self.feature and self.kind in {"label", "true_probability", "timestamp", "entity", "id"}:
             raise ValueError(f"a column of kind '{self.kind}' cannot be a feature; declare it without 'feature: true'")
         if self.min is not None and self.max is not None and self.min > self.max:
             raise ValueError(f"min {self.min} is above max {self.max}")
@@ -476,6 +476,13 @@ class Settings(Frozen):
                 raise ValueError("folds.remove_compromised goes with folds.kind: time")
         if isinstance(self.decision.threshold, AlertsPerDay):
             needs("timestamp", "decision.threshold.alerts_per_day")
+            if self.folds.max_holdout_rows:
+                raise ValueError(
+                    "decision.threshold.alerts_per_day counts whole days, of which folds.max_holdout_rows leaves a "
+                    "sample: unset one of them"
+                )
+        if self.gate.slices and not self.decision.slices:
+            raise ValueError("gate.slices judges the slices of decision.slices, which names none: name a column there")
         for name in self.decision.slices:
             if name not in self.data.columns or self.data.columns[name].kind != "categorical":
                 raise ValueError(f"decision.slices names '{name}', which is no categorical column of data.columns")

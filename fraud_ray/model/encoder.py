@@ -1,6 +1,6 @@
 """Columns to what a network reads: float32 features and category codes. Fitted by merging; stored as JSON.
 
-A numeric column x enters in one or both of two ways, each standardised on the fit rows and limited to +/- 10:
+A numeric column x enters in one or both of two ways, each standardised on the fit rows and limited to +/- 50:
 plain, and as sign(x) * log(1 + |x|). A missing value (null, NaN or infinite) becomes the mean, that is 0; a column
 that had one in the fit rows gets an indicator feature. A boolean column is a number, 0 or 1, encoded plain.
 A categorical value becomes a code: 0 never seen in the fit rows, 1 rare, 2 missing (null or the empty string), and
@@ -21,7 +21,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 FORMAT = 1
-LIMIT = 10.0
+LIMIT = 50.0
 UNSEEN, RARE, MISSING, FIRST_CATEGORY = 0, 1, 2, 3
 
 Float32 = npt.NDArray[np.float32]
