@@ -391,6 +391,27 @@ class GateSettings(Frozen):
     """Whether the champion, scored on the same holdout, must not be better in average precision."""
 
 
+class DriftSettings(Frozen):
+    action: Literal["ignore", "warn", "fail"] = Field(default="ignore", json_schema_extra=NO_EFFECT)
+    """What `run` does when the data has drifted from what the champion was fitted on: `ignore` measures and reports
+    it, `warn` also puts a warning into the plan, `fail` stops before training, with exit code 5."""
+    days: PositiveInt | None = None
+    """Today's data is that of the newest days, this many of them; null: everything at data.path."""
+    max_ks: PositiveFloat = 0.1
+    """Largest Kolmogorov-Smirnov statistic of a number or the model's score: the largest distance between the two
+    cumulative distributions."""
+    max_psi: PositiveFloat = 0.2
+    """Largest population stability index: of a number or the score over the reference's deciles, of a category over
+    its most frequent values."""
+    max_missing_change: PositiveFloat = 0.05
+    """Largest change of a column's share of missing values, up or down."""
+    max_new_category_share: PositiveFloat = 0.01
+    """Largest share of rows whose category the reference does not have."""
+    max_label_rate_ratio: Annotated[float, Field(gt=1)] = 2.0
+    """Largest ratio of the two fraud rates, either way; rows whose label is not known yet do not count, but frauds that
+    are still labelled as legitimate do."""
+
+
 class RegistrySettings(Frozen):
     uri: str | None = None
     """MLflow's tracking and registry URI; by default sqlite below storage.root."""
@@ -454,6 +475,7 @@ class Settings(Frozen):
     search: SearchSettings = SearchSettings()
     decision: DecisionSettings = DecisionSettings()
     gate: GateSettings = GateSettings()
+    drift: DriftSettings = DriftSettings()
     registry: RegistrySettings = RegistrySettings()
     storage: StorageSettings = Field(default=StorageSettings(), json_schema_extra=NO_EFFECT)
     cluster: ClusterSettings = Field(default=ClusterSettings(), json_schema_extra=NO_EFFECT)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date, datetime
 from functools import partial
@@ -129,12 +129,17 @@ def check(table: pa.Table, data: DataSettings, shown: str) -> tuple[list[Violati
 
     table: the declared columns that the partition has, as `read_partition` gives them; shown: its name in messages.
     """
-    broken = [
+    broken = check_columns(table, data.columns, shown)
+    return (broken, None) if broken else ([], _summarize(table, data))
+
+
+def check_columns(table: pa.Table, columns: Mapping[str, ColumnSettings], shown: str) -> list[Violation]:
+    """What a table, as `read_partition` gives it, breaks of these columns."""
+    return [
         Violation(shown, name, message, count, first)
-        for name, column in data.columns.items()
+        for name, column in columns.items()
         for message, count, first in _check_column(table, name, column)
     ]
-    return (broken, None) if broken else ([], _summarize(table, data))
 
 
 def _check_partition(
