@@ -10,7 +10,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from fraud_ray.cli import data, run, runs, settings, ui
+from fraud_ray.cli import data, run, runs, score, settings, ui
 from fraud_ray.cli.faults import Commands
 
 app = typer.Typer(
@@ -39,6 +39,7 @@ def _fraud_ray(
 app.command()(run.run)
 app.command()(data.simulate)
 app.command()(data.validate)
+app.command()(score.score)
 app.command(name="settings")(settings.show)
 app.add_typer(runs.app, name="runs")
 app.command()(ui.ui)

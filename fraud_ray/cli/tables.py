@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from datetime import timedelta
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 from rich.console import Console
@@ -13,6 +13,9 @@ from rich.text import Text
 
 from fraud_ray.cli.settings import YAML_STYLE
 from fraud_ray.run import Outcome, RunRecord
+
+if TYPE_CHECKING:
+    from fraud_ray.scoring import Scored
 
 _LABELS = {
     "auc_roc": "ROC AUC",
@@ -112,6 +115,25 @@ def print_comparison(one: RunRecord, other: RunRecord, changed: Mapping[str, tup
         difference = "" if old is None or new is None else f"{new - old:+.4f}"
         table.add_row(_label(name), _number(old), _number(new), difference)
     console.print(table)
+
+
+def print_scored(scored: Scored) -> None:
+    """What was scored, by which model, and where it lies."""
+    console = _console()
+    table = _table("Rows", "Alerts", "Rate", "Threshold", "Rows/s", "Model", right=("Rows", "Alerts", "Rate", "Rows/s"))
+    table.add_row(
+        f"{scored.rows:,}",
+        f"{scored.alerts:,}",
+        f"{scored.alert_rate:.3%}",
+        f"{scored.threshold:.4f}",
+        f"{scored.rows_per_second:,.0f}",
+        scored.model,
+    )
+    console.print(table)
+    kept = f", {scored.kept:,} of them kept from before" if scored.kept else ""
+    console.print(f"{scored.partitions:,} partitions{kept}, at {scored.output}", soft_wrap=True, highlight=False)
+    if scored.foreign:
+        console.print(f"beside them lie {scored.foreign:,} parquet files that the input does not have", style="yellow")
 
 
 def _metrics_table(evaluation: Mapping[str, Any]) -> Table:

@@ -21,10 +21,10 @@ from fraud_ray.model.calibration import Calibration
 from fraud_ray.model.encoder import Encoder
 from fraud_ray.model.graph import build_graph
 from fraud_ray.model.network import FraudNetwork, NetworkShape
-from fraud_ray.model.scorer import GraphScorer
+from fraud_ray.model.scorer import GRAPH, GraphScorer
 
 FORMAT = 1
-GRAPH, WEIGHTS, ENCODER, INFO = "model.onnx", "weights.safetensors", "encoder.json", "bundle.json"
+WEIGHTS, ENCODER, INFO = "weights.safetensors", "encoder.json", "bundle.json"
 
 
 @dataclass(frozen=True)

@@ -9,22 +9,34 @@ import numpy as np
 import numpy.typing as npt
 import onnxruntime
 import pyarrow as pa
+from onnxruntime.capi import onnxruntime_pybind11_state as faults
 
 from fraud_ray.model.encoder import FeatureColumn, categories, numbers
+
+GRAPH = "model.onnx"  # the graph's file in a bundle
+
+
+class GraphError(ValueError):
+    """Bytes that are no graph, or a graph that does not state its columns and threshold."""
 
 
 class GraphScorer:
     """Probabilities from a graph as `graph.build_graph` makes it.
 
-    threads: of the session; batch scoring runs many processes with one thread each.
+    threads: of the session; batch scoring runs many processes with one thread each. Raises GraphError.
     """
 
     def __init__(self, graph: bytes, threads: int = 1) -> None:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
         options.log_severity_level = 3
-        self.session = onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+        try:
+            self.session = onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+        except (faults.Fail, faults.InvalidGraph, faults.InvalidProtobuf) as fault:
+            raise GraphError(str(fault)) from fault
         metadata = self.session.get_modelmeta().custom_metadata_map
+        if not {"threshold", "columns"} <= metadata.keys():
+            raise GraphError("it does not state its threshold and columns")
         self.threshold = float(metadata["threshold"])
         self.columns = tuple(FeatureColumn(c["name"], c["kind"]) for c in json.loads(metadata["columns"]))
 
