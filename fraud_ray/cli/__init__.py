@@ -11,7 +11,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from fraud_ray.cli import data, drift, run, runs, settings, ui
+from fraud_ray.cli import data, drift, run, runs, score, settings, ui
 from fraud_ray.cli.faults import Commands
 
 app = typer.Typer(
@@ -41,6 +41,7 @@ app.command()(run.run)
 app.command()(data.simulate)
 app.command()(data.validate)
 app.command()(drift.drift)
+app.command()(score.score)
 app.command(name="settings")(settings.show)
 app.add_typer(runs.app, name="runs")
 app.command()(ui.ui)

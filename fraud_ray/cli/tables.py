@@ -16,6 +16,7 @@ from fraud_ray.run import Outcome, RunRecord
 
 if TYPE_CHECKING:
     from fraud_ray.data.drift import Drift, Measure
+    from fraud_ray.scoring import Scored
 
 _LABELS = {
     "auc_roc": "ROC AUC",
@@ -143,6 +144,25 @@ def print_comparison(one: RunRecord, other: RunRecord, changed: Mapping[str, tup
         difference = "" if old is None or new is None else f"{new - old:+.4f}"
         table.add_row(_label(name), _number(old), _number(new), difference)
     console.print(table)
+
+
+def print_scored(scored: Scored) -> None:
+    """What was scored, by which model, and where it lies."""
+    console = _console()
+    table = _table("Rows", "Alerts", "Rate", "Threshold", "Rows/s", "Model", right=("Rows", "Alerts", "Rate", "Rows/s"))
+    table.add_row(
+        f"{scored.rows:,}",
+        f"{scored.alerts:,}",
+        f"{scored.alert_rate:.3%}",
+        f"{scored.threshold:.4f}",
+        f"{scored.rows_per_second:,.0f}",
+        scored.model,
+    )
+    console.print(table)
+    kept = f", {scored.kept:,} of them kept from before" if scored.kept else ""
+    console.print(f"{scored.partitions:,} partitions{kept}, at {scored.output}", soft_wrap=True, highlight=False)
+    if scored.foreign:
+        console.print(f"beside them lie {scored.foreign:,} parquet files that the input does not have", style="yellow")
 
 
 def _metrics_table(evaluation: Mapping[str, Any]) -> Table:

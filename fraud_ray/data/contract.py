@@ -178,19 +178,11 @@ Finding = tuple[str, int, int]  # message, rows, first row
 
 def _check_column(table: pa.Table, name: str, column: ColumnSettings) -> Iterator[Finding]:
     setting = f"data.columns.{name}"
-    if name not in table.column_names:
-        yield f"is missing. Add it to the file, or remove {setting}.", table.num_rows, 0
+    unfit = check_type(table, name, column.kind, setting)
+    if unfit:
+        yield unfit, table.num_rows, 0
         return
     values = table[name]
-    accepts, expected = _TYPES[column.kind]
-    if not accepts(values.type):
-        yield (
-            f"is of type {values.type}; kind '{column.kind}' is for {expected}. "
-            f"Fix the file, or declare another kind with {setting}.kind.",
-            table.num_rows,
-            0,
-        )
-        return
     missing = _missing(values)
     if missing is not None and not column.nulls:
         yield _found(
@@ -199,6 +191,21 @@ def _check_column(table: pa.Table, name: str, column: ColumnSettings) -> Iterato
     for what, wrong, allowed in _wrong_values(values, missing, column, setting):
         if wrong.any():
             yield _found(what, wrong, values, allowed)
+
+
+def check_type(table: pa.Table, name: str, kind: str, setting: str | None = None) -> str | None:
+    """A sentence on a column that is missing or of a type which its kind is not for; None where all is well.
+
+    table: as `source.typed` gives it; setting: the key that declares the column, where one does.
+    """
+    if name not in table.column_names:
+        return "is missing. Add it to the file" + (f", or remove {setting}." if setting else ".")
+    accepts, expected = _TYPES[kind]
+    found = table[name].type
+    if accepts(found):
+        return None
+    remedy = f"Fix the file, or declare another kind with {setting}.kind." if setting else "Fix the file."
+    return f"is of type {found}; kind '{kind}' is for {expected}. {remedy}"
 
 
 def _wrong_values(

@@ -20,12 +20,13 @@ from safetensors.torch import load_file, save_file
 
 from fraud_ray.model.calibration import Calibration
 from fraud_ray.model.encoder import Encoder
-from fraud_ray.model.graph import GraphScorer, build_graph
+from fraud_ray.model.graph import build_graph
 from fraud_ray.model.network import FraudNetwork, NetworkShape
 from fraud_ray.model.profile import Profile
+from fraud_ray.model.scorer import GRAPH, GraphScorer
 
 FORMAT = 1
-GRAPH, WEIGHTS, ENCODER, INFO = "model.onnx", "weights.safetensors", "encoder.json", "bundle.json"
+WEIGHTS, ENCODER, INFO = "weights.safetensors", "encoder.json", "bundle.json"
 PROFILE = "profile.json"
 
 

@@ -259,6 +259,15 @@ def strings(column: pa.ChunkedArray) -> pa.ChunkedArray:
     return column if pa.types.is_string(column.type) else pc.cast(column, pa.string())
 
 
+def categories(column: pa.ChunkedArray) -> tuple[list[str], npt.NDArray[np.int32]]:
+    """The distinct values of a categorical column, then "" for missing, and the position (rows,) of each row's."""
+    encoded = strings(column).combine_chunks().dictionary_encode()
+    if isinstance(encoded, pa.ChunkedArray):
+        encoded = encoded.combine_chunks()
+    values = [*encoded.dictionary.to_pylist(), ""]
+    return values, pc.fill_null(encoded.indices, len(values) - 1).to_numpy()
+
+
 def _transformed(values: Float32, way: str) -> Float32:
     # In float32 throughout and with log(1 + x), as the graph computes it.
     if way == "signed_log":
@@ -267,9 +276,5 @@ def _transformed(values: Float32, way: str) -> Float32:
 
 
 def _coded(column: pa.ChunkedArray, codes: Mapping[str, int]) -> npt.NDArray[np.int32]:
-    encoded = strings(column).combine_chunks().dictionary_encode()
-    if isinstance(encoded, pa.ChunkedArray):
-        encoded = encoded.combine_chunks()
-    lookup = np.array([codes.get(value, UNSEEN) for value in encoded.dictionary.to_pylist()] + [MISSING], np.int32)
-    positions = pc.fill_null(encoded.indices, len(lookup) - 1).to_numpy()
-    return lookup[positions]
+    values, positions = categories(column)
+    return np.array([codes.get(value, UNSEEN) for value in values], np.int32)[positions]
