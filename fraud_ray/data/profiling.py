@@ -15,8 +15,8 @@ from fraud_ray.data.source import Partition, Source, read_partition
 from fraud_ray.data.tasks import Update, map_tasks
 from fraud_ray.errors import DataError
 from fraud_ray.model.encoder import FeatureColumn
-from fraud_ray.model.graph import GraphScorer
 from fraud_ray.model.profile import Profile
+from fraud_ray.model.scorer import GraphScorer
 from fraud_ray.settings import DataSettings
 
 # Profiles held before they are merged.
