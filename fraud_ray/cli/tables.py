@@ -15,7 +15,7 @@ from fraud_ray.cli.settings import YAML_STYLE
 from fraud_ray.run import Outcome, RunRecord
 
 if TYPE_CHECKING:
-    from fraud_ray.data.drift import Drift, Measure
+    from fraud_ray.data.drift import ColumnDrift, Drift, Measure
     from fraud_ray.scoring import Scored
 
 _LABELS = {
@@ -100,7 +100,7 @@ def print_drift(drift: Drift, picture: str) -> None:
     """All columns, the worst first, with what the reference has, and where the picture lies."""
     console = _console()
     bounds = {measure.name: measure.bound for column in drift.columns for measure in column.measures}
-    effects = [f"{name} ≤ {bound:g}" for name, bound in bounds.items()]
+    effects = ["\n".join([*name.split(), f"≤ {bound:g}"]) for name, bound in bounds.items()]
     title = f"{drift.rows[1]:,} rows against {drift.reference} ({drift.rows[0]:,} rows)"
     table = _table("Column", *effects, "p-value", "Mean or rate", "Missing", right=effects, title=title)
     for column in drift.columns:
@@ -108,7 +108,7 @@ def print_drift(drift: Drift, picture: str) -> None:
         table.add_row(
             Text(column.name, "bold red" if column.has_drifted else ""),
             *(_effect(found.get(name)) for name in bounds),
-            "" if column.p_value is None else f"{column.test} {column.p_value:.2g}",
+            _p_value(column),
             "" if column.means is None else f"{column.means[0]:.4g} → {column.means[1]:.4g}",
             "" if column.missing is None else f"{column.missing[0]:.2%} → {column.missing[1]:.2%}",
         )
@@ -177,6 +177,12 @@ def _metrics_table(evaluation: Mapping[str, Any]) -> Table:
         limit = [_number(best.get(name))] if best else []
         table.add_row(_label(name) + at, _number(metrics[name]), interval, *limit)
     return table
+
+
+def _p_value(column: ColumnDrift) -> str:
+    if column.p_value is None:
+        return ""
+    return f"{column.test} {column.p_value:.2g}" if column.p_value else f"{column.test} < 1e-300"
 
 
 def _effect(measure: Measure | None) -> Text:
