@@ -129,12 +129,17 @@ def check(table: pa.Table, data: DataSettings, shown: str) -> tuple[list[Violati
 
     table: the declared columns that the partition has, as `read_partition` gives them; shown: its name in messages.
     """
-    broken = [
-        Violation(shown, name, message, count, first)
-        for name, column in data.columns.items()
-        for message, count, first in _check_column(table, name, column)
-    ]
+    broken = check_columns(table, data, list(data.columns), shown)
     return (broken, None) if broken else ([], _summarize(table, data))
+
+
+def check_columns(table: pa.Table, data: DataSettings, names: Sequence[str], shown: str) -> list[Violation]:
+    """What one partition breaks in some of the declared columns."""
+    return [
+        Violation(shown, name, message, count, first)
+        for name in names
+        for message, count, first in _check_column(table, name, data.columns[name])
+    ]
 
 
 def _check_partition(
