@@ -600,14 +600,21 @@ class Settings(Frozen):
             declared.setdefault(name, {"kind": "boolean"} if column.is_boolean else {"kind": "numeric", "nulls": True})
         return {**raw, "data": {**raw["data"], "columns": declared}}
 
+    @property
+    def raw_data(self) -> DataSettings:
+        """The data as it lies, without the columns that windows add."""
+        computed = {name for name, _, _ in self.windows.expanded()} if self.windows else set()
+        columns = {name: column for name, column in self.data.columns.items() if name not in computed}
+        return self.data.model_copy(update={"columns": columns})
+
     @model_validator(mode="after")
     def _windows_are_of_declared_columns(self) -> Settings:
         if self.windows is None:
             return self
-        computed = {name for name, _, _ in self.windows.expanded()}
+        raw = self.raw_data.columns
         for pattern, column in self.windows.columns.items():
             for name in filter(None, (column.entity, column.of)):
-                if name not in self.data.columns or name in computed:
+                if name not in raw:
                     raise ValueError(
                         f"windows.columns.{pattern} names '{name}', which is no column of the data; declare it under "
                         "data.columns (with feature: false where the model shall not read it)"

@@ -6,8 +6,8 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 import numpy.typing as npt
-import pandas as pd
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from fraud_ray.data.windows.definition import DAY, Measure
 from fraud_ray.data.windows.timeline import LOW_BITS, Float64, Int64, Mask, Timeline, Transactions
@@ -28,13 +28,14 @@ def compute(rows: Transactions, asked: Mask, measures: Sequence[Measure], decima
 
 def calendar(compute: str, times: pa.ChunkedArray, windows: WindowsSettings) -> npt.NDArray[np.generic]:
     """A column of the time alone, int8 or float32 (rows,); times: timestamp[us] in UTC."""
-    local = pd.DatetimeIndex(times.to_numpy()).tz_localize("UTC").tz_convert(windows.timezone)
+    local = pc.local_timestamp(pc.cast(times, pa.timestamp("us", windows.timezone)))
+    since_midnight = pc.cast(local, pa.int64()).to_numpy() % DAY
     if compute == "weekend":
-        return (local.dayofweek >= 5).astype(np.int8)
+        return pc.greater_equal(pc.day_of_week(local), 5).to_numpy().astype(np.int8)
     if compute == "night":
-        return (local.hour <= windows.night_ends).astype(np.int8)
-    angle = (local.hour + local.minute / 60 + local.second / 3600) / 24 * 2 * np.pi
-    return (np.sin(angle) if compute == "hour_sin" else np.cos(angle)).to_numpy(np.float32)
+        return (since_midnight * 24 // DAY <= windows.night_ends).astype(np.int8)
+    angle = since_midnight / DAY * 2 * np.pi
+    return (np.sin(angle) if compute == "hour_sin" else np.cos(angle)).astype(np.float32)
 
 
 def _count(timeline: Timeline, measure: Measure) -> Float64:

@@ -24,7 +24,7 @@ import pyarrow.parquet as pq
 
 from fraud_ray.data.contract import Violation, check_columns
 from fraud_ray.data.keys import buckets_of
-from fraud_ray.data.source import Partition, open_filesystem, read_partition
+from fraud_ray.data.source import Partition, harmonised, open_filesystem, read_partition
 from fraud_ray.data.windows.definition import Definition
 from fraud_ray.data.windows.measures import calendar, compute
 from fraud_ray.data.windows.timeline import Transactions
@@ -39,11 +39,12 @@ _LABEL, _ID, _VALUE, _TEXT = "label", "id", "value:", "text:"
 class Job:
     """What all passes need to know; goes to every task.
 
-    root: of the source; folder, scratch: keys below which results, and blocks on their way, lie; needs_labels: whether
-    a partition without them breaks the contract.
+    root: of the source; filled: positions of the partitions that hold rows; folder, scratch: keys below which results,
+    and blocks on their way, lie; needs_labels: whether a partition without them breaks the contract.
     """
 
     root: str
+    filled: tuple[int, ...]
     definition: Definition
     buckets: int
     storage: Storage
@@ -53,11 +54,11 @@ class Job:
 
     @property
     def tasks(self) -> list[tuple[str, int]]:
-        """(entity, bucket) in the order of a partition's blocks."""
+        """(entity, bucket) of each task of the second pass."""
         return [(entity, bucket) for entity in self.definition.by_entity for bucket in range(self.buckets)]
 
-    def scattered(self, partition: int) -> str:
-        return f"{self.scratch}/scattered/{partition:05d}.arrow"
+    def scattered(self, entity: str, partition: int) -> str:
+        return f"{self.scratch}/scattered/{list(self.definition.by_entity).index(entity)}/{partition:05d}.arrow"
 
     def gathered(self, task: int) -> str:
         return f"{self.scratch}/gathered/{task:05d}.arrow"
@@ -87,10 +88,8 @@ def scatter(item: tuple[int, Partition], job: Job) -> Scattered:
     checked = [name for name in definition.reads if name != data.label or has_labels or job.needs_labels]
     violations = check_columns(table, data, checked, partition.shown)
     if violations or not table.num_rows:
-        job.storage.put(job.scattered(index), _written([]))
         return Scattered(tuple(violations))
     needed = _needed(table, definition)
-    blocks: list[pa.RecordBatch] = []
     digest = hashlib.sha256(_written([pa.record_batch({n: c for n, c in needed.items() if n != _LABEL})]))
     types = {}
     for name in definition.by_entity:
@@ -99,27 +98,25 @@ def scatter(item: tuple[int, Partition], job: Job) -> Scattered:
         order = np.argsort(bucket, kind="stable")
         block = pa.record_batch({**needed, "entity": entities}).take(pa.array(order))
         cuts = np.searchsorted(bucket[order], np.arange(job.buckets + 1))
-        blocks += [block.slice(int(begin), int(end - begin)) for begin, end in pairwise(cuts)]
+        blocks = [block.slice(int(begin), int(end - begin)) for begin, end in pairwise(cuts)]
+        job.storage.put(job.scattered(name, index), _written(blocks))
         digest.update(_written([pa.record_batch({"entity": entities})]))
         types[name] = "integers" if pa.types.is_integer(entities.type) else "text"
-    job.storage.put(job.scattered(index), _written(blocks))
     times = needed["time"].to_numpy()
     return Scattered((), int(times.min()), int(times.max()), types, digest.hexdigest())
 
 
-def gather(task: int, job: Job, partitions: int, newest: int, state: str | None, labels: pa.Table | None) -> None:
+def gather(task: int, job: Job, newest: int, state: str | None, labels: pa.Table | None) -> None:
     """One bucket of one entity, by its place in `job.tasks`.
 
-    partitions: how many were scattered; newest: time of the newest transaction, in microseconds; state: folder of the
-    state that is extended; labels: id (text) and label of earlier transactions, known by now.
+    newest: time of the newest transaction, in microseconds; state: folder of the state that is extended; labels: id
+    (text) and label of earlier transactions, known by now.
     """
-    entity, _ = job.tasks[task]
+    entity, bucket = job.tasks[task]
     definition = job.definition
     measures = definition.by_entity[entity]
-    scattered = [_read(job.storage, job.scattered(index), task) for index in range(partitions)]
-    blocks = [block for block in scattered if block is not None]
-    history = _read(job.storage, state_key(state, task), 0) if state else None
-    known = [] if history is None else [history]
+    blocks = [_read(job.storage, job.scattered(entity, index), bucket) for index in job.filled]
+    known = [_read(job.storage, state_key(state, task), 0)] if state else []
     rows = pa.Table.from_batches([*known, *(block.drop_columns("row") for block in blocks)])
     if labels is not None and _ID in rows.column_names:
         rows = _with_labels(rows, labels)
@@ -131,10 +128,11 @@ def gather(task: int, job: Job, partitions: int, newest: int, state: str | None,
             **{name: values.astype(np.float32) for name, values in columns.items()},
         }
     )
-    cuts = np.cumsum([0, *(0 if block is None else block.num_rows for block in scattered)]).tolist()
-    job.storage.put(job.gathered(task), _written([made.slice(a, b - a) for a, b in pairwise(cuts)]))
-    held = rows.filter(pc.greater(rows["time"], newest - definition.horizon(entity))).combine_chunks()
-    job.storage.put(state_key(job.folder, task), _written(held.to_batches()))
+    cuts = np.cumsum([0, *(block.num_rows for block in blocks)]).tolist()
+    job.storage.put(job.gathered(task), _written([made.slice(begin, end - begin) for begin, end in pairwise(cuts)]))
+    held = rows.filter(pc.greater(rows["time"], newest - definition.horizon(entity)))
+    one = pa.record_batch([column.combine_chunks() for column in held.columns], names=held.column_names)
+    job.storage.put(state_key(job.folder, task), _written([one]))
 
 
 def assemble(item: tuple[int, Partition], job: Job) -> None:
@@ -144,13 +142,15 @@ def assemble(item: tuple[int, Partition], job: Job) -> None:
     filesystem, _ = open_filesystem(job.root)
     with filesystem.open_input_file(partition.path) as opened:
         table = pq.ParquetFile(opened).read(use_threads=False)
-    columns = _of_calendar(job, partition)
-    for task, (entity, _) in enumerate(job.tasks):
-        block = _read(job.storage, job.gathered(task), index) if partition.rows else None
-        for measure in definition.by_entity[entity]:
-            column = columns.setdefault(measure.name, np.full(partition.rows, np.nan, np.float32))
-            if block is not None:
-                column[block["row"].to_numpy()] = block[measure.name].to_numpy()
+    columns = _of_calendar(table, job, partition) if definition.calendar else {}
+    for measures in definition.by_entity.values():
+        columns |= {measure.name: np.full(partition.rows, np.nan, np.float32) for measure in measures}
+    if partition.rows:
+        place = job.filled.index(index)
+        for task, (entity, _) in enumerate(job.tasks):
+            block = _read(job.storage, job.gathered(task), place)
+            for measure in definition.by_entity[entity]:
+                columns[measure.name][block["row"].to_numpy()] = block[measure.name].to_numpy()
     for name in definition.names:
         if name in table.column_names:
             raise DataError(
@@ -169,12 +169,13 @@ def state_key(folder: str, task: int) -> str:
     return f"{folder}/state/{task:05d}.arrow"
 
 
-def _of_calendar(job: Job, partition: Partition) -> dict[str, npt.NDArray[np.generic]]:
-    definition = job.definition
-    if not definition.calendar:
-        return {}
-    times = read_partition(job.root, partition, definition.data, [definition.timestamp])[definition.timestamp]
-    return {name: calendar(kind, times, definition.windows) for name, kind in definition.calendar.items()}
+def _of_calendar(table: pa.Table, job: Job, partition: Partition) -> dict[str, npt.NDArray[np.generic]]:
+    definition, name = job.definition, job.definition.timestamp
+    if name in table.column_names:
+        times = harmonised(table[name], "timestamp")
+    else:  # a hive key
+        times = read_partition(job.root, partition, definition.data, [name])[name]
+    return {made: calendar(kind, times, definition.windows) for made, kind in definition.calendar.items()}
 
 
 def _needed(table: pa.Table, definition: Definition) -> dict[str, pa.Array]:
@@ -232,18 +233,17 @@ def _codes(values: pa.ChunkedArray) -> npt.NDArray[np.int32]:
 
 
 def _written(blocks: Sequence[pa.RecordBatch]) -> bytes:
-    """Blocks as an Arrow IPC file, of which a reader can take one."""
+    """Blocks of one schema as an Arrow IPC file, of which a reader can take one."""
     sink = pa.BufferOutputStream()
-    with pa.ipc.new_file(sink, blocks[0].schema if blocks else pa.schema([])) as writer:
+    with pa.ipc.new_file(sink, blocks[0].schema) as writer:
         for block in blocks:
             writer.write_batch(block)
     return sink.getvalue().to_pybytes()
 
 
-def _read(storage: Storage, key: str, block: int) -> pa.RecordBatch | None:
-    """One block of a file, without reading the others; None where the file has none there."""
+def _read(storage: Storage, key: str, block: int) -> pa.RecordBatch:
+    """One block of a file, without reading the others."""
     filesystem, root = open_filesystem(storage.root)
     path = f"{root}/{key}"
     opened = pa.memory_map(path) if storage.is_local else filesystem.open_input_file(path)
-    file = pa.ipc.open_file(opened)
-    return file.get_batch(block) if block < file.num_record_batches else None
+    return pa.ipc.open_file(opened).get_batch(block)

@@ -149,7 +149,8 @@ def _computed(
     parent = state.key if state else None
     buckets = state.buckets if state else _buckets(source, definition)
     scratch = f"{_folder(key)}/scratch/{uuid.uuid4().hex}"  # another process may be at the same work
-    job = Job(source.root, definition, buckets, storage, _folder(key), scratch, needs_labels=state is None)
+    filled = tuple(i for i, partition in enumerate(source.partitions) if partition.rows)
+    job = Job(source.root, filled, definition, buckets, storage, _folder(key), scratch, needs_labels=state is None)
     steps = _Passes(source, update)
     items = list(enumerate(source.partitions))
     rows = [partition.rows for partition in source.partitions]
@@ -159,7 +160,6 @@ def _computed(
         gathering = partial(
             gather,
             job=job,
-            partitions=len(items),
             newest=after.newest,
             state=state.folder if state else None,
             labels=labels,
