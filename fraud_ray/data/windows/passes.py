@@ -86,7 +86,7 @@ def scatter(item: tuple[int, Partition], job: Job) -> Scattered:
     table = read_partition(job.root, partition, data, definition.reads)
     has_labels = data.label in table.column_names
     checked = [name for name in definition.reads if name != data.label or has_labels or job.needs_labels]
-    violations = check_columns(table, data, checked, partition.shown)
+    violations = check_columns(table, {name: data.columns[name] for name in checked}, partition.shown)
     if violations or not table.num_rows:
         return Scattered(tuple(violations))
     needed = _needed(table, definition)
