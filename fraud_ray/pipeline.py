@@ -57,6 +57,9 @@ def _simulate_if_absent(settings: Settings, progress: Progress, session: ExitSta
 
 
 def _through(stages: Stages, until: str | None) -> Outcome:
+    stages.add_windows()
+    if until == "windows":
+        return stages.stopped_after("windows")
     census = stages.validate()
     folds = stages.plan(census)
     if until == "validate":

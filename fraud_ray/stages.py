@@ -17,7 +17,9 @@ from fraud_ray.data.contract import Census, validate
 from fraud_ray.data.drift import Drift
 from fraud_ray.data.folds import Folds, plan_folds
 from fraud_ray.data.prepare import Prepared, prepare
-from fraud_ray.data.source import Source
+from fraud_ray.data.source import Source, open_source
+from fraud_ray.data.windows.definition import Definition
+from fraud_ray.data.windows.state import add_windows
 from fraud_ray.decision.gate import GateDecision, decide
 from fraud_ray.decision.metrics import Evaluation
 from fraud_ray.errors import DriftError, FraudRayError
@@ -38,7 +40,9 @@ from fraud_ray.training.trainer import Fitted, load_fitted, refit
 class Stages:
     """What every stage needs: the run, its data and where to tell of it.
 
-    MLflow is written to by one thread of this process, so that neither training nor the terminal waits for it.
+    source: the partitions as they lie; data: what is trained on, which is the same, with window columns where they are
+    declared; windows: what the model has to carry of those. MLflow is written to by one thread of this process, so that
+    neither training nor the terminal waits for it.
     """
 
     loaded: Loaded
@@ -48,6 +52,8 @@ class Stages:
     progress: Progress
     writer: ThreadPoolExecutor
     tracked: Future[TrackedRun]
+    data: Source
+    windows: dict[str, Any] | None = None
     plan_lines: list[str] = field(default_factory=list)
 
     @classmethod
@@ -56,7 +62,7 @@ class Stages:
         """The stages of a run; MLflow is connected to meanwhile. A fault ends the run in MLflow as failed."""
         with ThreadPoolExecutor(max_workers=1, thread_name_prefix="mlflow") as writer:
             tracked = writer.submit(_start_tracking, loaded, source, run)
-            stages = cls(loaded, source, storage, run, progress, writer, tracked)
+            stages = cls(loaded, source, storage, run, progress, writer, tracked, data=source)
             try:
                 yield stages
             except BaseException as fault:
@@ -69,18 +75,33 @@ class Stages:
     def settings(self) -> Settings:
         return self.loaded.settings
 
+    def add_windows(self) -> None:
+        """Gives the later stages the data with its window columns, where any are declared."""
+        definition = Definition.of(self.settings)
+        if definition is None:
+            return
+        self.tracked.result()  # a server out of reach is found before anything is computed for it
+        with self.progress.stage("windows") as stage:
+            made = add_windows(self.source, definition, self.storage, stage.update)
+            self.data = open_source(self.settings.data.model_copy(update={"path": made.root}))
+            self.windows = {"definition": definition.to_json(), "state": made.state.key}
+            stage.say(
+                f"{_counted(len(definition.names), 'column')} for {self.data.rows:,} rows"
+                + ("; cached" if made.cached else "")
+            )
+
     def validate(self) -> Census:
         with self.progress.stage("validate") as stage:
-            census = validate(self.source, self.settings.data, stage.update)
+            census = validate(self.data, self.settings.data, stage.update)
             stage.say(
-                f"{census.rows:,} rows in {len(self.source.partitions):,} partitions keep the contract; "
+                f"{census.rows:,} rows in {len(self.data.partitions):,} partitions keep the contract; "
                 f"{census.frauds:,} frauds ({census.frauds / census.rows:.2%})"
             )
             return census
 
     def plan(self, census: Census) -> Folds:
         with self.progress.stage("plan") as stage:
-            folds = plan_folds(self.source, census, self.settings.data, self.settings.folds)
+            folds = plan_folds(self.data, census, self.settings.data, self.settings.folds)
             self.plan_lines = [
                 *(f"fold {fold.name}: {fold.span}" for fold in folds.all),
                 _search_plan(self.settings),
@@ -102,7 +123,7 @@ class Stages:
 
             def compute() -> Drift:
                 assert reference is not None, "there is one where nothing is measured yet"
-                drift = measure_drift(reference, self.source, self.settings, stage.update)
+                drift = measure_drift(reference, self.data, self.settings, stage.update)
                 self.storage.put_json(self.run.key("drift.json"), drift.to_json())
                 self.storage.put(self.run.key("drift.svg"), draw(drift, "svg"))
                 return drift
@@ -122,7 +143,7 @@ class Stages:
 
     def prepare(self, folds: Folds) -> Prepared:
         with self.progress.stage("prepare") as stage:
-            prepared = prepare(self.source, folds, self.settings, self.storage, stage.update)
+            prepared = prepare(self.data, folds, self.settings, self.storage, stage.update)
             final = prepared.final
             stage.say(
                 f"{final.fit.rows:,} fit and {final.holdout.rows:,} holdout rows, {len(prepared.selection)} selection "
@@ -281,6 +302,7 @@ class Stages:
             "seed": self.settings.train.seed,
             "epochs": found.best.best_epoch,
             "selection_average_precision": found.best.average_precision,
+            **({} if self.windows is None else {"windows": self.windows}),
         }
 
     def _tell(self, method: str, *values: Any, **named: Any) -> Future[Any]:
