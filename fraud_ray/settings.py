@@ -576,15 +576,20 @@ def parse_settings(raw: dict[str, Any], where: str) -> Settings:
     except ValidationError as fault:
         lines = dict.fromkeys(_explain(error) for error in fault.errors())
         raise SettingsError("\n".join(f"{where}: {line}" for line in lines)) from None
-    if settings.registry.uri is None:
-        root = settings.storage.root
-        uri = f"sqlite:///{Path(root).expanduser().absolute()}/mlflow.db" if "://" not in root else None
-        if uri is None:
-            raise SettingsError(
-                f"{where}: storage.root is {root}, where no sqlite can lie; name a tracking server with registry.uri"
-            )
-        settings = settings.model_copy(update={"registry": settings.registry.model_copy(update={"uri": uri})})
-    return settings
+    return settings.model_copy(update={"registry": locate_registry(settings.registry, settings.storage, where)})
+
+
+def locate_registry(registry: RegistrySettings, storage: StorageSettings, where: str) -> RegistrySettings:
+    """The registry with its URI, by default sqlite below the storage's root. Raises SettingsError for a bucket."""
+    if registry.uri is not None:
+        return registry
+    root = storage.root
+    if "://" in root:
+        raise SettingsError(
+            f"{where}: storage.root is {root}, where no sqlite can lie; name a tracking server with registry.uri"
+        )
+    uri = f"sqlite:///{Path(root).expanduser().absolute()}/mlflow.db"
+    return registry.model_copy(update={"uri": uri})
 
 
 def _override(raw: dict[str, Any], overrides: typing.Sequence[str]) -> tuple[str, ...]:
