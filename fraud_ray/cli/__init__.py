@@ -10,7 +10,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from fraud_ray.cli import data, run, runs, settings, ui
+from fraud_ray.cli import audit, data, models, reproduce, run, runs, settings, ui
 from fraud_ray.cli.faults import Commands
 
 app = typer.Typer(
@@ -41,6 +41,9 @@ app.command()(data.simulate)
 app.command()(data.validate)
 app.command(name="settings")(settings.show)
 app.add_typer(runs.app, name="runs")
+app.command()(reproduce.reproduce)
+app.add_typer(models.app, name="models")
+app.add_typer(audit.app, name="audit")
 app.command()(ui.ui)
 
 

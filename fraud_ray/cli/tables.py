@@ -30,11 +30,11 @@ _WIDTH_OF_A_PIPE = 160
 
 def print_outcome(outcome: Outcome) -> None:
     """A run's figures, its gate's checks, what was registered, and where it lies."""
-    console = _console()
+    console = new_console()
     if outcome.evaluation:
         console.print(_metrics_table(outcome.evaluation))
     if outcome.gate:
-        console.print(_gate_table(outcome.gate))
+        console.print(gate_table(outcome.gate))
     for remark in outcome.plan:
         console.print(f"plan: {remark}", soft_wrap=True, highlight=False, markup=False)
     if outcome.hyperparameters:
@@ -50,11 +50,11 @@ def print_outcome(outcome: Outcome) -> None:
 
 def print_runs(runs: list[RunRecord], where: str) -> None:
     """All runs, a line each."""
-    console = _console()
+    console = new_console()
     if not runs:
         console.print(f"no runs yet at {where}", soft_wrap=True, highlight=False)
         return
-    table = _table("Run", "State", "Created (UTC)", "ROC AUC", "AP", "F1", "Version", right={"ROC AUC", "AP", "F1"})
+    table = new_table("Run", "State", "Created (UTC)", "ROC AUC", "AP", "F1", "Version", right={"ROC AUC", "AP", "F1"})
     for run in runs:
         figures = (_number(run.metrics.get(name)) for name in ("auc_roc", "average_precision", "f1_score"))
         version = run.outcome.version if run.outcome else None
@@ -70,33 +70,49 @@ def print_runs(runs: list[RunRecord], where: str) -> None:
 
 def print_run(run: RunRecord) -> None:
     """One run: its origin, settings, concluded stages and outcome."""
-    console, record = _console(), run.record
-    git = record["git"]
-    code = f"commit {git['commit'][:12]}{', with changes' if git['dirty'] else ''}" if git else "no git checkout"
+    console, record = new_console(), run.record
     facts = {
         "run": run.name,
         "state": f"{run.state}{f', held by {run.holder}' if run.holder else ''}",
         "started": f"{run.created} by {record['user']} on {record['host']}",
         "command": record["command"],
-        "code": f"{code}; " + ", ".join(f"{name} {version}" for name, version in record["versions"].items()),
+        "code": code_line(record),
         "data": record["fingerprint"],
         "stages": ", ".join(run.stages) or "none concluded",
         "folder": run.folder,
     }
-    for name, value in facts.items():
-        console.print(Text.assemble((f"{name:<8} ", "dim"), value), soft_wrap=True)
-    console.print("settings", style="dim")
-    settings = yaml.safe_dump(record["settings"], **YAML_STYLE)
-    console.print("".join(f"  {line}\n" for line in settings.splitlines()), highlight=False, markup=False, end="")
+    print_facts(console, facts)
+    print_settings(console, record["settings"])
     if run.outcome:
         print_outcome(run.outcome)
 
 
+def print_facts(console: Console, facts: Mapping[str, str]) -> None:
+    """A line a fact, its name before it."""
+    width = max(map(len, facts), default=0)
+    for name, value in facts.items():
+        console.print(Text.assemble((f"{name:<{width}} ", "dim"), value), soft_wrap=True)
+
+
+def print_settings(console: Console, settings: Mapping[str, Any]) -> None:
+    """Settings as YAML, indented."""
+    console.print("settings", style="dim")
+    lines = yaml.safe_dump(dict(settings), **YAML_STYLE).splitlines()
+    console.print("".join(f"  {line}\n" for line in lines), highlight=False, markup=False, end="")
+
+
+def code_line(origin: Mapping[str, Any]) -> str:
+    """The code and the packages that something was made with."""
+    git = origin["git"]
+    code = f"commit {git['commit'][:12]}{', with changes' if git['dirty'] else ''}" if git else "no git checkout"
+    return f"{code}; " + ", ".join(f"{name} {version}" for name, version in origin["versions"].items())
+
+
 def print_comparison(one: RunRecord, other: RunRecord, changed: Mapping[str, tuple[str, str]]) -> None:
     """Settings that differ, then metrics side by side."""
-    console = _console()
+    console = new_console()
     if changed:
-        table = _table("Setting", one.name, other.name)
+        table = new_table("Setting", one.name, other.name)
         for key, (left, right) in changed.items():
             table.add_row(key, left, right)
         console.print(table)
@@ -106,7 +122,7 @@ def print_comparison(one: RunRecord, other: RunRecord, changed: Mapping[str, tup
     if not names:
         console.print("neither run has figures yet")
         return
-    table = _table("Metric", one.name, other.name, "Difference", right={one.name, other.name, "Difference"})
+    table = new_table("Metric", one.name, other.name, "Difference", right={one.name, other.name, "Difference"})
     for name in names:
         old, new = one.metrics.get(name), other.metrics.get(name)
         difference = "" if old is None or new is None else f"{new - old:+.4f}"
@@ -118,7 +134,7 @@ def _metrics_table(evaluation: Mapping[str, Any]) -> Table:
     title = f"{evaluation['rows']:,} holdout rows, {evaluation['frauds']:,} frauds"
     best = evaluation.get("best_possible") or {}
     columns = ["Metric", "Value", "Interval", *(["Best possible"] if best else [])]
-    table = _table(*columns, right={"Value", "Best possible"}, title=title)
+    table = new_table(*columns, right={"Value", "Best possible"}, title=title)
     metrics, intervals = evaluation["metrics"], evaluation.get("intervals") or {}
     for name in _ordered(metrics):
         at = f" at threshold {evaluation['threshold']:.4f}" if name in _AT_THRESHOLD else ""
@@ -128,9 +144,9 @@ def _metrics_table(evaluation: Mapping[str, Any]) -> Table:
     return table
 
 
-def _gate_table(gate: Mapping[str, Any]) -> Table:
+def gate_table(gate: Mapping[str, Any]) -> Table:
     has_notes = any(check["note"] for check in gate["checks"])
-    table = _table("Gate check", "Value", "Bound", "Result", *(["Note"] if has_notes else []), right={"Value"})
+    table = new_table("Gate check", "Value", "Bound", "Result", *(["Note"] if has_notes else []), right={"Value"})
     for check in gate["checks"]:
         bound = "" if check["bound"] is None else f"{check['comparison']} {_number(check['bound'])}"
         passed = Text("passed", "green") if check["passed"] else Text("failed", "bold red")
@@ -170,13 +186,13 @@ def _number(value: float | None) -> str:
     return "" if value is None else f"{value:.4f}"
 
 
-def _table(*columns: str, right: Iterable[str] = (), title: str | None = None) -> Table:
+def new_table(*columns: str, right: Iterable[str] = (), title: str | None = None) -> Table:
     table = Table(title=title, title_justify="left", title_style="bold", header_style="bold")
     for column in columns:
         table.add_column(column, justify="right" if column in right else "left", overflow="fold")
     return table
 
 
-def _console() -> Console:
+def new_console() -> Console:
     console = Console()
     return console if console.is_terminal else Console(width=_WIDTH_OF_A_PIPE)
