@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
@@ -24,6 +24,7 @@ from fraud_ray.decision.gate import GateDecision, decide
 from fraud_ray.decision.metrics import Evaluation
 from fraud_ray.errors import DriftError, FraudRayError
 from fraud_ray.evaluation import assemble, fetch_bundle
+from fraud_ray.lifecycle import record_registration, record_run
 from fraud_ray.progress import Progress
 from fraud_ray.reference import measure_drift, of_champion
 from fraud_ray.registry.tracking import Dataset, TrackedRun, connect
@@ -254,22 +255,23 @@ class Stages:
                     lambda stored: RegisteredVersion(**stored),
                 )
                 stage.say(f"{version.name} version {version.version}, {version.alias}")
+            self._record(record_registration, version)
             self._tell("finish", "FINISHED").result()
         else:
             self._tell("finish", "FAILED", decision.reason).result()
-        return self.run.conclude(
-            Outcome.of_gate(
-                decision.passed,
-                name=self.run.name,
-                folder=self.run.folder,
-                plan=tuple(self.plan_lines),
-                hyperparameters=found.best.hyperparameters,
-                evaluation=evaluation.to_json(),
-                gate={**decision.to_json(), "passed": decision.passed, "reason": decision.reason},
-                version=None if version is None else {**asdict(version), "uri": version.uri},
-                timings=self.run.timings,
-            )
+        outcome = Outcome.of_gate(
+            decision.passed,
+            name=self.run.name,
+            folder=self.run.folder,
+            plan=tuple(self.plan_lines),
+            hyperparameters=found.best.hyperparameters,
+            evaluation=evaluation.to_json(),
+            gate={**decision.to_json(), "passed": decision.passed, "reason": decision.reason},
+            version=None if version is None else {**asdict(version), "uri": version.uri},
+            timings=self.run.timings,
         )
+        self._record(record_run, self.settings, self._data(prepared), found.best.best_epoch, outcome)
+        return self.run.conclude(outcome)
 
     def stopped_after(self, stage: str) -> Outcome:
         """The outcome of a run that was asked to stop here; the run is not concluded."""
@@ -304,6 +306,20 @@ class Stages:
             "selection_average_precision": found.best.average_precision,
             **({} if self.windows is None else {"windows": self.windows}),
         }
+
+    def _data(self, prepared: Prepared) -> dict[str, Any]:
+        return {
+            "path": self.source.root,
+            "fingerprint": self.source.fingerprint,
+            "rows": self.source.rows,
+            "partitions": len(self.source.partitions),
+            "fold": prepared.final.span,
+        }
+
+    def _record(self, write: Callable[..., None], *values: Any) -> None:
+        """Has the writer put something into the audit record, which may have been done by an earlier start."""
+        self.run.check_held()
+        self.writer.submit(lambda: write(self.tracked.result(), self.storage, *values)).result()
 
     def _tell(self, method: str, *values: Any, **named: Any) -> Future[Any]:
         """Has the writer call a method of the run in MLflow."""

@@ -11,7 +11,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from fraud_ray.cli import data, drift, run, runs, score, settings, ui
+from fraud_ray.cli import audit, data, drift, models, reproduce, run, runs, score, settings, ui
 from fraud_ray.cli.faults import Commands
 
 app = typer.Typer(
@@ -44,6 +44,9 @@ app.command()(drift.drift)
 app.command()(score.score)
 app.command(name="settings")(settings.show)
 app.add_typer(runs.app, name="runs")
+app.command()(reproduce.reproduce)
+app.add_typer(models.app, name="models")
+app.add_typer(audit.app, name="audit")
 app.command()(ui.ui)
 
 
