@@ -76,4 +76,4 @@ def _through(stages: Stages, until: str | None) -> Outcome:
     decision = stages.gate(prepared, evaluation)
     if until == "gate":
         return stages.stopped_after("gate")
-    return stages.conclude(prepared, found, evaluation, decision)
+    return stages.conclude(prepared, found, fitted, evaluation, decision)
