@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +47,8 @@ def assemble(
     evaluation = evaluate(probabilities, rows, threshold, decision)
     truth, days = rows.roles.get("true_probability"), _days(rows) or None
     curves = Curves.of(probabilities, rows.label, threshold, truth, days, decision.confidence)
+    if final.profile is not None:
+        bundle = replace(bundle, profile=final.profile.with_scores(probabilities))
     with tempfile.TemporaryDirectory() as scratch:
         bundle.with_results(evaluation.metrics, origin).save(Path(scratch))
         for file in sorted(Path(scratch).iterdir()):

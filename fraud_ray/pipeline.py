@@ -57,10 +57,16 @@ def _simulate_if_absent(settings: Settings, progress: Progress, session: ExitSta
 
 
 def _through(stages: Stages, until: str | None) -> Outcome:
+    stages.add_windows()
+    if until == "windows":
+        return stages.stopped_after("windows")
     census = stages.validate()
     folds = stages.plan(census)
     if until == "validate":
         return stages.stopped_after("validate")
+    drift = stages.drift()
+    if until == "drift":
+        return stages.stopped_after("drift")
     prepared = stages.prepare(folds)
     if until == "prepare":
         return stages.stopped_after("prepare")
@@ -76,4 +82,4 @@ def _through(stages: Stages, until: str | None) -> Outcome:
     decision = stages.gate(prepared, evaluation)
     if until == "gate":
         return stages.stopped_after("gate")
-    return stages.conclude(prepared, found, fitted, evaluation, decision)
+    return stages.conclude(prepared, drift, found, fitted, evaluation, decision)

@@ -14,18 +14,23 @@ import ray
 
 from fraud_ray.champion import evaluate_champion
 from fraud_ray.data.contract import Census, validate
+from fraud_ray.data.drift import Drift
 from fraud_ray.data.folds import Folds, plan_folds
 from fraud_ray.data.prepare import Prepared, prepare
-from fraud_ray.data.source import Source
+from fraud_ray.data.source import Source, open_source
+from fraud_ray.data.windows.definition import Definition
+from fraud_ray.data.windows.state import add_windows
 from fraud_ray.decision.curves import Curves
 from fraud_ray.decision.gate import GateDecision, decide
 from fraud_ray.decision.metrics import Evaluation
-from fraud_ray.errors import FraudRayError
+from fraud_ray.errors import DriftError, FraudRayError
 from fraud_ray.evaluation import assemble, fetch_bundle
 from fraud_ray.progress import Progress
+from fraud_ray.reference import measure_drift, of_champion
 from fraud_ray.registry.tracking import Dataset, TrackedRun, connect
 from fraud_ray.registry.versions import RegisteredVersion, register
 from fraud_ray.report.card import model_card
+from fraud_ray.report.drift import draw
 from fraud_ray.report.page import ReportValues, render
 from fraud_ray.run import Outcome, Run, read_run
 from fraud_ray.settings import Loaded, Settings, settings_hash
@@ -41,7 +46,9 @@ CURVES, REPORT = "curves.json", "report.html"
 class Stages:
     """What every stage needs: the run, its data and where to tell of it.
 
-    MLflow is written to by one thread of this process, so that neither training nor the terminal waits for it.
+    source: the partitions as they lie; data: what is trained on, which is the same, with window columns where they are
+    declared; windows: what the model has to carry of those. MLflow is written to by one thread of this process, so that
+    neither training nor the terminal waits for it.
     """
 
     loaded: Loaded
@@ -51,6 +58,8 @@ class Stages:
     progress: Progress
     writer: ThreadPoolExecutor
     tracked: Future[TrackedRun]
+    data: Source
+    windows: dict[str, Any] | None = None
     plan_lines: list[str] = field(default_factory=list)
 
     @classmethod
@@ -59,7 +68,7 @@ class Stages:
         """The stages of a run; MLflow is connected to meanwhile. A fault ends the run in MLflow as failed."""
         with ThreadPoolExecutor(max_workers=1, thread_name_prefix="mlflow") as writer:
             tracked = writer.submit(_start_tracking, loaded, source, run)
-            stages = cls(loaded, source, storage, run, progress, writer, tracked)
+            stages = cls(loaded, source, storage, run, progress, writer, tracked, data=source)
             try:
                 yield stages
             except BaseException as fault:
@@ -72,18 +81,33 @@ class Stages:
     def settings(self) -> Settings:
         return self.loaded.settings
 
+    def add_windows(self) -> None:
+        """Gives the later stages the data with its window columns, where any are declared."""
+        definition = Definition.of(self.settings)
+        if definition is None:
+            return
+        self.tracked.result()  # a server out of reach is found before anything is computed for it
+        with self.progress.stage("windows") as stage:
+            made = add_windows(self.source, definition, self.storage, stage.update)
+            self.data = open_source(self.settings.data.model_copy(update={"path": made.root}))
+            self.windows = {"definition": definition.to_json(), "state": made.state.key}
+            stage.say(
+                f"{_counted(len(definition.names), 'column')} for {self.data.rows:,} rows"
+                + ("; cached" if made.cached else "")
+            )
+
     def validate(self) -> Census:
         with self.progress.stage("validate") as stage:
-            census = validate(self.source, self.settings.data, stage.update)
+            census = validate(self.data, self.settings.data, stage.update)
             stage.say(
-                f"{census.rows:,} rows in {len(self.source.partitions):,} partitions keep the contract; "
+                f"{census.rows:,} rows in {len(self.data.partitions):,} partitions keep the contract; "
                 f"{census.frauds:,} frauds ({census.frauds / census.rows:.2%})"
             )
             return census
 
     def plan(self, census: Census) -> Folds:
         with self.progress.stage("plan") as stage:
-            folds = plan_folds(self.source, census, self.settings.data, self.settings.folds)
+            folds = plan_folds(self.data, census, self.settings.data, self.settings.folds)
             self.plan_lines = [
                 *(f"fold {fold.name}: {fold.span}" for fold in folds.all),
                 _search_plan(self.settings),
@@ -92,10 +116,40 @@ class Stages:
             stage.say("; ".join(self.plan_lines))
             return folds
 
+    def drift(self) -> Drift | None:
+        """Today's data against what the champion was fitted on; None, and no line, where there is no champion.
+
+        Raises DriftError where drift.action says so; the same run again does so at once.
+        """
+        tracking = self.tracked.result().tracking  # a server out of reach is found before anything is computed for it
+        reference = None if self.run.has("drift") else of_champion(tracking)
+        if reference is None and not self.run.has("drift"):
+            return None
+        with self.progress.stage("drift") as stage:
+
+            def compute() -> Drift:
+                assert reference is not None, "there is one where nothing is measured yet"
+                drift = measure_drift(reference, self.data, self.settings, stage.update)
+                self.storage.put_json(self.run.key("drift.json"), drift.to_json())
+                self.storage.put(self.run.key("drift.svg"), draw(drift, "svg"))
+                return drift
+
+            drift = self.run.once("drift", compute, Drift.to_json, Drift.from_json)
+            self._tell("log_json", drift.to_json(), "drift.json").result()
+            action = self.settings.drift.action
+            if drift.drifted and action == "fail":
+                raise DriftError(
+                    f"{drift.verdict}. Look at {self.run.folder}/drift.svg; to train on this data all the same, run "
+                    "again with --set drift.action=warn"
+                )
+            if drift.drifted and action == "warn":
+                self.plan_lines.append(f"warning: {drift.verdict}")
+            stage.say(drift.verdict)
+            return drift
+
     def prepare(self, folds: Folds) -> Prepared:
         with self.progress.stage("prepare") as stage:
-            self.tracked.result()  # a server out of reach is found before anything is computed for it
-            prepared = prepare(self.source, folds, self.settings, self.storage, stage.update)
+            prepared = prepare(self.data, folds, self.settings, self.storage, stage.update)
             final = prepared.final
             stage.say(
                 f"{final.fit.rows:,} fit and {final.holdout.rows:,} holdout rows, {len(prepared.selection)} selection "
@@ -197,13 +251,14 @@ class Stages:
     def conclude(
         self,
         prepared: Prepared,
+        drift: Drift | None,
         found: SearchOutcome,
         fitted: Fitted,
         evaluation: Evaluation,
         decision: GateDecision,
     ) -> Outcome:
         """Registers the model if the gate lets it, reports, and concludes the run either way."""
-        values = self._report_values(prepared, found, fitted, evaluation, decision)
+        values = self._report_values(prepared, drift, found, fitted, evaluation, decision)
         version: RegisteredVersion | None = None
         if decision.passed:
             with self.progress.stage("register") as stage:
@@ -257,6 +312,7 @@ class Stages:
     def _report_values(
         self,
         prepared: Prepared,
+        drift: Drift | None,
         found: SearchOutcome,
         fitted: Fitted,
         evaluation: Evaluation,
@@ -280,6 +336,7 @@ class Stages:
             evaluation=evaluation,
             curves=Curves.from_json(curves),
             decision=decision,
+            drift=drift,
         )
 
     def _register(self, prepared: Prepared, evaluation: Evaluation, card: str) -> RegisteredVersion:
@@ -302,6 +359,7 @@ class Stages:
             "seed": self.settings.train.seed,
             "epochs": found.best.best_epoch,
             "selection_average_precision": found.best.average_precision,
+            **({} if self.windows is None else {"windows": self.windows}),
         }
 
     def _tell(self, method: str, *values: Any, **named: Any) -> Future[Any]:

@@ -107,7 +107,7 @@ finally:
 
 def test_the_commands_and_their_options_are_explained() -> None:
     shown = fraud_ray("--help").stdout
-    for command in ("run", "simulate", "validate", "settings", "runs", "ui"):
+    for command in ("run", "simulate", "validate", "score", "settings", "runs", "ui"):
         assert re.search(rf"\b{command}\b", shown)
     assert "--until" in fraud_ray("run", "--help").stdout
 

@@ -23,13 +23,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fraud_ray import pipeline
+from fraud_ray.data.drift import ColumnDrift, Drift, Measure
 from fraud_ray.decision.curves import Curves
 from fraud_ray.decision.gate import decide
 from fraud_ray.decision.metrics import evaluate
 from fraud_ray.progress import Quiet
 from fraud_ray.registry.versions import RegisteredVersion
 from fraud_ray.report.card import MOST_CHARACTERS, model_card
-from fraud_ray.report.page import DriftRow, ReportValues, render
+from fraud_ray.report.page import ReportValues, render
 from fraud_ray.report.plot import Axis
 from fraud_ray.report.training import importances
 from fraud_ray.rows import Rows
@@ -286,15 +287,24 @@ def test_who_when_and_which_code_are_told_and_no_password(made: Any) -> None:
     assert "postgresql://***@server/mlflow" in page
 
 
-def test_drift_is_a_table_where_it_was_looked_for(made: Any) -> None:
-    assert "did not compare" in render(made())
-    drift = (DriftRow("amount", "KS", 0.12345, "drifted"),)
-    assert Cells(render(dataclasses.replace(made(), drift=drift))).row("amount") == (
-        "amount",
-        "KS",
-        "0.1235",
-        "drifted",
+def test_drift_is_a_table_with_bounds_where_there_was_a_champion(made: Any) -> None:
+    values = made()
+    assert "no champion to compare" in render(values)
+    exceeded, within = Measure("KS", 0.31254, 0.1), Measure("PSI", 0.05, 0.2)
+    columns = (
+        ColumnDrift("amount", "numeric", (exceeded, within), "KS", 1e-9, (0.0, 0.025), (50.0, 61.5)),
+        ColumnDrift("category", "categorical", (within,), "chi-square", 0.4),
     )
+    drift = Drift("version 1", (10_000, 5_000), columns, {"online": "it is declared as numeric now"})
+    page = render(dataclasses.replace(values, drift=drift))
+    assert Cells(page).row("amount") == (
+        *("amount", "0.3125", "0.0500", "1e-09 (KS)"),
+        *("50 → 61.5", "0.00% → 2.50%"),
+    )
+    assert Cells(page).row("category", "")[2:4] == ("0.0500", "0.4 (chi-square)")
+    assert "KS (≤ 0.1)" in page
+    assert "drift in amount<" in page
+    assert "online was not compared: it is declared as numeric now" in page
 
 
 def test_importance_finds_the_hyperparameter_that_matters(made: Any) -> None:

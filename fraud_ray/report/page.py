@@ -22,6 +22,7 @@ from fraud_ray.run import RunRecord
 from fraud_ray.settings import Range, Settings
 
 if TYPE_CHECKING:
+    from fraud_ray.data.drift import Drift
     from fraud_ray.registry.versions import RegisteredVersion
     from fraud_ray.training.search import SearchOutcome
 
@@ -39,21 +40,12 @@ AT_THRESHOLD = {"f1_score", "precision", "recall"}
 
 
 @dataclass(frozen=True)
-class DriftRow:
-    """One finding of a comparison of this run's data with a reference: a column's statistic and what it means."""
-
-    column: str
-    statistic: str
-    value: float
-    verdict: str
-
-
-@dataclass(frozen=True)
 class ReportValues:
     """Everything that page and card tell of a run.
 
     data: where the partitions lie; rows, partitions: how many they are. folds: selection folds, then the final one.
-    version: None while nothing is registered. timings: seconds a stage. drift: None where none was looked for.
+    version: None while nothing is registered. timings: seconds a stage. drift: None where there was no champion to
+    compare with.
     """
 
     run: RunRecord
@@ -69,7 +61,7 @@ class ReportValues:
     decision: GateDecision
     version: RegisteredVersion | None = None
     timings: Mapping[str, float] = field(default_factory=dict)
-    drift: tuple[DriftRow, ...] | None = None
+    drift: Drift | None = None
 
     @property
     def final(self) -> PreparedFold:
@@ -123,6 +115,12 @@ class ReportValues:
         for part in self.evaluation.slices:
             by_column.setdefault(part.column, []).append(part)
         return by_column
+
+    @property
+    def drift_bounds(self) -> dict[str, float]:
+        """By measure; a column has some of them."""
+        columns = self.drift.columns if self.drift else ()
+        return {measure.name: measure.bound for column in columns for measure in column.measures}
 
     @property
     def trials(self) -> str:
@@ -194,6 +192,8 @@ def _template() -> jinja2.Template:
         interval=lambda value: "" if value is None else f"{value[0]:.4f} … {value[1]:.4f}",
         moment=lambda text: f"{text[:16].replace('T', ' ')} UTC",
         duration=lambda seconds: f"{seconds:.1f} s" if seconds < 60 else str(timedelta(seconds=round(seconds))),
+        by_name=lambda measures: {measure.name: measure for measure in measures},
+        digits=lambda value: f"{value:.3g}",
         masked=masked,
         setting=_shown,
     )
