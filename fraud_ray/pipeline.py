@@ -64,7 +64,7 @@ def _through(stages: Stages, until: str | None) -> Outcome:
     folds = stages.plan(census)
     if until == "validate":
         return stages.stopped_after("validate")
-    stages.drift()
+    drift = stages.drift()
     if until == "drift":
         return stages.stopped_after("drift")
     prepared = stages.prepare(folds)
@@ -82,4 +82,4 @@ def _through(stages: Stages, until: str | None) -> Outcome:
     decision = stages.gate(prepared, evaluation)
     if until == "gate":
         return stages.stopped_after("gate")
-    return stages.conclude(prepared, found, evaluation, decision)
+    return stages.conclude(prepared, drift, found, fitted, evaluation, decision)

@@ -1,7 +1,7 @@
 """A run: its name, which is its identity, its folder, what of it is concluded, and so what a second start resumes.
 
 Below `runs/<name>/`: run.json (settings, data and code), lease/ (who works on it), stages/<stage>.json (values of
-concluded stages) and outcome.json (once it is concluded).
+concluded stages), curves.json, report.html and outcome.json (once it is concluded).
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class Outcome:
 
     status: registered, rejected, or `stopped after <stage>`. evaluation, gate, version: the JSON of
     decision.metrics.Evaluation, decision.gate.GateDecision and registry.versions.RegisteredVersion, where the run got
-    so far. timings: seconds a stage, those of earlier starts included.
+    so far. report: where its page lies. timings: seconds a stage, those of earlier starts included.
     """
 
     name: str
@@ -47,6 +47,7 @@ class Outcome:
     evaluation: dict[str, Any] | None = None
     gate: dict[str, Any] | None = None
     version: dict[str, Any] | None = None
+    report: str | None = None
     timings: dict[str, float] = field(default_factory=dict)
 
     @classmethod

@@ -6,7 +6,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from fraud_ray.data.prepare import Prepared, prepare
 from fraud_ray.data.source import Source, open_source
 from fraud_ray.data.windows.definition import Definition
 from fraud_ray.data.windows.state import add_windows
+from fraud_ray.decision.curves import Curves
 from fraud_ray.decision.gate import GateDecision, decide
 from fraud_ray.decision.metrics import Evaluation
 from fraud_ray.errors import DriftError, FraudRayError
@@ -29,12 +30,17 @@ from fraud_ray.progress import Progress
 from fraud_ray.reference import measure_drift, of_champion
 from fraud_ray.registry.tracking import Dataset, TrackedRun, connect
 from fraud_ray.registry.versions import RegisteredVersion, register
+from fraud_ray.report.card import model_card
 from fraud_ray.report.drift import draw
-from fraud_ray.run import Outcome, Run
+from fraud_ray.report.page import ReportValues, render
+from fraud_ray.run import Outcome, Run, read_run
 from fraud_ray.settings import Loaded, Settings, settings_hash
 from fraud_ray.storage import Storage
 from fraud_ray.training.search import SearchOutcome, Trial, search, selection_logits
 from fraud_ray.training.trainer import Fitted, load_fitted, refit
+
+# Files in a run's folder, beside its stages' values.
+CURVES, REPORT = "curves.json", "report.html"
 
 
 @dataclass
@@ -212,7 +218,9 @@ class Stages:
                     self.settings.decision,
                     self._origin(prepared, found),
                 )
-                evaluation: Evaluation = _answer(task)
+                evaluation: Evaluation
+                evaluation, curves = _answer(task)
+                self.storage.put_json(self.run.key(CURVES), curves.to_json())
                 return evaluation
 
             evaluation = self.run.once("evaluate", compute, Evaluation.to_json, Evaluation.from_json)
@@ -242,20 +250,29 @@ class Stages:
             return decision
 
     def conclude(
-        self, prepared: Prepared, found: SearchOutcome, evaluation: Evaluation, decision: GateDecision
+        self,
+        prepared: Prepared,
+        drift: Drift | None,
+        found: SearchOutcome,
+        fitted: Fitted,
+        evaluation: Evaluation,
+        decision: GateDecision,
     ) -> Outcome:
-        """Registers the model if the gate lets it, and concludes the run either way."""
+        """Registers the model if the gate lets it, reports, and concludes the run either way."""
+        values = self._report_values(prepared, drift, found, fitted, evaluation, decision)
         version: RegisteredVersion | None = None
         if decision.passed:
             with self.progress.stage("register") as stage:
                 version = self.run.once(
                     "register",
-                    lambda: self._register(prepared, evaluation),
+                    lambda: self._register(prepared, evaluation, model_card(values)),
                     asdict,
                     lambda stored: RegisteredVersion(**stored),
                 )
                 stage.say(f"{version.name} version {version.version}, {version.alias}")
             self._record(record_registration, version)
+        report = self.report(replace(values, version=version, timings=self.run.timings))
+        if decision.passed:
             self._tell("finish", "FINISHED").result()
         else:
             self._tell("finish", "FAILED", decision.reason).result()
@@ -268,10 +285,20 @@ class Stages:
             evaluation=evaluation.to_json(),
             gate={**decision.to_json(), "passed": decision.passed, "reason": decision.reason},
             version=None if version is None else {**asdict(version), "uri": version.uri},
+            report=report,
             timings=self.run.timings,
         )
         self._record(record_run, self.settings, self._data(prepared), found.best.best_epoch, outcome)
         return self.run.conclude(outcome)
+
+    def report(self, values: ReportValues) -> str:
+        """Writes the run's page; returns where it lies."""
+        with self.progress.stage("report") as stage:
+            page, key = render(values), self.run.key(REPORT)
+            self.storage.put(key, page.encode())
+            self._tell("log_text", page, REPORT).result()
+            stage.say(self.storage.path(key))
+            return self.storage.path(key)
 
     def stopped_after(self, stage: str) -> Outcome:
         """The outcome of a run that was asked to stop here; the run is not concluded."""
@@ -284,13 +311,43 @@ class Stages:
             timings=self.run.timings,
         )
 
-    def _register(self, prepared: Prepared, evaluation: Evaluation) -> RegisteredVersion:
+    def _report_values(
+        self,
+        prepared: Prepared,
+        drift: Drift | None,
+        found: SearchOutcome,
+        fitted: Fitted,
+        evaluation: Evaluation,
+        decision: GateDecision,
+    ) -> ReportValues:
+        curves = self.storage.get_json(self.run.key(CURVES))
+        if curves is None:
+            raise FraudRayError(
+                f"{self.storage.path(self.run.key(CURVES))} is gone, which the evaluation wrote; delete "
+                f"{self.storage.path(self.run.key('stages/evaluate.json'))} and run again"
+            )
+        return ReportValues(
+            run=read_run(self.storage, self.run.name),
+            settings=self.settings,
+            data=self.source.root,
+            rows=self.source.rows,
+            partitions=len(self.source.partitions),
+            folds=(*prepared.selection, prepared.final),
+            found=found,
+            refit_curve=fitted.curve,
+            evaluation=evaluation,
+            curves=Curves.from_json(curves),
+            decision=decision,
+            drift=drift,
+        )
+
+    def _register(self, prepared: Prepared, evaluation: Evaluation, card: str) -> RegisteredVersion:
         example = prepared.final.encoder.typical_rows().to_pandas()
         tags = {"fraud_ray.fingerprint": self.source.fingerprint, "fraud_ray.settings": settings_hash(self.settings)}
         with tempfile.TemporaryDirectory() as scratch:
             bundle = fetch_bundle(self.storage, self.run.key("bundle"), Path(scratch))
             registered: RegisteredVersion = self.writer.submit(
-                register, self.tracked.result(), bundle, example, evaluation.metrics, tags
+                register, self.tracked.result(), bundle, example, evaluation.metrics, tags, card
             ).result()
             return registered
 

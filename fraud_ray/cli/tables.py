@@ -50,6 +50,8 @@ def print_outcome(outcome: Outcome) -> None:
         return
     took = timedelta(seconds=round(sum(outcome.timings.values())))
     console.print(f"run {outcome.name}, {took}, at {outcome.folder}", soft_wrap=True, highlight=False, markup=False)
+    if outcome.report:
+        console.print(f"report at {outcome.report}", soft_wrap=True, highlight=False, markup=False)
 
 
 def print_runs(runs: list[RunRecord], where: str) -> None:
