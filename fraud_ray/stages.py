@@ -26,7 +26,7 @@ from fraud_ray.decision.metrics import Evaluation
 from fraud_ray.errors import DriftError, FraudRayError
 from fraud_ray.evaluation import assemble, fetch_bundle
 from fraud_ray.lifecycle import record_registration, record_run
-from fraud_ray.progress import Progress
+from fraud_ray.progress import Progress, Stage
 from fraud_ray.reference import measure_drift, of_champion
 from fraud_ray.registry.tracking import Dataset, TrackedRun, connect
 from fraud_ray.registry.versions import RegisteredVersion, register
@@ -41,6 +41,14 @@ from fraud_ray.training.trainer import Fitted, load_fitted, refit
 
 # Files in a run's folder, beside its stages' values.
 CURVES, REPORT = "curves.json", "report.html"
+
+
+class StoppedAfter(Exception):  # noqa: N818 - no error
+    """The run was asked to stop after this stage."""
+
+    def __init__(self, stage: str) -> None:
+        super().__init__(stage)
+        self.stage = stage
 
 
 @dataclass
@@ -59,17 +67,29 @@ class Stages:
     progress: Progress
     writer: ThreadPoolExecutor
     tracked: Future[TrackedRun]
+    until: str | None
     data: Source
     windows: dict[str, Any] | None = None
     plan_lines: list[str] = field(default_factory=list)
 
     @classmethod
     @contextmanager
-    def of(cls, loaded: Loaded, source: Source, storage: Storage, run: Run, progress: Progress) -> Iterator[Stages]:
-        """The stages of a run; MLflow is connected to meanwhile. A fault ends the run in MLflow as failed."""
+    def of(
+        cls,
+        loaded: Loaded,
+        source: Source,
+        storage: Storage,
+        run: Run,
+        progress: Progress,
+        until: str | None = None,
+    ) -> Iterator[Stages]:
+        """The stages of a run; MLflow is connected to meanwhile. A fault ends the run in MLflow as failed.
+
+        until: the stage after which StoppedAfter is raised.
+        """
         with ThreadPoolExecutor(max_workers=1, thread_name_prefix="mlflow") as writer:
             tracked = writer.submit(_start_tracking, loaded, source, run)
-            stages = cls(loaded, source, storage, run, progress, writer, tracked, data=source)
+            stages = cls(loaded, source, storage, run, progress, writer, tracked, until, data=source)
             try:
                 yield stages
             except BaseException as fault:
@@ -86,9 +106,10 @@ class Stages:
         """Gives the later stages the data with its window columns, where any are declared."""
         definition = Definition.of(self.settings)
         if definition is None:
+            self._stop_after("windows")
             return
         self.tracked.result()  # a server out of reach is found before anything is computed for it
-        with self.progress.stage("windows") as stage:
+        with self._stage("windows") as stage:
             made = add_windows(self.source, definition, self.storage, stage.update)
             self.data = open_source(self.settings.data.model_copy(update={"path": made.root}))
             self.windows = {"definition": definition.to_json(), "state": made.state.key}
@@ -98,7 +119,7 @@ class Stages:
             )
 
     def validate(self) -> Census:
-        with self.progress.stage("validate") as stage:
+        with self._stage("validate") as stage:
             census = validate(self.data, self.settings.data, stage.update)
             stage.say(
                 f"{census.rows:,} rows in {len(self.data.partitions):,} partitions keep the contract; "
@@ -107,7 +128,7 @@ class Stages:
             return census
 
     def plan(self, census: Census) -> Folds:
-        with self.progress.stage("plan") as stage:
+        with self._stage("plan") as stage:
             folds = plan_folds(self.data, census, self.settings.data, self.settings.folds)
             self.plan_lines = [
                 *(f"fold {fold.name}: {fold.span}" for fold in folds.all),
@@ -125,8 +146,9 @@ class Stages:
         tracking = self.tracked.result().tracking  # a server out of reach is found before anything is computed for it
         reference = None if self.run.has("drift") else of_champion(tracking)
         if reference is None and not self.run.has("drift"):
+            self._stop_after("drift")
             return None
-        with self.progress.stage("drift") as stage:
+        with self._stage("drift") as stage:
 
             def compute() -> Drift:
                 assert reference is not None, "there is one where nothing is measured yet"
@@ -149,7 +171,7 @@ class Stages:
             return drift
 
     def prepare(self, folds: Folds) -> Prepared:
-        with self.progress.stage("prepare") as stage:
+        with self._stage("prepare") as stage:
             prepared = prepare(self.data, folds, self.settings, self.storage, stage.update)
             final = prepared.final
             stage.say(
@@ -160,7 +182,7 @@ class Stages:
             return prepared
 
     def search(self, prepared: Prepared) -> SearchOutcome:
-        with self.progress.stage("search") as stage:
+        with self._stage("search") as stage:
             told: list[Future[Any]] = []
 
             def finished(trial: Trial) -> None:
@@ -185,7 +207,7 @@ class Stages:
             return found
 
     def refit(self, prepared: Prepared, found: SearchOutcome) -> Fitted:
-        with self.progress.stage("refit") as stage:
+        with self._stage("refit") as stage:
             train = self.settings.train_with(found.best.hyperparameters)
             folder = self.run.key("refit")
             fitted = self.run.once(
@@ -203,7 +225,7 @@ class Stages:
             return fitted
 
     def evaluate(self, prepared: Prepared, found: SearchOutcome, fitted: Fitted) -> Evaluation:
-        with self.progress.stage("evaluate") as stage:
+        with self._stage("evaluate") as stage:
 
             def compute() -> Evaluation:
                 # On a worker: the head of a cluster takes no work.
@@ -234,7 +256,7 @@ class Stages:
             return evaluation
 
     def gate(self, prepared: Prepared, evaluation: Evaluation) -> GateDecision:
-        with self.progress.stage("gate") as stage:
+        with self._stage("gate") as stage:
 
             def compute() -> GateDecision:
                 gate = self.settings.gate
@@ -262,7 +284,7 @@ class Stages:
         values = self._report_values(prepared, drift, found, fitted, evaluation, decision)
         version: RegisteredVersion | None = None
         if decision.passed:
-            with self.progress.stage("register") as stage:
+            with self._stage("register") as stage:
                 version = self.run.once(
                     "register",
                     lambda: self._register(prepared, evaluation, model_card(values)),
@@ -299,6 +321,16 @@ class Stages:
             self._tell("log_text", page, REPORT).result()
             stage.say(self.storage.path(key))
             return self.storage.path(key)
+
+    @contextmanager
+    def _stage(self, name: str) -> Iterator[Stage]:
+        with self.progress.stage(name) as stage:
+            yield stage
+        self._stop_after(name)
+
+    def _stop_after(self, name: str) -> None:
+        if name == self.until:
+            raise StoppedAfter(name)
 
     def stopped_after(self, stage: str) -> Outcome:
         """The outcome of a run that was asked to stop here; the run is not concluded."""
