@@ -24,6 +24,8 @@ from fraud_ray.data.contract import validate
 from fraud_ray.data.folds import plan_folds
 from fraud_ray.data.prepare import prepare
 from fraud_ray.data.source import Source, open_source
+from fraud_ray.data.windows.definition import Definition
+from fraud_ray.data.windows.state import add_windows
 from fraud_ray.decision.metrics import evaluate
 from fraud_ray.errors import SettingsError
 from fraud_ray.evaluation import fetch_bundle, network_logits
@@ -120,6 +122,12 @@ def _winner(storage: Storage, name: str) -> Trial:
 
 def _prepared(source: Source, settings: Settings, scratch: Storage, progress: Progress) -> PreparedFold:
     """The final fold, prepared from the partitions."""
+    definition = Definition.of(settings)
+    if definition is not None:
+        with progress.stage("windows") as stage:
+            made = add_windows(source, definition, scratch, stage.update)
+            source = open_source(settings.data.model_copy(update={"path": made.root}))
+            stage.say(f"{len(definition.names):,} columns for {source.rows:,} rows")
     with progress.stage("validate") as stage:
         census = validate(source, settings.data, stage.update)
         stage.say(f"{census.rows:,} rows, {census.frauds:,} frauds")
