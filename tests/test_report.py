@@ -32,7 +32,7 @@ from fraud_ray.registry.versions import RegisteredVersion
 from fraud_ray.report.card import MOST_CHARACTERS, model_card
 from fraud_ray.report.page import ReportValues, render
 from fraud_ray.report.plot import Axis
-from fraud_ray.report.training import importances
+from fraud_ray.report.training import importances, parallel_coordinates
 from fraud_ray.rows import Rows
 from fraud_ray.run import RunRecord
 from fraud_ray.settings import Settings, load_settings, parse_settings
@@ -276,6 +276,21 @@ def test_marks_lie_where_the_axes_say(made: Any) -> None:
         ticks = {t.text: float(t.get("x") or 0) for t in picture.iter("text") if t.get("text-anchor") == "middle"}
         dot = next(float(c.get("cx") or 0) for c in picture.iter("circle"))
         assert (dot - ticks["0%"]) / (ticks["100%"] - ticks["0%"]) == pytest.approx(expected, abs=1e-3)
+
+
+@pytest.mark.parametrize("case", ["registered", "200 trials"])
+def test_every_trials_line_lies_within_the_picture_of_the_search(made: Any, case: str) -> None:
+    values = made(**CASES[case])
+    search = values.settings.search
+    picture = parallel_coordinates(values.found, search, importances(values.found, search)).svg
+    drawn = [line for line in ElementTree.fromstring(picture).iter("svg") if line.find("path") is not None][1:]
+    assert len(drawn) == sum(trial.average_precision is not None for trial in values.found.trials)
+    for line in drawn:
+        left, _, width, _ = map(float, line.get("viewBox", "").split())
+        path = line.find("path")
+        assert path is not None
+        points = [point.split(",") for point in path.get("d", "M")[1:].split()]
+        assert all(left <= float(x) <= left + width for x, _ in points)
 
 
 def test_who_when_and_which_code_are_told_and_no_password(made: Any) -> None:

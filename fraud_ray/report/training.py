@@ -140,11 +140,15 @@ def _listed(value: Any) -> Any:
 
 
 def _position(value: Any, options: Any, spread: float = 0.0) -> float:
-    """Where a value stands between 0 and 1; lines through the same listed value lie side by side by `spread`."""
+    """Where a value stands between 0 and 1.
+
+    spread: -0.5 to 0.5; sets lines through the same listed value side by side, in a band that lies within as well.
+    """
     if isinstance(options, Range):
         return Axis("", options.low, options.high, log=options.log).share(value)
+    band = min(0.12, 0.3 / len(options))
     share = 0.5 if len(options) == 1 else _index(value, options) / (len(options) - 1)
-    return share + spread * min(0.12, 0.3 / len(options))
+    return band / 2 + share * (1 - band) + spread * band
 
 
 def _ticks(options: Any) -> list[tuple[float, str]]:
@@ -153,9 +157,8 @@ def _ticks(options: Any) -> list[tuple[float, str]]:
     shown = [
         ", ".join(map(str, o)) if isinstance(o, tuple) else number(o) if _is_number(o) else str(o) for o in options
     ]
-    last = max(len(shown) - 1, 1)
-    ticks = [(0.5 if len(shown) == 1 else i / last, text) for i, text in enumerate(shown)]
-    fits = CHARACTER * max(map(len, shown)) < 0.9 * 0.7 * WIDTH / last
+    ticks = [(_position(option, options), text) for option, text in zip(options, shown, strict=True)]
+    fits = CHARACTER * max(map(len, shown)) < 0.6 * WIDTH / max(len(shown) - 1, 1)
     return ticks if fits else [ticks[0], ticks[-1]]
 
 
