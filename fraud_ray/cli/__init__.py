@@ -10,7 +10,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from fraud_ray.cli import data, run, runs, settings, ui
+from fraud_ray.cli import data, jobs, run, runs, settings, submit, ui
 from fraud_ray.cli.faults import Commands
 
 app = typer.Typer(
@@ -42,6 +42,8 @@ app.command()(data.validate)
 app.command(name="settings")(settings.show)
 app.add_typer(runs.app, name="runs")
 app.command()(ui.ui)
+app.command()(submit.submit)
+app.add_typer(jobs.app, name="jobs")
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:

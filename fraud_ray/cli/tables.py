@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from datetime import timedelta
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 from rich.console import Console
@@ -13,6 +13,9 @@ from rich.text import Text
 
 from fraud_ray.cli.settings import YAML_STYLE
 from fraud_ray.run import Outcome, RunRecord
+
+if TYPE_CHECKING:
+    from fraud_ray.submission.jobs import Attempt
 
 _LABELS = {
     "auc_roc": "ROC AUC",
@@ -70,7 +73,7 @@ def print_runs(runs: list[RunRecord], where: str) -> None:
 
 def print_run(run: RunRecord) -> None:
     """One run: its origin, settings, concluded stages and outcome."""
-    console, record = _console(), run.record
+    record = run.record
     git = record["git"]
     code = f"commit {git['commit'][:12]}{', with changes' if git['dirty'] else ''}" if git else "no git checkout"
     facts = {
@@ -83,11 +86,7 @@ def print_run(run: RunRecord) -> None:
         "stages": ", ".join(run.stages) or "none concluded",
         "folder": run.folder,
     }
-    for name, value in facts.items():
-        console.print(Text.assemble((f"{name:<8} ", "dim"), value), soft_wrap=True)
-    console.print("settings", style="dim")
-    settings = yaml.safe_dump(record["settings"], **YAML_STYLE)
-    console.print("".join(f"  {line}\n" for line in settings.splitlines()), highlight=False, markup=False, end="")
+    _print_facts(facts, record["settings"])
     if run.outcome:
         print_outcome(run.outcome)
 
@@ -112,6 +111,37 @@ def print_comparison(one: RunRecord, other: RunRecord, changed: Mapping[str, tup
         difference = "" if old is None or new is None else f"{new - old:+.4f}"
         table.add_row(_label(name), _number(old), _number(new), difference)
     console.print(table)
+
+
+def print_jobs(attempts: list[Attempt]) -> None:
+    """All jobs, a line each."""
+    console = _console()
+    if not attempts:
+        console.print("no jobs yet")
+        return
+    table = _table("Job", "Run", "State", "Created (UTC)")
+    for attempt in attempts:
+        table.add_row(attempt.name, attempt.run, _state(attempt.state), _time(attempt))
+    console.print(table)
+
+
+def print_job(attempt: Attempt) -> None:
+    """One job: its state and its settings."""
+    facts = {"job": attempt.name, "run": attempt.run, "state": attempt.state, "created": f"{_time(attempt)} UTC"}
+    _print_facts({**facts, **({"message": attempt.message} if attempt.message else {})}, attempt.settings)
+
+
+def _print_facts(facts: Mapping[str, str], settings: Mapping[str, Any]) -> None:
+    console = _console()
+    for name, value in facts.items():
+        console.print(Text.assemble((f"{name:<8} ", "dim"), value), soft_wrap=True)
+    console.print("settings", style="dim")
+    shown = yaml.safe_dump(settings, **YAML_STYLE)
+    console.print("".join(f"  {line}\n" for line in shown.splitlines()), highlight=False, markup=False, end="")
+
+
+def _time(attempt: Attempt) -> str:
+    return f"{attempt.created:%Y-%m-%d %H:%M:%S}" if attempt.created else "not yet"
 
 
 def _metrics_table(evaluation: Mapping[str, Any]) -> Table:
@@ -153,7 +183,7 @@ def _version(version: Mapping[str, Any]) -> str:
 
 
 def _state(state: str) -> Text:
-    colours = {"registered": "green", "rejected": "red", "running": "cyan"}
+    colours = {"registered": "green", "succeeded": "green", "rejected": "red", "failed": "red", "running": "cyan"}
     return Text(state, colours.get(state, "yellow"))
 
 
