@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import uuid
+from typing import Any
 
 from fraud_ray.errors import FraudRayError, ServerError, SettingsError
 from fraud_ray.storage import Storage
@@ -49,7 +50,7 @@ def _reads_and_writes(storage: Storage, folder: str, node: str) -> bool:
     return True
 
 
-def _answer(task: object, node: str) -> bool:
+def _answer(task: Any, node: str) -> bool:
     import ray
 
     try:

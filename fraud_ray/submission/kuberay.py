@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime
@@ -40,8 +41,8 @@ class KubeRayJobs:
             _load_account()
         except config.ConfigException as fault:
             raise ServerError(
-                f"there is no cluster to submit to: {fault} Set KUBECONFIG or log in, or run this in a pod "
-                "with a service account; --render prints the manifests without a cluster"
+                "there is no cluster to submit to: no kubeconfig, and this is no pod. Set KUBECONFIG or log in, or run "
+                "this in a pod with a service account; --render prints the manifests without a cluster"
             ) from fault
         self.objects: Any = client.CustomObjectsApi()
         self.core: Any = client.CoreV1Api()
@@ -115,7 +116,7 @@ class KubeRayJobs:
 
 def _load_account() -> None:
     try:
-        config.load_kube_config()
+        config.load_kube_config(os.environ.get("KUBECONFIG"))
     except config.ConfigException:
         config.load_incluster_config()
 

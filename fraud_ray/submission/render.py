@@ -127,7 +127,7 @@ def _require_name(name: str) -> None:
     if len(name) > LONGEST_NAME or not re.fullmatch("[a-z]([-a-z0-9]*[a-z0-9])?", name):
         raise SettingsError(
             f"the run would be the RayJob '{name}', which must begin with a lower-case letter, hold lower-case "
-            f"letters, digits and '-' only, and have {LONGEST_NAME} characters at most; give it another name with --name"
+            f"letters, digits and '-' only, and have {LONGEST_NAME} characters at most; give it another --name"
         )
 
 
