@@ -5,6 +5,7 @@ EXIT_FAULT = 1
 EXIT_SETTINGS = 2
 EXIT_REJECTED = 3
 EXIT_CONTRACT = 4
+EXIT_DRIFTED = 5
 
 
 class FraudRayError(Exception):
@@ -23,6 +24,12 @@ class DataError(FraudRayError):
     """Data that is absent, empty, breaks the contract, or does not hold the folds asked for."""
 
     exit_code = EXIT_CONTRACT
+
+
+class DriftError(FraudRayError):
+    """Today's data is too far from what the champion was fitted on."""
+
+    exit_code = EXIT_DRIFTED
 
 
 class ServerError(FraudRayError):

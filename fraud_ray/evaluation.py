@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +42,10 @@ def assemble(
     shape = network_shape(len(final.encoder.feature_names), final.encoder.code_sizes, train)
     bundle = Bundle(final.encoder, shape, weights, calibration, threshold, train.model_dump(mode="json"))
     rows = load(storage, final.holdout, with_roles=True)
-    evaluation = evaluate(calibration.apply(network_logits(bundle.network(), rows)), rows, threshold, decision)
+    probabilities = calibration.apply(network_logits(bundle.network(), rows))
+    evaluation = evaluate(probabilities, rows, threshold, decision)
+    if final.profile is not None:
+        bundle = replace(bundle, profile=final.profile.with_scores(probabilities))
     with tempfile.TemporaryDirectory() as scratch:
         bundle.with_results(evaluation.metrics, origin).save(Path(scratch))
         for file in sorted(Path(scratch).iterdir()):

@@ -63,6 +63,9 @@ def _through(stages: Stages, until: str | None) -> Outcome:
     folds = stages.plan(census)
     if until == "validate":
         return stages.stopped_after("validate")
+    stages.drift()
+    if until == "drift":
+        return stages.stopped_after("drift")
     prepared = stages.prepare(folds)
     if until == "prepare":
         return stages.stopped_after("prepare")

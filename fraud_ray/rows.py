@@ -11,6 +11,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from fraud_ray.model.encoder import Encoder
+from fraud_ray.model.profile import Profile
 from fraud_ray.storage import Storage
 
 Array = npt.NDArray[np.generic]
@@ -54,13 +55,17 @@ class RowSet:
 
 @dataclass(frozen=True)
 class PreparedFold:
-    """A fold whose rows are encoded by an encoder fitted on its fit rows. span: its dates or shares, in words."""
+    """A fold whose rows are encoded by an encoder fitted on its fit rows. span: its dates or shares, in words.
+
+    profile: of the fit rows; of the final fold alone, whose model is kept.
+    """
 
     name: str
     span: str
     encoder: Encoder
     fit: RowSet
     holdout: RowSet
+    profile: Profile | None = None
 
 
 @dataclass(frozen=True)

@@ -147,11 +147,9 @@ class Run:
     def conclude(self, outcome: Outcome) -> Outcome:
         """Keeps the outcome: the same run answers with it from now on."""
         self.check_held()
-        self.storage.put_json(
-            self.key("outcome.json"),
-            {**outcome.to_json(), "finished": _now(), "seconds": round(sum(outcome.timings.values()), 3)},
-        )
-        return outcome
+        stored = {**outcome.to_json(), "finished": _now(), "seconds": round(sum(outcome.timings.values()), 3)}
+        self.storage.put_json(self.key("outcome.json"), stored)
+        return read_outcome(self.storage, self.name) or outcome
 
     def is_untouched(self) -> bool:
         """Whether nothing was written but what the run is declared and held with."""

@@ -93,7 +93,7 @@ class ColumnSettings(Frozen):
 
     @model_validator(mode="after")
     def _consistent(self) -> ColumnSettings:
-        if self.feature and self.kind in {"label", "true_probability", "timestamp", "id"}:
+        if self.feature and self.kind in {"label", "true_probability", "timestamp", "entity", "id"}:
             raise ValueError(f"a column of kind '{self.kind}' cannot be a feature; declare it without 'feature: true'")
         if self.min is not None and self.max is not None and self.min > self.max:
             raise ValueError(f"min {self.min} is above max {self.max}")
@@ -391,6 +391,27 @@ class GateSettings(Frozen):
     """Whether the champion, scored on the same holdout, must not be better in average precision."""
 
 
+class DriftSettings(Frozen):
+    action: Literal["ignore", "warn", "fail"] = Field(default="ignore", json_schema_extra=NO_EFFECT)
+    """What `run` does when the data has drifted from what the champion was fitted on: `ignore` measures and reports
+    it, `warn` also puts a warning into the plan, `fail` stops before training, with exit code 5."""
+    days: PositiveInt | None = None
+    """Today's data is that of the newest days, this many of them; null: everything at data.path."""
+    max_ks: PositiveFloat = 0.1
+    """Largest Kolmogorov-Smirnov statistic of a number or the model's score: the largest distance between the two
+    cumulative distributions."""
+    max_psi: PositiveFloat = 0.2
+    """Largest population stability index: of a number or the score over the reference's deciles, of a category over
+    its most frequent values."""
+    max_missing_change: PositiveFloat = 0.05
+    """Largest change of a column's share of missing values, up or down."""
+    max_new_category_share: PositiveFloat = 0.01
+    """Largest share of rows whose category the reference does not have."""
+    max_label_rate_ratio: Annotated[float, Field(gt=1)] = 2.0
+    """Largest ratio of the two fraud rates, either way; rows whose label is not known yet do not count, but frauds that
+    are still labelled as legitimate do."""
+
+
 class RegistrySettings(Frozen):
     uri: str | None = None
     """MLflow's tracking and registry URI; by default sqlite below storage.root."""
@@ -454,6 +475,7 @@ class Settings(Frozen):
     search: SearchSettings = SearchSettings()
     decision: DecisionSettings = DecisionSettings()
     gate: GateSettings = GateSettings()
+    drift: DriftSettings = DriftSettings()
     registry: RegistrySettings = RegistrySettings()
     storage: StorageSettings = Field(default=StorageSettings(), json_schema_extra=NO_EFFECT)
     cluster: ClusterSettings = Field(default=ClusterSettings(), json_schema_extra=NO_EFFECT)
@@ -476,6 +498,13 @@ class Settings(Frozen):
                 raise ValueError("folds.remove_compromised goes with folds.kind: time")
         if isinstance(self.decision.threshold, AlertsPerDay):
             needs("timestamp", "decision.threshold.alerts_per_day")
+            if self.folds.max_holdout_rows:
+                raise ValueError(
+                    "decision.threshold.alerts_per_day counts whole days, of which folds.max_holdout_rows leaves a "
+                    "sample: unset one of them"
+                )
+        if self.gate.slices and not self.decision.slices:
+            raise ValueError("gate.slices judges the slices of decision.slices, which names none: name a column there")
         for name in self.decision.slices:
             if name not in self.data.columns or self.data.columns[name].kind != "categorical":
                 raise ValueError(f"decision.slices names '{name}', which is no categorical column of data.columns")
@@ -569,15 +598,20 @@ def parse_settings(raw: dict[str, Any], where: str) -> Settings:
     except ValidationError as fault:
         lines = dict.fromkeys(_explain(error) for error in fault.errors())
         raise SettingsError("\n".join(f"{where}: {line}" for line in lines)) from None
-    if settings.registry.uri is None:
-        root = settings.storage.root
-        uri = f"sqlite:///{Path(root).expanduser().absolute()}/mlflow.db" if "://" not in root else None
-        if uri is None:
-            raise SettingsError(
-                f"{where}: storage.root is {root}, where no sqlite can lie; name a tracking server with registry.uri"
-            )
-        settings = settings.model_copy(update={"registry": settings.registry.model_copy(update={"uri": uri})})
-    return settings
+    return settings.model_copy(update={"registry": locate_registry(settings.registry, settings.storage, where)})
+
+
+def locate_registry(registry: RegistrySettings, storage: StorageSettings, where: str) -> RegistrySettings:
+    """The registry with its URI, by default sqlite below the storage's root. Raises SettingsError for a bucket."""
+    if registry.uri is not None:
+        return registry
+    root = storage.root
+    if "://" in root:
+        raise SettingsError(
+            f"{where}: storage.root is {root}, where no sqlite can lie; name a tracking server with registry.uri"
+        )
+    uri = f"sqlite:///{Path(root).expanduser().absolute()}/mlflow.db"
+    return registry.model_copy(update={"uri": uri})
 
 
 def _override(raw: dict[str, Any], overrides: typing.Sequence[str]) -> tuple[str, ...]:

@@ -14,16 +14,19 @@ import ray
 
 from fraud_ray.champion import evaluate_champion
 from fraud_ray.data.contract import Census, validate
+from fraud_ray.data.drift import Drift
 from fraud_ray.data.folds import Folds, plan_folds
 from fraud_ray.data.prepare import Prepared, prepare
 from fraud_ray.data.source import Source
 from fraud_ray.decision.gate import GateDecision, decide
 from fraud_ray.decision.metrics import Evaluation
-from fraud_ray.errors import FraudRayError
+from fraud_ray.errors import DriftError, FraudRayError
 from fraud_ray.evaluation import assemble, fetch_bundle
 from fraud_ray.progress import Progress
+from fraud_ray.reference import measure_drift, of_champion
 from fraud_ray.registry.tracking import Dataset, TrackedRun, connect
 from fraud_ray.registry.versions import RegisteredVersion, register
+from fraud_ray.report.drift import draw
 from fraud_ray.run import Outcome, Run
 from fraud_ray.settings import Loaded, Settings, settings_hash
 from fraud_ray.storage import Storage
@@ -86,9 +89,39 @@ class Stages:
             stage.say("; ".join(self.plan_lines))
             return folds
 
+    def drift(self) -> Drift | None:
+        """Today's data against what the champion was fitted on; None, and no line, where there is no champion.
+
+        Raises DriftError where drift.action says so; the same run again does so at once.
+        """
+        tracking = self.tracked.result().tracking  # a server out of reach is found before anything is computed for it
+        reference = None if self.run.has("drift") else of_champion(tracking)
+        if reference is None and not self.run.has("drift"):
+            return None
+        with self.progress.stage("drift") as stage:
+
+            def compute() -> Drift:
+                assert reference is not None, "there is one where nothing is measured yet"
+                drift = measure_drift(reference, self.source, self.settings, stage.update)
+                self.storage.put_json(self.run.key("drift.json"), drift.to_json())
+                self.storage.put(self.run.key("drift.svg"), draw(drift, "svg"))
+                return drift
+
+            drift = self.run.once("drift", compute, Drift.to_json, Drift.from_json)
+            self._tell("log_json", drift.to_json(), "drift.json").result()
+            action = self.settings.drift.action
+            if drift.drifted and action == "fail":
+                raise DriftError(
+                    f"{drift.verdict}. Look at {self.run.folder}/drift.svg; to train on this data all the same, run "
+                    "again with --set drift.action=warn"
+                )
+            if drift.drifted and action == "warn":
+                self.plan_lines.append(f"warning: {drift.verdict}")
+            stage.say(drift.verdict)
+            return drift
+
     def prepare(self, folds: Folds) -> Prepared:
         with self.progress.stage("prepare") as stage:
-            self.tracked.result()  # a server out of reach is found before anything is computed for it
             prepared = prepare(self.source, folds, self.settings, self.storage, stage.update)
             final = prepared.final
             stage.say(

@@ -17,8 +17,9 @@ from fraud_ray.evaluation import network_logits
 from fraud_ray.model.bundle import Bundle, open_graph
 from fraud_ray.model.calibration import Calibration
 from fraud_ray.model.encoder import Encoder, FeatureColumn, Statistics
-from fraud_ray.model.graph import GraphScorer, build_graph
+from fraud_ray.model.graph import build_graph
 from fraud_ray.model.network import FraudNetwork, NetworkShape
+from fraud_ray.model.scorer import GraphScorer
 from fraud_ray.rows import Rows
 
 BOTH = ("standard", "signed_log")

@@ -22,7 +22,7 @@ from fraud_ray import pipeline
 from fraud_ray.data.simulate import simulate
 from fraud_ray.data.source import open_source, read_partition
 from fraud_ray.errors import RunDiffersError, SettingsError
-from fraud_ray.model.bundle import open_graph
+from fraud_ray.model.bundle import load_profile, open_graph
 from fraud_ray.progress import Quiet
 from fraud_ray.run import Outcome
 from fraud_ray.settings import SimulateSettings, load_settings
@@ -119,6 +119,10 @@ def test_one_command_ends_with_a_registered_version_that_scores_like_the_pipelin
     np.testing.assert_allclose(model.predict(frame)["probability"], ours, atol=1e-5)
     logged = [file.suffix for file in (store / "mlartifacts").rglob("*") if file.is_file()]
     assert ".onnx" in logged
+    [profile] = (store / "mlartifacts").rglob("profile.json")
+    scores = load_profile(profile.parent).scores
+    assert scores is not None
+    assert scores.rows == outcome.evaluation["rows"]
     assert not {".pkl", ".pickle", ".pt", ".pth"} & set(logged)
 
 
@@ -155,6 +159,9 @@ def test_a_second_run_becomes_challenger_and_must_beat_the_champion_where_the_ga
     other = run("train.epochs=3", "train.seed=1", "decision.calibration=isotonic")
     assert other.version is not None
     assert (other.version["version"], other.version["alias"]) == (2, "challenger")
+    drift = json.loads((Path(other.folder) / "drift.json").read_text())
+    assert drift["drifted"] == []
+    assert {"model score", "merchant_category"} <= {column["name"] for column in drift["columns"]}
 
 
 def test_a_run_stopped_after_a_stage_goes_on_from_there(run: Run, store: Path) -> None:

@@ -59,6 +59,7 @@ REFUSED = {
     "search.space.dropout={low: 0.1, high: 0.5}": "search.space.dropout is a range, which a grid cannot enumerate",
     "run.name=a/b": "run.name: 'a/b' must begin with a letter or digit",
     "folds.kind=entity": "folds.kind: entity needs a column of kind 'entity'",
+    "gate.slices={min: 0.5}": "gate.slices judges the slices of decision.slices, which names none",
     "storage.root=s3://bucket/x": "storage.root is s3://bucket/x, where no sqlite can lie; name a tracking server",
     "gate.min_f1": "write it as --set section.key=VALUE",
 }

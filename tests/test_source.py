@@ -85,7 +85,7 @@ def test_as_of_is_the_newest_hive_date_else_the_newest_timestamp_by_the_footers(
 @pytest.mark.parametrize(
     ("prepare", "says"),
     [
-        (lambda root: None, "does not exist; set data.path"),
+        (lambda root: None, "does not exist; name the folder"),
         (lambda root: root.mkdir(), "holds no parquet files"),
         (lambda root: write_partition(root, "a.parquet", card_table(rows=0)), "none of its 1 parquet files holds"),
     ],

@@ -254,9 +254,7 @@ def test_what_kuberay_tells_becomes_one_of_five_states(api: Api) -> None:
             assert told(fraud_ray("jobs", "show", "march", *DEV, "--json"))["state"] == state, status
 
 
-def test_somebody_elses_submission_of_the_same_moment_is_the_answer(
-    api: Api, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_somebody_elses_submission_of_the_same_moment_is_the_answer(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
     from fraud_ray.submission.kuberay import KubeRayJobs
 
     create = KubeRayJobs.create

@@ -1,6 +1,7 @@
 """The command line, `fraud-ray`: commands parse, call and print, and import what is heavy only when they need it.
 
-Exit codes: 0 done, 1 fault, 2 usage or settings, 3 gate rejected, 4 contract violated, 130 and 143 interrupted.
+Exit codes: 0 done, 1 fault, 2 usage or settings, 3 gate rejected, 4 contract violated, 5 drifted,
+130 and 143 interrupted.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from fraud_ray.cli import data, jobs, run, runs, settings, submit, ui
+from fraud_ray.cli import data, drift, jobs, run, runs, score, settings, submit, ui
 from fraud_ray.cli.faults import Commands
 
 app = typer.Typer(
@@ -20,7 +21,7 @@ app = typer.Typer(
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
-    epilog="Exit codes: 0 done, 1 fault, 2 usage or settings, 3 gate rejected, 4 data or contract, "
+    epilog="Exit codes: 0 done, 1 fault, 2 usage or settings, 3 gate rejected, 4 data or contract, 5 drifted, "
     "130 and 143 interrupted.",
 )
 
@@ -39,6 +40,8 @@ def _fraud_ray(
 app.command()(run.run)
 app.command()(data.simulate)
 app.command()(data.validate)
+app.command()(drift.drift)
+app.command()(score.score)
 app.command(name="settings")(settings.show)
 app.add_typer(runs.app, name="runs")
 app.command()(ui.ui)

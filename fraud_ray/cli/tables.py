@@ -15,6 +15,8 @@ from fraud_ray.cli.settings import YAML_STYLE
 from fraud_ray.run import Outcome, RunRecord
 
 if TYPE_CHECKING:
+    from fraud_ray.data.drift import Drift, Measure
+    from fraud_ray.scoring import Scored
     from fraud_ray.submission.jobs import Attempt
 
 _LABELS = {
@@ -91,6 +93,34 @@ def print_run(run: RunRecord) -> None:
         print_outcome(run.outcome)
 
 
+def print_drift(drift: Drift, picture: str) -> None:
+    """All columns, the worst first, with what the reference has, and where the picture lies."""
+    console = _console()
+    bounds = {measure.name: measure.bound for column in drift.columns for measure in column.measures}
+    effects = [f"{name} ≤ {bound:g}" for name, bound in bounds.items()]
+    title = f"{drift.rows[1]:,} rows against {drift.reference} ({drift.rows[0]:,} rows)"
+    table = _table("Column", *effects, "p-value", "Mean or rate", "Missing", right=effects, title=title)
+    for column in drift.columns:
+        found = {measure.name: measure for measure in column.measures}
+        table.add_row(
+            Text(column.name, "bold red" if column.has_drifted else ""),
+            *(_effect(found.get(name)) for name in bounds),
+            "" if column.p_value is None else f"{column.test} {column.p_value:.2g}",
+            "" if column.means is None else f"{column.means[0]:.4g} → {column.means[1]:.4g}",
+            "" if column.missing is None else f"{column.missing[0]:.2%} → {column.missing[1]:.2%}",
+        )
+    console.print(table)
+    for column in drift.columns:
+        if column.new:
+            shown = ", ".join(f"{value} {share:.2%}" for value, share in column.new.items())
+            console.print(f"{column.name}: new categories {shown}", soft_wrap=True, highlight=False, markup=False)
+    for name, reason in drift.not_compared.items():
+        console.print(f"{name} was not compared: {reason}", soft_wrap=True, highlight=False, markup=False)
+    console.print(f"the worst columns as a picture: {picture}", soft_wrap=True, highlight=False, markup=False)
+    names = ", ".join(column.name for column in drift.drifted)
+    console.print(Text(f"drifted: {names}", "bold red") if names else Text("no drift", "bold green"), soft_wrap=True)
+
+
 def print_comparison(one: RunRecord, other: RunRecord, changed: Mapping[str, tuple[str, str]]) -> None:
     """Settings that differ, then metrics side by side."""
     console = _console()
@@ -111,6 +141,25 @@ def print_comparison(one: RunRecord, other: RunRecord, changed: Mapping[str, tup
         difference = "" if old is None or new is None else f"{new - old:+.4f}"
         table.add_row(_label(name), _number(old), _number(new), difference)
     console.print(table)
+
+
+def print_scored(scored: Scored) -> None:
+    """What was scored, by which model, and where it lies."""
+    console = _console()
+    table = _table("Rows", "Alerts", "Rate", "Threshold", "Rows/s", "Model", right=("Rows", "Alerts", "Rate", "Rows/s"))
+    table.add_row(
+        f"{scored.rows:,}",
+        f"{scored.alerts:,}",
+        f"{scored.alert_rate:.3%}",
+        f"{scored.threshold:.4f}",
+        f"{scored.rows_per_second:,.0f}",
+        scored.model,
+    )
+    console.print(table)
+    kept = f", {scored.kept:,} of them kept from before" if scored.kept else ""
+    console.print(f"{scored.partitions:,} partitions{kept}, at {scored.output}", soft_wrap=True, highlight=False)
+    if scored.foreign:
+        console.print(f"beside them lie {scored.foreign:,} parquet files that the input does not have", style="yellow")
 
 
 def print_jobs(attempts: list[Attempt]) -> None:
@@ -156,6 +205,12 @@ def _metrics_table(evaluation: Mapping[str, Any]) -> Table:
         limit = [_number(best.get(name))] if best else []
         table.add_row(_label(name) + at, _number(metrics[name]), interval, *limit)
     return table
+
+
+def _effect(measure: Measure | None) -> Text:
+    if measure is None:
+        return Text("")
+    return Text(_number(measure.value), "bold red" if measure.is_exceeded else "")
 
 
 def _gate_table(gate: Mapping[str, Any]) -> Table:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date, datetime
 from functools import partial
@@ -129,12 +129,17 @@ def check(table: pa.Table, data: DataSettings, shown: str) -> tuple[list[Violati
 
     table: the declared columns that the partition has, as `read_partition` gives them; shown: its name in messages.
     """
-    broken = [
+    broken = check_columns(table, data.columns, shown)
+    return (broken, None) if broken else ([], _summarize(table, data))
+
+
+def check_columns(table: pa.Table, columns: Mapping[str, ColumnSettings], shown: str) -> list[Violation]:
+    """What a table, as `read_partition` gives it, breaks of these columns."""
+    return [
         Violation(shown, name, message, count, first)
-        for name, column in data.columns.items()
+        for name, column in columns.items()
         for message, count, first in _check_column(table, name, column)
     ]
-    return (broken, None) if broken else ([], _summarize(table, data))
 
 
 def _check_partition(
@@ -173,19 +178,11 @@ Finding = tuple[str, int, int]  # message, rows, first row
 
 def _check_column(table: pa.Table, name: str, column: ColumnSettings) -> Iterator[Finding]:
     setting = f"data.columns.{name}"
-    if name not in table.column_names:
-        yield f"is missing. Add it to the file, or remove {setting}.", table.num_rows, 0
+    unfit = check_type(table, name, column.kind, setting)
+    if unfit:
+        yield unfit, table.num_rows, 0
         return
     values = table[name]
-    accepts, expected = _TYPES[column.kind]
-    if not accepts(values.type):
-        yield (
-            f"is of type {values.type}; kind '{column.kind}' is for {expected}. "
-            f"Fix the file, or declare another kind with {setting}.kind.",
-            table.num_rows,
-            0,
-        )
-        return
     missing = _missing(values)
     if missing is not None and not column.nulls:
         yield _found(
@@ -194,6 +191,21 @@ def _check_column(table: pa.Table, name: str, column: ColumnSettings) -> Iterato
     for what, wrong, allowed in _wrong_values(values, missing, column, setting):
         if wrong.any():
             yield _found(what, wrong, values, allowed)
+
+
+def check_type(table: pa.Table, name: str, kind: str, setting: str | None = None) -> str | None:
+    """A sentence on a column that is missing or of a type which its kind is not for; None where all is well.
+
+    table: as `source.typed` gives it; setting: the key that declares the column, where one does.
+    """
+    if name not in table.column_names:
+        return "is missing. Add it to the file" + (f", or remove {setting}." if setting else ".")
+    accepts, expected = _TYPES[kind]
+    found = table[name].type
+    if accepts(found):
+        return None
+    remedy = f"Fix the file, or declare another kind with {setting}.kind." if setting else "Fix the file."
+    return f"is of type {found}; kind '{kind}' is for {expected}. {remedy}"
 
 
 def _wrong_values(

@@ -15,6 +15,7 @@ from fraud_ray.data.keys import Int64, Keys
 from fraud_ray.data.sides import Counts, EntityGroups
 from fraud_ray.data.source import Partition, read_partition
 from fraud_ray.model.encoder import Encoder, FeatureColumn, Statistics, strings
+from fraud_ray.model.profile import Profile
 from fraud_ray.settings import DataSettings
 from fraud_ray.storage import Storage
 
@@ -55,12 +56,14 @@ class Job:
 class Fitted:
     """What the fit pass finds in one partition: by fold, statistics of its fit rows, and its holdout rows by class.
 
-    holdouts: only of folds that leave compromised entities out; of the others the census knows.
+    holdouts: only of folds that leave compromised entities out; of the others the census knows. profiles: of the final
+    fold's fit rows, where there are any.
     """
 
     partition: int
     statistics: dict[str, Statistics]
     holdouts: dict[str, Counts]
+    profiles: list[Profile]
 
 
 def fit_partition(item: tuple[int, Partition], job: Job) -> Fitted:
@@ -68,7 +71,7 @@ def fit_partition(item: tuple[int, Partition], job: Job) -> Fitted:
     index, partition = item
     fits = any(fold.fit.taken[index] != (0, 0) for fold in job.folds.all)
     table, keys = job.read(index, partition, with_features=fits, with_roles=False)
-    fitted = Fitted(index, {}, {})
+    fitted = Fitted(index, {}, {}, [])
     for fold, side, found in job.folds.candidates(index, keys):
         if side == "holdout":
             if fold.compromised:
@@ -77,7 +80,10 @@ def fit_partition(item: tuple[int, Partition], job: Job) -> Fitted:
             continue
         drawn = fold.fit.draw(found, index, keys.label)
         if len(drawn):
-            fitted.statistics[fold.name] = Statistics.of(_taken(table, drawn), job.columns)
+            block = _taken(table, drawn)
+            fitted.statistics[fold.name] = Statistics.of(block, job.columns)
+            if fold is job.folds.final:
+                fitted.profiles.append(Profile.of(block, job.columns, block[job.data.label]))
     return fitted
 
 

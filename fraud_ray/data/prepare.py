@@ -15,12 +15,13 @@ from fraud_ray.data.passes import Job, encode_partition, fit_partition
 from fraud_ray.data.source import Partition, Source, list_files
 from fraud_ray.data.tasks import Update, map_tasks
 from fraud_ray.model.encoder import Encoder, FeatureColumn, Statistics
+from fraud_ray.model.profile import Profile
 from fraud_ray.settings import DataSettings, PrepareSettings, Settings
 from fraud_ray.storage import Storage
 
 # Part of the key: raise it when the same data and settings come to be prepared differently.
-VERSION = 2
-# Statistics held before they are merged: category counts of thousands of partitions would fill the memory.
+VERSION = 4
+# Statistics and profiles held before they are merged: those of thousands of partitions would fill the memory.
 MERGE_AT = 64
 
 Result = TypeVar("Result")
@@ -53,6 +54,7 @@ def prepare(source: Source, folds: Folds, settings: Settings, storage: Storage, 
     passes = _Passes(source, update, job)
 
     statistics: dict[str, list[Statistics]] = {fold.name: [] for fold in folds.all}
+    profiles: list[Profile] = []
     holdouts = {}
     for fitted in passes.run("fit", job.reads_to_fit, partial(fit_partition, job=job)):
         holdouts[fitted.partition] = fitted.holdouts
@@ -60,6 +62,9 @@ def prepare(source: Source, folds: Folds, settings: Settings, storage: Storage, 
             statistics[name].append(of_partition)
             if len(statistics[name]) == MERGE_AT:
                 statistics[name] = [Statistics.merge(statistics[name])]
+        profiles += fitted.profiles
+        if len(profiles) >= MERGE_AT:
+            profiles = [Profile.merge(profiles)]
     folds = folds.recounted(holdouts)
     folds.require_both_classes()
     rarity = settings.prepare.min_category_rows, settings.prepare.max_categories
@@ -77,7 +82,7 @@ def prepare(source: Source, folds: Folds, settings: Settings, storage: Storage, 
         rows.PreparedFold(f.name, f.span, encoders[f.name], sides[f.name, "fit"], sides[f.name, "holdout"])
         for f in folds.all
     )
-    prepared = Prepared(key, False, tuple(selection), final)
+    prepared = Prepared(key, False, tuple(selection), replace(final, profile=Profile.merge(profiles)))
     storage.put_json(_manifest(key), _to_json(prepared))  # last: it is what makes the entry visible
     return prepared
 
@@ -87,7 +92,7 @@ def feature_columns(data: DataSettings, prepare: PrepareSettings) -> tuple[Featu
 
     def column(name: str) -> FeatureColumn:
         declared = data.columns[name]
-        if declared.kind in {"categorical", "entity"}:
+        if declared.kind == "categorical":
             return FeatureColumn(name, "categorical")
         if declared.kind == "boolean":
             return FeatureColumn(name, "boolean", ("standard",))
@@ -159,6 +164,7 @@ def _to_json(prepared: Prepared) -> dict[str, Any]:
             "encoder": fold.encoder.to_json(),
             "fit": [asdict(part) for part in fold.fit.parts],
             "holdout": [asdict(part) for part in fold.holdout.parts],
+            "profile": fold.profile and fold.profile.to_json(),
         }
         for fold in (*prepared.selection, prepared.final)
     ]
@@ -170,7 +176,14 @@ def _from_json(key: str, manifest: dict[str, Any]) -> Prepared:
         return rows.RowSet(tuple(rows.Part(**part) for part in parts))
 
     *selection, final = (
-        rows.PreparedFold(f["name"], f["span"], Encoder.from_json(f["encoder"]), side(f["fit"]), side(f["holdout"]))
+        rows.PreparedFold(
+            f["name"],
+            f["span"],
+            Encoder.from_json(f["encoder"]),
+            side(f["fit"]),
+            side(f["holdout"]),
+            f["profile"] and Profile.from_json(f["profile"]),
+        )
         for f in manifest["folds"]
     )
     return Prepared(key, True, tuple(selection), final)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
@@ -23,6 +23,7 @@ from fraud_ray.settings import DataSettings
 
 FOOTER_THREADS = 16
 FOOTER_GUESS = 64 * 1024  # bytes: most footers are smaller, and one request fetches them
+_NAME_A_FOLDER = "name the folder or URI of the parquet partitions (data.path in a configuration)"
 HIVE_NULL = "__HIVE_DEFAULT_PARTITION__"
 
 
@@ -65,25 +66,16 @@ def open_source(data: DataSettings) -> Source:
     Files and folders whose name begins with '_' or '.' are left out. Raises DataError for a path that does not exist,
     that holds no parquet or no rows, or that holds a file which is no parquet; ServerError for a store out of reach.
     """
-    root = _root(data)
-    found = _list_partitions(root)
-    if found is None:
-        raise DataError(f"{root} does not exist; set data.path to the folder or URI of the parquet partitions")
-    if not found:
-        raise DataError(f"{root} holds no parquet files; set data.path to the folder or URI of the partitions")
-    filesystem, _ = open_filesystem(root)
-    with ThreadPoolExecutor(FOOTER_THREADS) as pool:
-        footers = list(pool.map(lambda info: _read_footer(filesystem, info), found.values()))
-    _refuse_broken(root, {name: footer for name, footer in zip(found, footers, strict=True) if isinstance(footer, str)})
+    root = absolute(data.path)
+    footers = read_footers(root)
     partitions = []
     newest: list[date] = []
     timestamp = data.of_kind("timestamp")
     digest = hashlib.sha256()
-    for (name, info), footer in zip(found.items(), footers, strict=True):
-        assert isinstance(footer, _Footer), "broken ones are refused above"
+    for name, (info, footer) in footers.items():
         day = _as_date(hive_keys(name).get("date"))
         partitions.append(Partition(info.path, name, footer.metadata.num_rows, info.size, info.mtime.isoformat(), day))
-        digest.update(f"{name}\0{info.size}\0{info.mtime_ns}\0{footer.sha256}\n".encode())
+        digest.update(fingerprint_line(name, info, footer))
         newest += [d for d in (day or _newest_day(footer.metadata, timestamp),) if d is not None]
     if not any(partition.rows for partition in partitions):
         raise DataError(f"{root}: none of its {len(partitions)} parquet files holds a row; write data there first")
@@ -93,7 +85,42 @@ def open_source(data: DataSettings) -> Source:
 
 def holds_partitions(data: DataSettings) -> bool:
     """Whether `data.path` exists and holds parquet. Raises ServerError for a store out of reach."""
-    return bool(_list_partitions(_root(data)))
+    return bool(_list_partitions(absolute(data.path)))
+
+
+@dataclass(frozen=True)
+class Footer:
+    """The end of a parquet file: its schema, and the row groups' sizes and statistics; and the hash of its bytes."""
+
+    metadata: pq.FileMetaData
+    sha256: str
+
+
+def read_footers(root: str) -> dict[str, tuple[fs.FileInfo, Footer]]:
+    """File and footer of every partition below an absolute path or a URI, by relative name, in order.
+
+    Raises as `open_source` does, but for partitions that are all empty.
+    """
+    found = _list_partitions(root)
+    if found is None:
+        raise DataError(f"{root} does not exist; {_NAME_A_FOLDER}")
+    if not found:
+        raise DataError(f"{root} holds no parquet files; {_NAME_A_FOLDER}")
+    filesystem, _ = open_filesystem(root)
+    with ThreadPoolExecutor(FOOTER_THREADS) as pool:
+        footers = list(pool.map(lambda info: read_footer(filesystem, info), found.values()))
+    _refuse_broken(root, {name: footer for name, footer in zip(found, footers, strict=True) if isinstance(footer, str)})
+    return {n: (found[n], footer) for n, footer in zip(found, footers, strict=True) if isinstance(footer, Footer)}
+
+
+def fingerprint_line(name: str, info: fs.FileInfo, footer: Footer) -> bytes:
+    """What tells one state of a partition from another: its name, size, time of change and footer."""
+    return f"{name}\0{info.size}\0{info.mtime_ns}\0{footer.sha256}\n".encode()
+
+
+def absolute(path: str) -> str:
+    """A path as an absolute one (~ is the home folder); a URI as it is, without a slash at its end."""
+    return path.rstrip("/") if "://" in path else str(Path(path).expanduser().absolute())
 
 
 def list_files(root: str) -> dict[str, fs.FileInfo] | None:
@@ -139,7 +166,6 @@ def read_partition(root: str, partition: Partition, data: DataSettings, columns:
     contract can name it. Raises DataError where the file cannot be read.
     """
     filesystem, _ = open_filesystem(root)
-    keys = hive_keys(partition.shown)
     try:
         with filesystem.open_input_file(partition.path) as opened:
             file = pq.ParquetFile(opened, pre_buffer=not isinstance(filesystem, fs.LocalFileSystem))
@@ -151,10 +177,14 @@ def read_partition(root: str, partition: Partition, data: DataSettings, columns:
     if len(set(table.column_names)) < table.num_columns:
         twice = next(name for name in table.column_names if table.column_names.count(name) > 1)
         raise DataError(f"{partition.shown}: column '{twice}' is there more than once; write it again with one")
+    return typed(table, hive_keys(partition.shown), {name: data.columns[name].kind for name in columns})
+
+
+def typed(table: pa.Table, keys: Mapping[str, str], kinds: Mapping[str, str]) -> pa.Table:
+    """Those columns, of these kinds, that a table or its hive keys hold, in types that do not depend on the writer."""
     arrays = {}
-    for name in columns:
-        kind = data.columns[name].kind
-        if name in names:
+    for name, kind in kinds.items():
+        if name in table.column_names:
             arrays[name] = harmonised(table[name], kind)
         elif name in keys:
             arrays[name] = _repeated(keys[name], kind, table.num_rows)
@@ -211,14 +241,8 @@ def _repeated(text: str, kind: str, rows: int) -> pa.ChunkedArray:
     return pa.chunked_array([pa.repeat(value, rows)])
 
 
-@dataclass(frozen=True)
-class _Footer:
-    metadata: pq.FileMetaData
-    sha256: str
-
-
-def _read_footer(filesystem: fs.FileSystem, info: fs.FileInfo) -> _Footer | str:
-    """A file's footer (its schema, and the row groups' sizes and statistics), or what is wrong with the file."""
+def read_footer(filesystem: fs.FileSystem, info: fs.FileInfo) -> Footer | str:
+    """A file's footer, or what is wrong with the file."""
     try:
         with filesystem.open_input_file(info.path) as file:
             held = min(info.size, FOOTER_GUESS)
@@ -228,13 +252,9 @@ def _read_footer(filesystem: fs.FileSystem, info: fs.FileInfo) -> _Footer | str:
             length = int.from_bytes(tail[-8:-4], "little") + 8
             if held < length <= info.size:
                 tail = file.read_at(length, info.size - length)
-        return _Footer(pq.read_metadata(pa.BufferReader(tail)), hashlib.sha256(tail[-length:]).hexdigest())
+        return Footer(pq.read_metadata(pa.BufferReader(tail)), hashlib.sha256(tail[-length:]).hexdigest())
     except (pa.ArrowException, OSError) as fault:
         return str(fault).splitlines()[0]
-
-
-def _root(data: DataSettings) -> str:
-    return data.path.rstrip("/") if "://" in data.path else str(Path(data.path).expanduser().absolute())
 
 
 def _list_partitions(root: str) -> dict[str, fs.FileInfo] | None:

@@ -3,6 +3,7 @@
 model.onnx           encoder, network and calibration in one graph
 weights.safetensors  the network's weights
 encoder.json         the encoder
+profile.json         what the fit rows and the scores on the final holdout looked like
 bundle.json          everything else: shape, calibration, threshold, hyperparameters, metrics, versions
 """
 
@@ -19,11 +20,14 @@ from safetensors.torch import load_file, save_file
 
 from fraud_ray.model.calibration import Calibration
 from fraud_ray.model.encoder import Encoder
-from fraud_ray.model.graph import GraphScorer, build_graph
+from fraud_ray.model.graph import build_graph
 from fraud_ray.model.network import FraudNetwork, NetworkShape
+from fraud_ray.model.profile import Profile
+from fraud_ray.model.scorer import GRAPH, GraphScorer
 
 FORMAT = 1
-GRAPH, WEIGHTS, ENCODER, INFO = "model.onnx", "weights.safetensors", "encoder.json", "bundle.json"
+WEIGHTS, ENCODER, INFO = "weights.safetensors", "encoder.json", "bundle.json"
+PROFILE = "profile.json"
 
 
 @dataclass(frozen=True)
@@ -31,6 +35,7 @@ class Bundle:
     """A model as values.
 
     threshold: probability at and above which a row is an alert. hyperparameters: those it was trained with.
+    profile: of the fit rows, with the scores on the final holdout; a bundle without one has no reference for drift.
     metrics: on the final holdout. origin: run, fold, seed, data fingerprint and package versions.
     """
 
@@ -40,6 +45,7 @@ class Bundle:
     calibration: Calibration
     threshold: float
     hyperparameters: dict[str, Any]
+    profile: Profile | None = None
     metrics: dict[str, float] = field(default_factory=dict)
     origin: dict[str, Any] = field(default_factory=dict)
 
@@ -69,6 +75,8 @@ class Bundle:
         }
         save_file(self.weights, folder / WEIGHTS)
         (folder / ENCODER).write_text(json.dumps(self.encoder.to_json(), indent=1))
+        if self.profile is not None:
+            (folder / PROFILE).write_text(json.dumps(self.profile.to_json()))
         (folder / INFO).write_text(json.dumps(info, indent=1, default=str))
         graph = build_graph(self.encoder, self.network(), self.calibration, self.threshold)
         (folder / GRAPH).write_bytes(graph.SerializeToString())
@@ -86,9 +94,16 @@ class Bundle:
             calibration=Calibration.from_json(info["calibration"]),
             threshold=info["threshold"],
             hyperparameters=info["hyperparameters"],
+            profile=load_profile(folder),
             metrics=info["metrics"],
             origin=info["origin"],
         )
+
+
+def load_profile(folder: Path) -> Profile | None:
+    """The profile in a bundle's folder; None where it holds none."""
+    file = folder / PROFILE
+    return Profile.from_json(json.loads(file.read_text())) if file.is_file() else None
 
 
 def open_graph(folder: Path, threads: int = 1) -> GraphScorer:

@@ -1,6 +1,6 @@
 """Columns to what a network reads: float32 features and category codes. Fitted by merging; stored as JSON.
 
-A numeric column x enters in one or both of two ways, each standardised on the fit rows and limited to +/- 10:
+A numeric column x enters in one or both of two ways, each standardised on the fit rows and limited to +/- 50:
 plain, and as sign(x) * log(1 + |x|). A missing value (null, NaN or infinite) becomes the mean, that is 0; a column
 that had one in the fit rows gets an indicator feature. A boolean column is a number, 0 or 1, encoded plain.
 A categorical value becomes a code: 0 never seen in the fit rows, 1 rare, 2 missing (null or the empty string), and
@@ -21,7 +21,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 FORMAT = 1
-LIMIT = 10.0
+LIMIT = 50.0
 UNSEEN, RARE, MISSING, FIRST_CATEGORY = 0, 1, 2, 3
 
 Float32 = npt.NDArray[np.float32]
@@ -259,6 +259,15 @@ def strings(column: pa.ChunkedArray) -> pa.ChunkedArray:
     return column if pa.types.is_string(column.type) else pc.cast(column, pa.string())
 
 
+def categories(column: pa.ChunkedArray) -> tuple[list[str], npt.NDArray[np.int32]]:
+    """The distinct values of a categorical column, then "" for missing, and the position (rows,) of each row's."""
+    encoded = strings(column).combine_chunks().dictionary_encode()
+    if isinstance(encoded, pa.ChunkedArray):
+        encoded = encoded.combine_chunks()
+    values = [*encoded.dictionary.to_pylist(), ""]
+    return values, pc.fill_null(encoded.indices, len(values) - 1).to_numpy()
+
+
 def _transformed(values: Float32, way: str) -> Float32:
     # In float32 throughout and with log(1 + x), as the graph computes it.
     if way == "signed_log":
@@ -267,9 +276,5 @@ def _transformed(values: Float32, way: str) -> Float32:
 
 
 def _coded(column: pa.ChunkedArray, codes: Mapping[str, int]) -> npt.NDArray[np.int32]:
-    encoded = strings(column).combine_chunks().dictionary_encode()
-    if isinstance(encoded, pa.ChunkedArray):
-        encoded = encoded.combine_chunks()
-    lookup = np.array([codes.get(value, UNSEEN) for value in encoded.dictionary.to_pylist()] + [MISSING], np.int32)
-    positions = pc.fill_null(encoded.indices, len(lookup) - 1).to_numpy()
-    return lookup[positions]
+    values, positions = categories(column)
+    return np.array([codes.get(value, UNSEEN) for value in values], np.int32)[positions]

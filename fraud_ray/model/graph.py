@@ -6,21 +6,18 @@ import io
 import json
 import logging
 import warnings
-from collections.abc import Sequence
 from contextlib import redirect_stdout
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import onnx
-import onnxruntime
-import pyarrow as pa
 import torch
 from onnx import TensorProto, compose, helper, numpy_helper
 from torch import nn
 
 from fraud_ray.model.calibration import Calibration
-from fraud_ray.model.encoder import LIMIT, UNSEEN, Encoder, FeatureColumn, numbers, strings
+from fraud_ray.model.encoder import LIMIT, UNSEEN, Encoder
 from fraud_ray.model.network import FraudNetwork
 
 OPSET = 20
@@ -51,42 +48,6 @@ def build_graph(encoder: Encoder, network: FraudNetwork, calibration: Calibratio
     return whole
 
 
-class GraphScorer:
-    """Probabilities from a graph by onnxruntime.
-
-    threads: of the session; batch scoring runs many processes with one thread each.
-    """
-
-    def __init__(self, graph: bytes, threads: int = 1) -> None:
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = threads
-        options.log_severity_level = 3
-        self.session = onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
-        metadata = self.session.get_modelmeta().custom_metadata_map
-        self.threshold = float(metadata["threshold"])
-        self.columns = tuple(FeatureColumn(c["name"], c["kind"]) for c in json.loads(metadata["columns"]))
-
-    def score(self, table: pa.Table, batch_rows: int = 8_192) -> npt.NDArray[np.float32]:
-        """Calibrated probabilities float32 (rows,) of a table that holds the graph's columns."""
-        inputs = graph_inputs(table, self.columns)
-        chunks = [
-            self.session.run(["probability"], {k: v[start : start + batch_rows] for k, v in inputs.items()})[0]
-            for start in range(0, table.num_rows, batch_rows)
-        ]
-        return np.concatenate(chunks) if chunks else np.empty(0, np.float32)
-
-
-def graph_inputs(table: pa.Table, columns: Sequence[FeatureColumn]) -> dict[str, npt.NDArray[np.generic]]:
-    """The graph's inputs, each of shape (rows, 1), from the columns of a table."""
-    inputs: dict[str, npt.NDArray[np.generic]] = {}
-    for column in columns:
-        if column.kind == "categorical":
-            inputs[column.name] = strings(table[column.name]).fill_null("").to_numpy().reshape(-1, 1)
-        else:
-            inputs[column.name] = numbers(table[column.name]).reshape(-1, 1)
-    return inputs
-
-
 def _encoder_graph(encoder: Encoder) -> onnx.ModelProto:
     numeric = [c.name for c in encoder.columns if c.kind != "categorical"]
     position = {name: i for i, name in enumerate(numeric)}
@@ -99,28 +60,30 @@ def _encoder_graph(encoder: Encoder) -> onnx.ModelProto:
     ]
     outputs = []
     if encoder.feature_names:
-        raw = build.add("Concat", numeric, axis=1)
+        # A row a column until the end: onnxruntime is several times as fast along contiguous values as across them.
+        flat = build.constant(np.array([1, -1], np.int64))
+        raw = build.add("Concat", [build.add("Reshape", [name, flat]) for name in numeric], axis=0)
         missing = build.add("Or", [build.add("IsNaN", [raw]), build.add("IsInf", [raw])])
         present = build.add("Where", [missing, build.constant(np.float32(0)), raw])
         blocks = []
         for way in dict.fromkeys(n.way for n in encoder.numeric):
             parts = [n for n in encoder.numeric if n.way == way]
             columns = build.constant(np.array([position[n.column] for n in parts], np.int64))
-            values = build.add("Gather", [present, columns], axis=1)
+            values = build.add("Gather", [present, columns], axis=0)
             if way == "signed_log":
                 shifted = build.add("Add", [build.add("Abs", [values]), build.constant(np.float32(1))])
                 values = build.add("Mul", [build.add("Sign", [values]), build.add("Log", [shifted])])
-            centred = build.add("Sub", [values, build.constant(np.array([n.mean for n in parts], np.float32))])
-            inverse = build.constant(np.array([np.float32(1 / n.deviation) for n in parts], np.float32))
+            centred = build.add("Sub", [values, build.constant(np.array([[n.mean] for n in parts], np.float32))])
+            inverse = build.constant(np.array([[np.float32(1 / n.deviation)] for n in parts], np.float32))
             limits = [build.constant(np.float32(-LIMIT)), build.constant(np.float32(LIMIT))]
             limited = build.add("Clip", [build.add("Mul", [centred, inverse]), *limits])
-            absent = build.add("Gather", [missing, columns], axis=1)
+            absent = build.add("Gather", [missing, columns], axis=0)
             blocks.append(build.add("Where", [absent, build.constant(np.float32(0)), limited]))
         if encoder.indicators:
             columns = build.constant(np.array([position[name] for name in encoder.indicators], np.int64))
-            absent = build.add("Gather", [missing, columns], axis=1)
+            absent = build.add("Gather", [missing, columns], axis=0)
             blocks.append(build.add("Cast", [absent], to=TensorProto.FLOAT))
-        build.add("Concat", blocks, axis=1, output="features")
+        build.add("Transpose", [build.add("Concat", blocks, axis=0)], perm=[1, 0], output="features")
         outputs.append(
             helper.make_tensor_value_info("features", TensorProto.FLOAT, ["rows", len(encoder.feature_names)])
         )

@@ -69,7 +69,9 @@ class FraudNetwork(nn.Module):
         """
         parts = [] if self.first is None else [self.first(features)]
         if self.categories is not None:
-            parts.append(self.categories(codes + self.starts).sum(dim=1))
+            rows = self.categories(codes + self.starts)
+            # A sum over one column is a slow copy, here and in the graph.
+            parts.append(rows.squeeze(1) if rows.shape[1] == 1 else rows.sum(dim=1))
         hidden = parts[0] if len(parts) == 1 else parts[0] + parts[1]
         if self.members > 1:
             hidden = hidden.unflatten(1, (self.members, -1)).transpose(0, 1)

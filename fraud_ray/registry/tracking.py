@@ -219,6 +219,19 @@ def connect(registry: RegistrySettings) -> Tracking:
         return Tracking(client, registry, _experiment(client, registry))
 
 
+def connect_existing(registry: RegistrySettings) -> Tracking:
+    """As `connect`, for commands about versions that are there.
+
+    Raises SettingsError for an sqlite file that is not, which connecting would make.
+    """
+    uri = _uri(registry)
+    if uri.startswith("sqlite:") and not Path(sqlalchemy.make_url(uri).database or "").exists():
+        raise SettingsError(
+            f"nothing is registered at {uri} yet: `fraud-ray run` does that, or registry.uri is another"
+        )
+    return connect(registry)
+
+
 def ui_command(registry: RegistrySettings, port: int = 5000) -> list[str]:
     """The command that shows the store's pages on 127.0.0.1 at this port.
 

@@ -15,7 +15,11 @@ import kmock
 from tests.kube.render import Document
 from tests.kube.schema import Definitions
 
-RAYJOBS, CONFIG_MAPS, PODS = kmock.resource("ray.io/v1/rayjobs"), kmock.resource("v1/configmaps"), kmock.resource("v1/pods")
+RAYJOBS, CONFIG_MAPS, PODS = (
+    kmock.resource("ray.io/v1/rayjobs"),
+    kmock.resource("v1/configmaps"),
+    kmock.resource("v1/pods"),
+)
 
 
 @attrs.define(kw_only=True)

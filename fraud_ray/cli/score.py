@@ -1,0 +1,75 @@
+"""`fraud-ray score`: a model on every partition of a folder."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from fraud_ray.cli.options import AsJson, Overrides
+
+if TYPE_CHECKING:
+    from fraud_ray.settings import ClusterSettings, RegistrySettings
+
+
+def score(
+    model: Annotated[
+        str,
+        typer.Option(
+            metavar="URI", help="models:/NAME@champion, models:/NAME/VERSION, or a bundle's folder or graph on disk."
+        ),
+    ],
+    source: Annotated[str, typer.Option("--input", metavar="DIR", help="Folder or URI of the parquet partitions.")],
+    target: Annotated[
+        str, typer.Option("--output", metavar="DIR", help="Folder or URI to write the scored partitions to.")
+    ],
+    config: Annotated[
+        Path | None,
+        typer.Option(
+            "-c", "--config", metavar="FILE", help="Configuration, for its registry and cluster; by default local ones."
+        ),
+    ] = None,
+    overrides: Overrides = None,
+    registry: Annotated[
+        str | None, typer.Option("--registry", metavar="URI", help="MLflow's registry, in place of registry.uri.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Score every row of partitioned parquet: the same partitions, with probability, decision and model version added.
+
+    Each partition appears whole or not at all. The same command again keeps those that the same model has made from
+    the same input, and does what is left. Ends with exit code 4, and nothing scored, if a column that the model reads
+    is missing or of a wrong type.
+    """
+    from fraud_ray.cli.display import Display
+    from fraud_ray.cli.tables import print_scored
+    from fraud_ray.scoring import open_model, score_partitions
+
+    where, cluster = _settings(config, overrides, registry)
+    with Display().stage("score") as stage:
+        opened = open_model(model, where)
+        scored = score_partitions(opened, source, target, cluster, stage.update)
+        stage.say(f"{scored.partitions - scored.kept:,} partitions scored, {scored.kept:,} kept")
+    if as_json:
+        typer.echo(json.dumps(scored.to_json(), indent=1))
+    else:
+        print_scored(scored)
+
+
+def _settings(
+    config: Path | None, overrides: list[str] | None, registry_uri: str | None
+) -> tuple[RegistrySettings, ClusterSettings]:
+    from fraud_ray.settings import ClusterSettings, RegistrySettings, StorageSettings, load_settings, locate_registry
+
+    if config is not None:
+        settings = load_settings(config, overrides or ()).settings
+        registry, cluster = settings.registry, settings.cluster
+    elif overrides:
+        raise typer.BadParameter("goes with -c FILE", param_hint="--set")
+    else:
+        registry, cluster = RegistrySettings(), ClusterSettings()
+    if registry_uri is not None:
+        registry = registry.model_copy(update={"uri": registry_uri})
+    return locate_registry(registry, StorageSettings(), "the default settings"), cluster

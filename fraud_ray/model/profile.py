@@ -1,0 +1,213 @@
+"""What the rows that a model was fitted on looked like, column by column, in a bounded size: the profile.
+
+Profiles of parts merge to the profile of the whole, in any order. They hold counts and no row.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from fraud_ray.model.encoder import FeatureColumn, Moments, numbers, strings
+from fraud_ray.model.histogram import Histogram
+
+FORMAT = 1
+# Values of a category that are counted one by one; where a column has more, the rarest are counted together, and a
+# merge in another order may count other ones together.
+MOST_CATEGORIES = 10_000
+
+
+@dataclass(frozen=True)
+class NumericProfile:
+    """missing: rows with null, NaN or an infinite value; moments and histogram: of all others."""
+
+    missing: int
+    moments: Moments
+    histogram: Histogram
+    kind: str = "numeric"
+
+    @classmethod
+    def of(cls, column: pa.ChunkedArray) -> NumericProfile:
+        values = numbers(column)
+        present = values[np.isfinite(values)]
+        return cls(len(values) - len(present), Moments.of(present), Histogram.of(present))
+
+    @classmethod
+    def merge(cls, parts: Sequence[NumericProfile]) -> NumericProfile:
+        blocks = sorted(block for part in parts for block in part.moments.blocks)
+        histogram = Histogram.merge(part.histogram for part in parts)
+        return cls(sum(part.missing for part in parts), Moments(tuple(blocks)), histogram)
+
+    @property
+    def present(self) -> int:
+        return self.histogram.rows
+
+    def to_json(self) -> dict[str, Any]:
+        mean, deviation = self.moments.mean_and_deviation()
+        return {
+            "kind": self.kind,
+            "missing": self.missing,
+            "mean": mean,
+            "deviation": deviation,
+            "histogram": self.histogram.to_json(),
+        }
+
+    @classmethod
+    def from_json(cls, stored: Mapping[str, Any]) -> NumericProfile:
+        histogram = Histogram.from_json(stored["histogram"])
+        squares = stored["deviation"] ** 2 * histogram.rows
+        moments = Moments(((histogram.rows, stored["mean"], squares),) if histogram.rows else ())
+        return cls(stored["missing"], moments, histogram)
+
+
+@dataclass(frozen=True)
+class CategoryProfile:
+    """counts: rows by value, the most frequent first; other: rows of values that are not counted one by one;
+    missing: rows with null or the empty string. kind: categorical, or boolean, whose values are true and false.
+    """
+
+    missing: int
+    counts: dict[str, int]
+    other: int
+    kind: str = "categorical"
+
+    @classmethod
+    def of(cls, column: pa.ChunkedArray, kind: str) -> CategoryProfile:
+        if kind == "boolean":
+            values = numbers(column)
+            held = {"true": int((values == 1).sum()), "false": int((values == 0).sum())}
+            return cls(len(values) - sum(held.values()), _most_frequent(held), 0, kind)
+        counted = pc.value_counts(strings(column))
+        names, rows = counted.field("values").to_pylist(), counted.field("counts").to_pylist()
+        held = {name: count for name, count in zip(names, rows, strict=True) if name}
+        return cls._bounded(len(column) - sum(held.values()), held, 0, kind)
+
+    @classmethod
+    def merge(cls, parts: Sequence[CategoryProfile]) -> CategoryProfile:
+        counts: Counter[str] = Counter()
+        for part in parts:
+            counts.update(part.counts)
+        missing, other = sum(part.missing for part in parts), sum(part.other for part in parts)
+        return cls._bounded(missing, counts, other, parts[0].kind)
+
+    @classmethod
+    def _bounded(cls, missing: int, counts: Mapping[str, int], other: int, kind: str) -> CategoryProfile:
+        kept = _most_frequent(counts)
+        return cls(missing, kept, other + sum(counts.values()) - sum(kept.values()), kind)
+
+    @property
+    def present(self) -> int:
+        return sum(self.counts.values()) + self.other
+
+    def to_json(self) -> dict[str, Any]:
+        return {"kind": self.kind, "missing": self.missing, "counts": self.counts, "other": self.other}
+
+    @classmethod
+    def from_json(cls, stored: Mapping[str, Any]) -> CategoryProfile:
+        return cls(stored["missing"], dict(stored["counts"]), stored["other"], stored["kind"])
+
+
+ColumnProfile = NumericProfile | CategoryProfile
+
+
+@dataclass(frozen=True)
+class Profile:
+    """Some rows: how many, how many of them have a label, how many are fraud, and each feature column.
+
+    scores: a model's probabilities, where one scored rows: in a bundle, its own on the final holdout.
+    """
+
+    rows: int
+    labelled: int
+    frauds: int
+    columns: dict[str, ColumnProfile]
+    scores: Histogram | None = None
+
+    @classmethod
+    def of(
+        cls,
+        table: pa.Table,
+        columns: Sequence[FeatureColumn],
+        label: pa.ChunkedArray | None,
+        scores: npt.NDArray[np.floating[Any]] | None = None,
+    ) -> Profile:
+        """The profile of a table's rows; label: 0, 1 or null, where rows have one; scores: float (rows,)."""
+        profiles: dict[str, ColumnProfile] = {
+            c.name: NumericProfile.of(table[c.name])
+            if c.kind == "numeric"
+            else CategoryProfile.of(table[c.name], c.kind)
+            for c in columns
+        }
+        labelled = 0 if label is None else len(label) - label.null_count
+        frauds = int(pc.sum(label).as_py()) if labelled else 0
+        return cls(table.num_rows, labelled, frauds, profiles, None if scores is None else Histogram.of(scores))
+
+    @classmethod
+    def merge(cls, profiles: Iterable[Profile]) -> Profile:
+        """The profile of all rows together; all profiles are of the same columns. Raises ValueError for none."""
+        parts = list(profiles)
+        if not parts:
+            raise ValueError("there is no profile to merge")
+        columns = {name: _merged([part.columns[name] for part in parts]) for name in parts[0].columns}
+        scored = [part.scores for part in parts if part.scores is not None]
+        return cls(
+            sum(part.rows for part in parts),
+            sum(part.labelled for part in parts),
+            sum(part.frauds for part in parts),
+            columns,
+            Histogram.merge(scored) if scored else None,
+        )
+
+    def with_scores(self, scores: npt.NDArray[np.floating[Any]]) -> Profile:
+        """The same profile with a model's probabilities, float (n,)."""
+        return replace(self, scores=Histogram.of(scores))
+
+    @property
+    def fraud_rate(self) -> float | None:
+        """Frauds over the rows that have a label; None where none has."""
+        return self.frauds / self.labelled if self.labelled else None
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "format": FORMAT,
+            "rows": self.rows,
+            "labelled": self.labelled,
+            "frauds": self.frauds,
+            "columns": {name: column.to_json() for name, column in self.columns.items()},
+            "scores": None if self.scores is None else self.scores.to_json(),
+        }
+
+    @classmethod
+    def from_json(cls, stored: Mapping[str, Any]) -> Profile:
+        """Raises ValueError for another format than this version writes."""
+        if stored["format"] != FORMAT:
+            raise ValueError(f"this profile has format {stored['format']}, this version reads {FORMAT}")
+
+        def column(held: Mapping[str, Any]) -> ColumnProfile:
+            return (NumericProfile if held["kind"] == "numeric" else CategoryProfile).from_json(held)
+
+        scores = stored["scores"]
+        return cls(
+            stored["rows"],
+            stored["labelled"],
+            stored["frauds"],
+            {name: column(held) for name, held in stored["columns"].items()},
+            None if scores is None else Histogram.from_json(scores),
+        )
+
+
+def _merged(parts: Sequence[ColumnProfile]) -> ColumnProfile:
+    numeric = [part for part in parts if isinstance(part, NumericProfile)]
+    categories = [part for part in parts if isinstance(part, CategoryProfile)]
+    return NumericProfile.merge(numeric) if numeric else CategoryProfile.merge(categories)
+
+
+def _most_frequent(counts: Mapping[str, int]) -> dict[str, int]:
+    return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0]))[:MOST_CATEGORIES])

@@ -1,0 +1,284 @@
+"""Batch scoring: partitions in, the same partitions with probability, decision and model version out.
+
+A partition is written whole or not at all, and its metadata says by which model and from which state of its input.
+So the same call again does only what is left, and each input row has one output row, in the same place.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from functools import lru_cache, partial
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pyarrow import fs
+
+from fraud_ray.cluster import inside_ray_job, join_or_start
+from fraud_ray.data.contract import ContractViolation, Violation, check_type
+from fraud_ray.data.output import list_written, writing
+from fraud_ray.data.source import (
+    FOOTER_THREADS,
+    Footer,
+    absolute,
+    fingerprint_line,
+    hive_keys,
+    open_filesystem,
+    read_footer,
+    read_footers,
+    typed,
+)
+from fraud_ray.data.tasks import Update, map_tasks
+from fraud_ray.errors import DataError, SettingsError
+from fraud_ray.model.scorer import GRAPH, GraphError, GraphScorer
+from fraud_ray.settings import ClusterSettings, RegistrySettings
+
+ADDED = (
+    pa.field("probability", pa.float32()),
+    pa.field("decision", pa.bool_()),
+    pa.field("model_version", pa.string()),
+)
+ROWS_PER_BATCH = 131_072  # read, scored and written as one row group: what a worker holds of a partition
+MADE_BY, MADE_WITH, MADE_FROM, ALERTS = b"fraud_ray.model", b"fraud_ray.graph", b"fraud_ray.input", b"fraud_ray.alerts"
+
+
+@dataclass(frozen=True)
+class Model:
+    """A graph, and the version that its rows carry: 'fraud-detection-production/3', or the graph's own digest."""
+
+    version: str
+    graph: bytes
+
+
+@dataclass(frozen=True)
+class Scored:
+    """What a call did, and what lies at `output` after it.
+
+    partitions, rows, alerts: of the whole input; alerts reach the threshold. kept: partitions that an earlier call had
+    finished. seconds, rows_per_second: of the others. foreign: parquet files at `output` that the input does not have.
+    """
+
+    model: str
+    threshold: float
+    output: str
+    partitions: int
+    rows: int
+    alerts: int
+    kept: int
+    seconds: float
+    rows_per_second: float
+    foreign: int
+
+    @property
+    def alert_rate(self) -> float:
+        return self.alerts / self.rows if self.rows else 0.0
+
+    def to_json(self) -> dict[str, Any]:
+        return {**asdict(self), "alert_rate": self.alert_rate}
+
+
+def open_model(uri: str, registry: RegistrySettings) -> Model:
+    """The model of a URI, models:/name@alias or models:/name/version, or of a bundle's folder or graph on disk.
+
+    Raises FraudRayError where there is none, which says how to get one.
+    """
+    if uri.startswith("models:"):
+        from fraud_ray.registry.lookup import fetch  # MLflow takes a second to import
+
+        with tempfile.TemporaryDirectory() as scratch:
+            version, bundle = fetch(registry, uri, Path(scratch))
+            return Model(f"{version.name}/{version.version}", (bundle / GRAPH).read_bytes())
+    path = Path(uri).expanduser()
+    path = path / GRAPH if path.is_dir() else path
+    if not path.is_file():
+        raise SettingsError(
+            f"there is no model at {path}; name a registered one as models:/NAME@champion or models:/NAME/VERSION, or "
+            "the folder of a bundle"
+        )
+    graph = path.read_bytes()
+    try:
+        _scorer(graph)
+    except GraphError as fault:
+        raise SettingsError(f"{path} is no model of this package: {fault}; name the {GRAPH} of a bundle") from None
+    return Model(f"sha256:{_digest(graph)[:12].decode()}", graph)
+
+
+def score_partitions(
+    model: Model,
+    source: str,
+    target: str,
+    cluster: ClusterSettings = ClusterSettings(),  # noqa: B008 - frozen
+    update: Update = lambda *_: None,
+) -> Scored:
+    """Scores every partition below `source` into one of the same name below `target`; both are folders or URIs.
+
+    An output partition has its input's rows in their order, all columns, and ADDED. One that this model has made from
+    the input as it is now is kept; any other is replaced. Uses the Ray that this process has, else joins or starts one.
+    Raises ContractViolation that lists every column which the model reads and a partition lacks, or has in another
+    type, before anything is scored.
+    """
+    if inside_ray_job() and absolute(target) != target.rstrip("/"):
+        raise SettingsError(
+            f"the output {target} is relative to this Ray job's folder, which ends with it; name a "
+            "folder on a shared volume, or a URI"
+        )
+    source, target = absolute(source), absolute(target)
+    if f"{target}/".startswith(f"{source}/"):
+        raise SettingsError(f"the output {target} lies in the input {source}; name a folder outside of it")
+    footers = read_footers(source)
+    scorer = _scorer(model.graph)
+    _check_contract(footers, {column.name: column.kind for column in scorer.columns})
+    made = {MADE_BY: model.version.encode(), MADE_WITH: _digest(model.graph)}
+    jobs = [
+        _Job(
+            path=info.path,
+            name=name,
+            rows=footer.metadata.num_rows,
+            stamp={**made, MADE_FROM: _digest(fingerprint_line(name, info, footer))},
+        )
+        for name, (info, footer) in footers.items()
+    ]
+    there = list_written(target)
+    finished = _finished(target, jobs, there)
+    left = [job for job in jobs if job.name not in finished]
+    rows, alerts, scored = sum(job.rows for job in jobs), sum(finished.values()), 0
+    kept_rows = rows - sum(job.rows for job in left)
+    seconds = 0.0
+    if left:
+        with join_or_start(cluster):
+            began = time.monotonic()
+            score_one = partial(_score_partition, model=model, source=source, target=target)
+            for _, (part_rows, part_alerts) in map_tasks(score_one, left, [job.rows for job in left]):
+                scored += part_rows
+                alerts += part_alerts
+                update(kept_rows + scored, rows, f"{kept_rows + scored:,} of {rows:,} rows, {alerts:,} alerts")
+            seconds = time.monotonic() - began
+    foreign = sum(name.endswith(".parquet") for name in there.keys() - footers.keys())
+    return Scored(
+        model=model.version,
+        threshold=scorer.threshold,
+        output=target,
+        partitions=len(jobs),
+        rows=kept_rows + scored,
+        alerts=alerts,
+        kept=len(finished),
+        seconds=seconds,
+        rows_per_second=scored / seconds if seconds else 0.0,
+        foreign=foreign,
+    )
+
+
+@dataclass(frozen=True)
+class _Job:
+    """One partition to score. path: what its filesystem opens; name: relative to the source.
+
+    stamp: what the metadata of its output says of the model, and of the state of the input, that it comes from.
+    """
+
+    path: str
+    name: str
+    rows: int
+    stamp: dict[bytes, bytes]
+
+
+def _check_contract(footers: Mapping[str, tuple[fs.FileInfo, Footer]], kinds: Mapping[str, str]) -> None:
+    violations = [
+        Violation(name, column, message, footer.metadata.num_rows, 0)
+        for name, (_, footer) in footers.items()
+        for column, message in _faults(name, footer.metadata.schema.to_arrow_schema(), kinds)
+    ]
+    if violations:
+        raise ContractViolation(violations, len(footers))
+
+
+def _faults(name: str, schema: pa.Schema, kinds: Mapping[str, str]) -> Iterator[tuple[str, str]]:
+    """(column, what is wrong with it) of a partition of this name and schema."""
+    twice = sorted({column for column in schema.names if schema.names.count(column) > 1})
+    if twice:
+        yield from ((column, "is there more than once. Write the file again with one.") for column in twice)
+        return
+    for field in ADDED:
+        if field.name in schema.names:
+            yield field.name, "has the name of one that scoring adds. Rename it in the file."
+    table = typed(schema.empty_table(), hive_keys(name), kinds)
+    for column, kind in kinds.items():
+        fault = check_type(table, column, kind)
+        if fault:
+            yield column, fault
+
+
+def _finished(target: str, jobs: list[_Job], there: Mapping[str, fs.FileInfo]) -> dict[str, int]:
+    """The alerts in each partition that bears the stamp it would be given now, by name."""
+    filesystem, _ = open_filesystem(target)
+
+    def alerts(job: _Job) -> int | None:
+        footer = read_footer(filesystem, there[job.name])
+        made = (footer.metadata.metadata or {}) if isinstance(footer, Footer) else {}
+        return int(made[ALERTS]) if made.items() >= job.stamp.items() else None
+
+    found = [job for job in jobs if job.name in there]
+    with ThreadPoolExecutor(FOOTER_THREADS) as pool:
+        counted = zip(found, pool.map(alerts, found), strict=True)
+        return {job.name: count for job, count in counted if count is not None}
+
+
+def _score_partition(job: _Job, model: Model, source: str, target: str) -> tuple[int, int]:
+    """Scores one partition in this process; returns its rows and alerts."""
+    scorer = _scorer(model.graph)
+    kinds = {column.name: column.kind for column in scorer.columns}
+    keys = hive_keys(job.name)
+    rows = alerts = 0
+    with _opened(source, job) as file, writing(target, job.name, file, ADDED) as writer:
+        for table in _batches(file, job.name):
+            probability = scorer.score(typed(table, keys, kinds))
+            decision = probability >= scorer.threshold
+            version = pa.repeat(model.version, table.num_rows)
+            for field, values in zip(ADDED, (pa.array(probability), pa.array(decision), version), strict=True):
+                table = table.append_column(field, values)
+            writer.write_table(table)
+            rows += table.num_rows
+            alerts += int(decision.sum())
+        writer.add_key_value_metadata({**job.stamp, ALERTS: str(alerts).encode()})
+    return rows, alerts
+
+
+@contextmanager
+def _opened(source: str, job: _Job) -> Iterator[pq.ParquetFile]:
+    filesystem, _ = open_filesystem(source)
+    with _readable(job.name):
+        opened = filesystem.open_input_file(job.path)
+        file = pq.ParquetFile(opened, pre_buffer=not isinstance(filesystem, fs.LocalFileSystem))
+    with opened:
+        yield file
+
+
+def _batches(file: pq.ParquetFile, name: str) -> Iterator[pa.Table]:
+    """The file's rows in order; one thread, for the partitions are scored side by side."""
+    with _readable(name):
+        for batch in file.iter_batches(ROWS_PER_BATCH, use_threads=False):
+            yield pa.Table.from_batches([batch])
+
+
+@contextmanager
+def _readable(name: str) -> Iterator[None]:
+    try:
+        yield
+    except (pa.ArrowException, OSError) as fault:
+        raise DataError(f"{name} cannot be read: {str(fault).splitlines()[0]}; write it again") from None
+
+
+@lru_cache(maxsize=2)
+def _scorer(graph: bytes) -> GraphScorer:
+    """One session a process and model, kept from partition to partition."""
+    return GraphScorer(graph)
+
+
+def _digest(content: bytes) -> bytes:
+    return hashlib.sha256(content).hexdigest().encode()

@@ -1,0 +1,11 @@
+"""`fraud-ray score` as a Ray job, with its options: ray job submit --working-dir . -- python jobs/score.py --model …"""
+
+import sys
+from pathlib import Path
+
+if __name__ == "__main__":
+    # A job's working folder is an upload of this repository, in which the package need not be installed.
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+    from fraud_ray.cli import main
+
+    main(["score", *sys.argv[1:]])

@@ -1,0 +1,186 @@
+"""The search: what it tries, what it keeps, and that it neither hangs nor repeats itself."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fraud_ray.errors import FraudRayError
+from fraud_ray.rows import PreparedFold
+from fraud_ray.settings import Settings, TrainSettings, parse_settings
+from fraud_ray.storage import Storage
+from fraud_ray.training.search import SearchOutcome, Trial, concurrency, enumerate_space, search, selection_logits
+from fraud_ray.training.trainer import CURVE, Fitted, refit
+from tests.prepared import FEATURES, made_fold
+
+RATES = {"low": 0.0005, "high": 0.02, "log": True}
+
+
+@pytest.fixture(scope="module")
+def storage(tmp_path_factory: pytest.TempPathFactory) -> Storage:
+    return Storage.at(str(tmp_path_factory.mktemp("search")))
+
+
+@pytest.fixture(scope="module")
+def folds(storage: Storage) -> list[PreparedFold]:
+    return [made_fold(storage, f"selection-{n}", 3_000, 1_000, seed=n) for n in (1, 2)]
+
+
+def made_settings(space: dict[str, Any], train: dict[str, Any] | None = None, **searched: Any) -> Settings:
+    columns = {**{name: {"kind": "numeric"} for name in FEATURES}, "fraud": {"kind": "label"}}
+    return parse_settings(
+        {
+            "data": {"path": "none", "columns": columns},
+            "folds": {"kind": "stratified"},
+            "train": {"epochs": 3, "batch_size": 256, "hidden_sizes": [16], **(train or {})},
+            "search": {"space": space, **searched},
+        },
+        "test",
+    )
+
+
+def quiet(*_: Any) -> None:
+    return None
+
+
+def descendants(pid: int) -> list[int]:
+    """Processes below this one; others on the machine may run a Ray of their own."""
+    threads = Path(f"/proc/{pid}/task").glob("*/children")
+    children = [int(child) for thread in threads for child in thread.read_text().split()]
+    return [*children, *(below for child in children for below in descendants(child))]
+
+
+def searched(
+    folds: list[PreparedFold], settings: Settings, storage: Storage, folder: str
+) -> tuple[SearchOutcome, list[Trial]]:
+    told: list[Trial] = []
+    return search(folds, settings, storage, folder, told.append, quiet), told
+
+
+def test_a_grid_is_every_combination_and_an_empty_space_one_trial() -> None:
+    space = {"learning_rate": [0.001, 0.0005, 0.0001], "hidden_sizes": [[16], [32, 16]]}
+    points = enumerate_space(made_settings(space).search)
+    assert len(points) == 6
+    assert {"learning_rate": 0.0005, "hidden_sizes": [32, 16]} in points
+    assert enumerate_space(made_settings({}).search) == [{}]
+
+
+def test_random_draws_keep_to_their_ranges_are_distinct_and_the_same_for_the_same_seed() -> None:
+    space = {"learning_rate": RATES, "batch_size": {"low": 64, "high": 512}, "dropout": [0.0, 0.1]}
+    settings = made_settings(space, algorithm="random", trials=50).search
+    points = enumerate_space(settings)
+    assert points == enumerate_space(settings)
+    assert len({str(point) for point in points}) == 50
+    for point in points:
+        assert 0.0005 <= point["learning_rate"] <= 0.02
+        assert point["batch_size"] == int(point["batch_size"])
+        TrainSettings(**point)
+    assert sum(point["learning_rate"] < 0.00316 for point in points) in range(12, 39)
+
+
+def test_a_small_space_has_no_more_random_trials_than_points() -> None:
+    assert len(enumerate_space(made_settings({"dropout": [0.0, 0.1]}, algorithm="random", trials=9).search)) == 2
+
+
+def test_concurrency_never_exceeds_what_the_ranks_of_all_trials_need() -> None:
+    two_ranks = made_settings({}, train={"workers": 2})
+    assert concurrency(two_ranks, {"CPU": 5.0}) == 2
+    assert concurrency(made_settings({}), {"CPU": 5.0}) == 5
+    assert concurrency(made_settings({}, concurrency=3), {"CPU": 64.0}) == 3
+    quarter = made_settings({}, train={"use_gpu": True}, resources_per_trial={"CPU": 1, "GPU": 0.25})
+    assert concurrency(quarter, {"CPU": 64.0, "GPU": 2.0}) == 8
+
+
+def test_the_best_trial_wins_by_its_mean_over_the_folds_and_its_logits_are_kept(
+    ray_session: None, folds: list[PreparedFold], storage: Storage
+) -> None:
+    settings = made_settings({"learning_rate": [0.00001, 0.01]}, train={"epochs": 6})
+    outcome, told = searched(folds, settings, storage, "runs/grid")
+    assert outcome.best.hyperparameters == {"learning_rate": 0.01}
+    assert outcome.trials[0] == outcome.best
+    assert outcome.best.average_precision == max(e["average_precision"] for e in outcome.best.curve)
+    assert [len(z) for z in selection_logits(outcome, storage)] == [1_000, 1_000]
+    assert {t.id for t in told} == {t.id for t in outcome.trials}
+    assert SearchOutcome.from_json(outcome.to_json()) == outcome
+    assert list(Path(storage.root).glob("runs/grid/tune/*/events*")), "TensorBoard has nothing to show"
+
+    again, told_again = searched(folds, settings, storage, "runs/grid")
+    assert (again.best, again.reused, len(told_again)) == (outcome.best, 2, 2)
+
+
+def test_optuna_with_early_stopping_fills_its_trials_and_goes_on_with_what_it_knows(
+    ray_session: None, folds: list[PreparedFold], storage: Storage
+) -> None:
+    space = {"learning_rate": RATES, "hidden_sizes": [[16], [32]], "batch_size": {"low": 64, "high": 512}}
+    chosen = {"algorithm": "tpe", "scheduler": "asha", "grace_epochs": 1}
+    first, _ = searched(folds, made_settings(space, **chosen, trials=3), storage, "runs/tpe")
+    assert len(first.trials) == 3
+    more, told = searched(folds, made_settings(space, **chosen, trials=5), storage, "runs/tpe")
+    assert (more.reused, len(more.trials)) == (3, 5)
+    assert {t.id for t in first.trials} < {t.id for t in more.trials} == {t.id for t in told}
+    assert all(t.hyperparameters["hidden_sizes"] in ([16], [32]) for t in more.trials)
+
+
+def test_trials_of_several_workers_end_although_they_take_every_cpu(
+    ray_session: None, folds: list[PreparedFold], storage: Storage
+) -> None:
+    settings = made_settings({"learning_rate": [0.01]}, train={"workers": 2})
+    outcome, _ = searched(folds[:1], settings, storage, "runs/workers")
+    assert [t.status for t in outcome.trials] == ["finished"]
+    assert len(outcome.best.curve) == 3
+
+
+def test_a_search_that_runs_out_of_time_keeps_what_it_has(
+    ray_session: None, folds: list[PreparedFold], storage: Storage
+) -> None:
+    settings = made_settings(
+        {"learning_rate": [0.001, 0.01]}, train={"epochs": 100_000, "patience_epochs": None}, time_budget_s=6
+    )
+    outcome, _ = searched(folds, settings, storage, "runs/late")
+    assert all(t.status == "stopped" for t in outcome.trials)
+    assert outcome.best.average_precision is not None
+
+
+def test_a_search_in_which_every_trial_fails_says_why(
+    ray_session: None, folds: list[PreparedFold], storage: Storage
+) -> None:
+    gone = [PreparedFold(f.name, f.span, f.encoder, f.fit, f.holdout) for f in folds]
+    settings = made_settings({}, train={"residency": "streamed", "max_failures": 0})
+    empty = Storage.at(f"{storage.root}/elsewhere")
+    for fold in gone:
+        for part in fold.holdout.parts:
+            empty.put(part.key, storage.get(part.key) or b"")
+    with pytest.raises(FraudRayError, match=r"no trial reached the end of an epoch; the first fault: .*part-0"):
+        searched(gone, settings, empty, "runs/faulty")
+
+
+def test_training_goes_on_after_a_worker_was_killed(
+    ray_session: None, folds: list[PreparedFold], storage: Storage
+) -> None:
+    settings = made_settings({}, train={"epochs": 60, "batch_size": 16}).train
+    killed: list[int] = []
+    curve = Path(storage.root) / "runs/killed" / CURVE
+
+    def kill_a_worker() -> None:
+        while not curve.exists():
+            time.sleep(0.02)
+        for pid in descendants(os.getpid()):
+            if b"RayTrainWorker" in Path(f"/proc/{pid}/cmdline").read_bytes():
+                killed.append(pid)
+                os.kill(pid, signal.SIGKILL)
+                return
+
+    killer = threading.Thread(target=kill_a_worker)
+    killer.start()
+    fitted = refit(folds[0], settings, 60, storage, "runs/killed", quiet)
+    killer.join()
+    assert killed, "no worker was found to kill"
+    assert [row["epoch"] for row in fitted.curve] == list(range(1, 61))
+    whole: Fitted = refit(folds[0], settings, 60, storage, "runs/whole", quiet)
+    assert all(bool((fitted.weights[name] == whole.weights[name]).all()) for name in whole.weights)
