@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import os
 import shlex
 from collections.abc import Iterator
@@ -39,6 +40,8 @@ class RayJobs:
         with self._reported():
             # The client would take an address from the environment rather than ours.
             os.environ["RAY_API_SERVER_ADDRESS"] = address
+            for console in logging.getLogger("ray").handlers:
+                console.setLevel(logging.ERROR)
             self.client = JobSubmissionClient(address, headers=headers)
 
     def attempts(self) -> list[Attempt]:
