@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from fraud_ray.decision.calibration import choose_threshold, fit_calibration
+from fraud_ray.decision.curves import Curves
 from fraud_ray.decision.metrics import Evaluation, evaluate
 from fraud_ray.model.bundle import Bundle
 from fraud_ray.model.calibration import Calibration
@@ -32,7 +33,7 @@ def assemble(
     train: TrainSettings,
     decision: DecisionSettings,
     origin: dict[str, Any],
-) -> Evaluation:
+) -> tuple[Evaluation, Curves]:
     """Calibrates and sets the threshold on the selection holdouts, looks at the final holdout once, writes the bundle.
 
     folder: key below the storage root at which the bundle's files are put. selection_logits: one array a selection
@@ -44,13 +45,15 @@ def assemble(
     rows = load(storage, final.holdout, with_roles=True)
     probabilities = calibration.apply(network_logits(bundle.network(), rows))
     evaluation = evaluate(probabilities, rows, threshold, decision)
+    truth, days = rows.roles.get("true_probability"), _days(rows) or None
+    curves = Curves.of(probabilities, rows.label, threshold, truth, days, decision.confidence)
     if final.profile is not None:
         bundle = replace(bundle, profile=final.profile.with_scores(probabilities))
     with tempfile.TemporaryDirectory() as scratch:
         bundle.with_results(evaluation.metrics, origin).save(Path(scratch))
         for file in sorted(Path(scratch).iterdir()):
             storage.put(f"{folder}/{file.name}", file.read_bytes())
-    return evaluation
+    return evaluation, curves
 
 
 def calibrate(

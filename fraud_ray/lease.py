@@ -7,7 +7,6 @@ buckets do not have.
 
 from __future__ import annotations
 
-import getpass
 import json
 import os
 import socket
@@ -22,6 +21,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from fraud_ray.errors import RunHeldError, ServerError
+from fraud_ray.provenance import user_name
 from fraud_ray.storage import Storage
 
 RENEWAL_S = 5.0
@@ -161,14 +161,6 @@ def _newest(storage: Storage, run: str) -> tuple[int, Holder | None]:
 
 def _key(run: str, number: int) -> str:
     return f"runs/{run}/lease/{number:06d}.json"
-
-
-def user_name() -> str:
-    """Who runs this process; its number where, as in many containers, it has no name."""
-    try:
-        return getpass.getuser()
-    except (KeyError, OSError):
-        return str(os.getuid())
 
 
 def _machine() -> str:

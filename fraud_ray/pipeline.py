@@ -34,13 +34,16 @@ def run(loaded: Loaded, progress: Progress, until: str | None = None) -> Outcome
         if held.concluded:
             return held.concluded
         # Ray, torch and MLflow take seconds to import, which a concluded run does without.
-        from fraud_ray.stages import Stages
+        from fraud_ray.stages import Stages, StoppedAfter
 
         session.enter_context(connect(settings))
         check_resources(settings)
         check_storage(storage)
-        stages = session.enter_context(Stages.of(loaded, source, storage, held, progress))
-        return _through(stages, until)
+        stages = session.enter_context(Stages.of(loaded, source, storage, held, progress, until))
+        try:
+            return _through(stages)
+        except StoppedAfter as stopped:
+            return stages.stopped_after(stopped.stage)
 
 
 def _simulate_if_absent(settings: Settings, progress: Progress, session: ExitStack) -> None:
@@ -58,27 +61,14 @@ def _simulate_if_absent(settings: Settings, progress: Progress, session: ExitSta
         )
 
 
-def _through(stages: Stages, until: str | None) -> Outcome:
+def _through(stages: Stages) -> Outcome:
+    stages.add_windows()
     census = stages.validate()
     folds = stages.plan(census)
-    if until == "validate":
-        return stages.stopped_after("validate")
-    stages.drift()
-    if until == "drift":
-        return stages.stopped_after("drift")
+    drift = stages.drift()
     prepared = stages.prepare(folds)
-    if until == "prepare":
-        return stages.stopped_after("prepare")
     found = stages.search(prepared)
-    if until == "search":
-        return stages.stopped_after("search")
     fitted = stages.refit(prepared, found)
-    if until == "refit":
-        return stages.stopped_after("refit")
     evaluation = stages.evaluate(prepared, found, fitted)
-    if until == "evaluate":
-        return stages.stopped_after("evaluate")
     decision = stages.gate(prepared, evaluation)
-    if until == "gate":
-        return stages.stopped_after("gate")
-    return stages.conclude(prepared, found, evaluation, decision)
+    return stages.conclude(prepared, drift, found, fitted, evaluation, decision)

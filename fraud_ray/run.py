@@ -1,30 +1,25 @@
 """A run: its name, which is its identity, its folder, what of it is concluded, and so what a second start resumes.
 
 Below `runs/<name>/`: run.json (settings, data and code), lease/ (who works on it), stages/<stage>.json (values of
-concluded stages) and outcome.json (once it is concluded).
+concluded stages), curves.json, report.html and outcome.json (once it is concluded).
 """
 
 from __future__ import annotations
 
 import hashlib
-import importlib.metadata
 import json
-import platform
 import re
-import shlex
-import socket
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
-from datetime import UTC, date, datetime
+from datetime import date
 from pathlib import Path
 from typing import Any, TypeVar
 
 from fraud_ray.errors import EXIT_DONE, EXIT_REJECTED, RunDiffersError, SettingsError
-from fraud_ray.lease import Lease, hold, holder_of, user_name
+from fraud_ray.lease import Lease, hold, holder_of
+from fraud_ray.provenance import now, provenance
 from fraud_ray.settings import Loaded
 from fraud_ray.storage import Storage
 
@@ -32,10 +27,6 @@ T = TypeVar("T")
 
 FINGERPRINT = "data fingerprint"
 _RECORD = "run.json"
-_PACKAGES = (
-    *("fraud_ray", "ray", "torch", "numpy", "pandas", "pyarrow", "scikit-learn", "optuna"),
-    *("mlflow", "onnx", "onnxruntime"),
-)
 
 
 @dataclass(frozen=True)
@@ -44,7 +35,7 @@ class Outcome:
 
     status: registered, rejected, or `stopped after <stage>`. evaluation, gate, version: the JSON of
     decision.metrics.Evaluation, decision.gate.GateDecision and registry.versions.RegisteredVersion, where the run got
-    so far. timings: seconds a stage, those of earlier starts included.
+    so far. report: where its page lies. timings: seconds a stage, those of earlier starts included.
     """
 
     name: str
@@ -56,6 +47,7 @@ class Outcome:
     evaluation: dict[str, Any] | None = None
     gate: dict[str, Any] | None = None
     version: dict[str, Any] | None = None
+    report: str | None = None
     timings: dict[str, float] = field(default_factory=dict)
 
     @classmethod
@@ -140,14 +132,14 @@ class Run:
         self.timings[stage] = round(time.monotonic() - began, 3)
         self.storage.put_json(
             self._stage_key(stage),
-            {"seconds": self.timings[stage], "finished": _now(), "value": to_json(value)},
+            {"seconds": self.timings[stage], "finished": now(), "value": to_json(value)},
         )
         return value
 
     def conclude(self, outcome: Outcome) -> Outcome:
         """Keeps the outcome: the same run answers with it from now on."""
         self.check_held()
-        stored = {**outcome.to_json(), "finished": _now(), "seconds": round(sum(outcome.timings.values()), 3)}
+        stored = {**outcome.to_json(), "finished": now(), "seconds": round(sum(outcome.timings.values()), 3)}
         self.storage.put_json(self.key("outcome.json"), stored)
         return read_outcome(self.storage, self.name) or outcome
 
@@ -259,12 +251,8 @@ def _declare(loaded: Loaded, storage: Storage, name: str, fingerprint: str) -> N
     record = {
         "name": name,
         "config": loaded.config,
-        "created": _now(),
-        "command": shlex.join(sys.argv),
-        "user": user_name(),
-        "host": socket.gethostname(),
-        "git": _git(),
-        "versions": {"python": platform.python_version(), **_versions()},
+        "created": now(),
+        **provenance(),
         "fingerprint": fingerprint,
         "identity": identity,
         "settings": loaded.settings.resolved(),
@@ -289,25 +277,3 @@ def _identity(loaded: Loaded, fingerprint: str) -> dict[str, Any]:
 
 def _folder(name: str) -> str:
     return f"runs/{name}"
-
-
-def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="milliseconds")
-
-
-def _versions() -> dict[str, str]:
-    return {name: importlib.metadata.version(name) for name in _PACKAGES}
-
-
-def _git() -> dict[str, Any] | None:
-    """The commit of the running code and whether files differ from it; None where it is no git checkout."""
-
-    def git(*arguments: str) -> str:
-        folder = str(Path(__file__).parent)
-        done = subprocess.run(["git", "-C", folder, *arguments], capture_output=True, text=True, check=True)
-        return done.stdout.strip()
-
-    try:
-        return {"commit": git("rev-parse", "HEAD"), "dirty": bool(git("status", "--porcelain"))}
-    except (OSError, subprocess.CalledProcessError):
-        return None

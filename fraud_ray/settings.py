@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
 from typing import Annotated, Any, Literal
+from zoneinfo import available_timezones
 
 import yaml
 from annotated_types import Ge, Gt, Le, Lt
@@ -185,6 +186,131 @@ class FoldSettings(Frozen):
                 "fit rows take more than all of them; lower selection_folds or holdout_share"
             )
         return self
+
+
+_OF_CALENDAR = {"weekend", "night", "hour_sin", "hour_cos"}
+_OF_LABELS = {"frauds", "fraud_share", "since_last_fraud", "since_first_fraud"}
+_OF_PAST = {"since_previous", "ratio_to_mean", "ratio_to_max", "deviations"}
+_WITHOUT_COLUMN = _OF_CALENDAR | _OF_LABELS | {"count", "since_previous"}
+
+
+class WindowColumnSettings(Frozen):
+    compute: Literal[
+        "count",
+        "sum",
+        "mean",
+        "max",
+        "std",
+        "distinct",
+        "since_previous",
+        "ratio_to_mean",
+        "ratio_to_max",
+        "deviations",
+        "frauds",
+        "fraud_share",
+        "since_last_fraud",
+        "since_first_fraud",
+        "weekend",
+        "night",
+        "hour_sin",
+        "hour_cos",
+    ]
+    """What the column holds. Of the entity's transactions in the window: `count`; `sum`, `mean`, `max` and `std` of a
+    column; number of `distinct` values. Of its earlier ones: days `since_previous`; the transaction's value over their
+    mean (`ratio_to_mean`) and maximum (`ratio_to_max`), and its distance from their mean in standard deviations
+    (`deviations`). Of those whose label is known: number of `frauds`, `fraud_share`, days `since_last_fraud` and
+    `since_first_fraud`. Of the time alone: `weekend`, `night`, the hour on a circle (`hour_sin`, `hour_cos`)."""
+    entity: str | None = None
+    """Column whose equal values belong together: customer, card, terminal, merchant or device."""
+    of: str | None = None
+    """Column that is summed, compared, or counted distinct."""
+    days: tuple[PositiveFloat, ...] = ()
+    """Lengths of windows; each gives a column, with the length in place of `{days}` in the name."""
+    delay_days: NonNegativeFloat | None = None
+    """The window ends that long before the transaction; by default 0, and label_delay_days where labels are read."""
+    current: bool = True
+    """Whether a window without delay holds the transaction itself."""
+
+    @property
+    def is_boolean(self) -> bool:
+        return self.compute in {"weekend", "night"}
+
+    @property
+    def reads_labels(self) -> bool:
+        return self.compute in _OF_LABELS
+
+    @property
+    def is_of_past(self) -> bool:
+        """Whether it sets the transaction against the earlier ones."""
+        return self.compute in _OF_PAST
+
+    @property
+    def looks_back(self) -> bool:
+        """Whether it is of the entity's transactions, and not of the time alone."""
+        return self.compute not in _OF_CALENDAR
+
+    @model_validator(mode="after")
+    def _complete(self) -> WindowColumnSettings:
+        if self.looks_back and (self.entity is None or not self.days):
+            raise ValueError(f"'{self.compute}' needs 'entity' and 'days'")
+        if not self.looks_back and (self.entity, self.days, self.delay_days, self.current) != (None, (), None, True):
+            raise ValueError(f"'{self.compute}' is of the timestamp alone; declare nothing beside it")
+        if (self.of is None) != (self.compute in _WITHOUT_COLUMN):
+            need = "takes no" if self.of else "needs"
+            raise ValueError(f"'{self.compute}' {need} 'of', the column that it is computed of")
+        if self.is_of_past and (self.delay_days or not self.current):
+            raise ValueError(f"'{self.compute}' is of all that came before; leave out 'delay_days' and 'current'")
+        return self
+
+
+class WindowsSettings(Frozen):
+    columns: dict[str, WindowColumnSettings]
+    """Columns to compute, by name; `{days}` in a name stands for the length of the window."""
+    label_delay_days: PositiveFloat = 7.0
+    """Age from which on a transaction's label is known."""
+    decimals: Annotated[int, Field(ge=0, le=9)] = 4
+    """Decimal places to which values are rounded before they are summed, so that sums are exact."""
+    timezone: str = "UTC"
+    """Zone of the calendar, such as Europe/Brussels."""
+    night_ends: Annotated[int, Field(ge=0, le=23)] = 6
+    """Last hour of the night, which begins at midnight."""
+    buckets: Annotated[int, Field(gt=0, le=1000)] | None = Field(default=None, json_schema_extra=NO_EFFECT)
+    """Groups that the entities are divided into, each held in memory by one task; by default by the number of rows."""
+
+    @field_validator("timezone")
+    @classmethod
+    def _known(cls, name: str) -> str:
+        if name not in available_timezones():
+            raise ValueError(f"'{name}' is no time zone; name one such as UTC or Europe/Brussels")
+        return name
+
+    @model_validator(mode="after")
+    def _distinct(self) -> WindowsSettings:
+        for pattern, column in self.columns.items():
+            if ("{days}" in pattern) != column.looks_back and len(column.days) != 1:
+                raise ValueError(f"columns.{pattern}: the name holds '{{days}}' if, and only if, there are lengths")
+            if column.reads_labels and self.delay_of(column) < self.label_delay_days:
+                raise ValueError(
+                    f"columns.{pattern}: delay_days {column.delay_days:g} is below label_delay_days "
+                    f"{self.label_delay_days:g}; such labels are not known yet"
+                )
+        names = [name for name, _, _ in self.expanded()]
+        twice = next((name for name in names if names.count(name) > 1), None)
+        if twice:
+            raise ValueError(f"columns: two of them are called '{twice}'")
+        return self
+
+    def delay_of(self, column: WindowColumnSettings) -> float:
+        """How long before a transaction its window ends, in days."""
+        if column.delay_days is not None:
+            return column.delay_days
+        return self.label_delay_days if column.reads_labels else 0.0
+
+    def expanded(self) -> Iterator[tuple[str, WindowColumnSettings, float]]:
+        """Each column's name, what it holds, and the length of its window in days (0 where it has none)."""
+        for pattern, column in self.columns.items():
+            for days in column.days or (0.0,):
+                yield pattern.replace("{days}", f"{days:g}"), column, days
 
 
 class PrepareSettings(Frozen):
@@ -470,6 +596,8 @@ class Settings(Frozen):
     simulate: SimulateSettings | None = None
     """Simulated data to write where data.path holds nothing; null: missing data is an error."""
     folds: FoldSettings = FoldSettings()
+    windows: WindowsSettings | None = None
+    """Columns computed from the past of each transaction's entities; null: the data is taken as it is."""
     prepare: PrepareSettings = PrepareSettings()
     train: TrainSettings = TrainSettings()
     search: SearchSettings = SearchSettings()
@@ -480,6 +608,51 @@ class Settings(Frozen):
     storage: StorageSettings = Field(default=StorageSettings(), json_schema_extra=NO_EFFECT)
     cluster: ClusterSettings = Field(default=ClusterSettings(), json_schema_extra=NO_EFFECT)
     run: RunSettings = Field(default=RunSettings(), json_schema_extra=NO_EFFECT)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _with_window_columns(cls, raw: Any) -> Any:
+        """Declares the columns that `windows` computes, as features, where `data.columns` does not."""
+        try:
+            windows = WindowsSettings.model_validate(raw["windows"])
+            declared = dict(raw["data"]["columns"])
+        except (ValidationError, KeyError, TypeError, ValueError):
+            return raw  # none, or a fault that the fields' own validation names
+        for name, column, _ in windows.expanded():
+            declared.setdefault(name, {"kind": "boolean"} if column.is_boolean else {"kind": "numeric", "nulls": True})
+        return {**raw, "data": {**raw["data"], "columns": declared}}
+
+    @property
+    def raw_data(self) -> DataSettings:
+        """The data as it lies, without the columns that windows add."""
+        computed = {name for name, _, _ in self.windows.expanded()} if self.windows else set()
+        columns = {name: column for name, column in self.data.columns.items() if name not in computed}
+        return self.data.model_copy(update={"columns": columns})
+
+    @model_validator(mode="after")
+    def _windows_are_of_declared_columns(self) -> Settings:
+        if self.windows is None:
+            return self
+        raw = self.raw_data.columns
+        for pattern, column in self.windows.columns.items():
+            for name in filter(None, (column.entity, column.of)):
+                if name not in raw:
+                    raise ValueError(
+                        f"windows.columns.{pattern} names '{name}', which is no column of the data; declare it under "
+                        "data.columns (with feature: false where the model shall not read it)"
+                    )
+            of = self.data.columns[column.of].kind if column.of else None
+            if of is not None and column.compute != "distinct" and of not in {"numeric", "amount", "boolean"}:
+                raise ValueError(f"windows.columns.{pattern}: '{column.of}' is of kind '{of}', which is no number")
+        timestamp = self.data.of_kind("timestamp")
+        if timestamp is None or self.data.columns[timestamp].nulls:
+            raise ValueError("windows needs a column of kind 'timestamp' without nulls under data.columns")
+        if self.folds.kind == "time" and self.windows.label_delay_days < self.folds.delay_days:
+            raise ValueError(
+                f"windows.label_delay_days {self.windows.label_delay_days:g} is below folds.delay_days "
+                f"{self.folds.delay_days}; labels cannot be known to windows before they are to a fit"
+            )
+        return self
 
     @model_validator(mode="after")
     def _coherent(self) -> Settings:
@@ -739,8 +912,8 @@ def reference(model: type[BaseModel] = Settings, prefix: str = "") -> Iterator[E
             default = "required" if field.is_required() else _shown(field.get_default())
             meaning = " ".join((field.description or "").split())
             yield Entry(key, _type_name(field.annotation, field.metadata), default, meaning)
-        if key == "data.columns":
-            yield from reference(ColumnSettings, f"{key}.<name>.")
+        if inner is not None and typing.get_origin(field.annotation) is dict and name == "columns":
+            yield from reference(inner, f"{key}.<name>.")
         elif inner is not None and inner in _types_of(field.annotation):
             yield from reference(inner, f"{key}.")
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,28 +17,47 @@ from fraud_ray.data.contract import Census, validate
 from fraud_ray.data.drift import Drift
 from fraud_ray.data.folds import Folds, plan_folds
 from fraud_ray.data.prepare import Prepared, prepare
-from fraud_ray.data.source import Source
+from fraud_ray.data.source import Source, open_source
+from fraud_ray.data.windows.definition import Definition
+from fraud_ray.data.windows.state import add_windows
+from fraud_ray.decision.curves import Curves
 from fraud_ray.decision.gate import GateDecision, decide
 from fraud_ray.decision.metrics import Evaluation
 from fraud_ray.errors import DriftError, FraudRayError
 from fraud_ray.evaluation import assemble, fetch_bundle
-from fraud_ray.progress import Progress
+from fraud_ray.lifecycle import record_registration, record_run
+from fraud_ray.progress import Progress, Stage
 from fraud_ray.reference import measure_drift, of_champion
 from fraud_ray.registry.tracking import Dataset, TrackedRun, connect
 from fraud_ray.registry.versions import RegisteredVersion, register
+from fraud_ray.report.card import model_card
 from fraud_ray.report.drift import draw
-from fraud_ray.run import Outcome, Run
+from fraud_ray.report.page import ReportValues, render
+from fraud_ray.run import Outcome, Run, read_run
 from fraud_ray.settings import Loaded, Settings, settings_hash
 from fraud_ray.storage import Storage
 from fraud_ray.training.search import SearchOutcome, Trial, search, selection_logits
 from fraud_ray.training.trainer import Fitted, load_fitted, refit
+
+# Files in a run's folder, beside its stages' values.
+CURVES, REPORT = "curves.json", "report.html"
+
+
+class StoppedAfter(Exception):  # noqa: N818 - no error
+    """The run was asked to stop after this stage."""
+
+    def __init__(self, stage: str) -> None:
+        super().__init__(stage)
+        self.stage = stage
 
 
 @dataclass
 class Stages:
     """What every stage needs: the run, its data and where to tell of it.
 
-    MLflow is written to by one thread of this process, so that neither training nor the terminal waits for it.
+    source: the partitions as they lie; data: what is trained on, which is the same, with window columns where they are
+    declared; windows: what the model has to carry of those. MLflow is written to by one thread of this process, so that
+    neither training nor the terminal waits for it.
     """
 
     loaded: Loaded
@@ -48,15 +67,29 @@ class Stages:
     progress: Progress
     writer: ThreadPoolExecutor
     tracked: Future[TrackedRun]
+    until: str | None
+    data: Source
+    windows: dict[str, Any] | None = None
     plan_lines: list[str] = field(default_factory=list)
 
     @classmethod
     @contextmanager
-    def of(cls, loaded: Loaded, source: Source, storage: Storage, run: Run, progress: Progress) -> Iterator[Stages]:
-        """The stages of a run; MLflow is connected to meanwhile. A fault ends the run in MLflow as failed."""
+    def of(
+        cls,
+        loaded: Loaded,
+        source: Source,
+        storage: Storage,
+        run: Run,
+        progress: Progress,
+        until: str | None = None,
+    ) -> Iterator[Stages]:
+        """The stages of a run; MLflow is connected to meanwhile. A fault ends the run in MLflow as failed.
+
+        until: the stage after which StoppedAfter is raised.
+        """
         with ThreadPoolExecutor(max_workers=1, thread_name_prefix="mlflow") as writer:
             tracked = writer.submit(_start_tracking, loaded, source, run)
-            stages = cls(loaded, source, storage, run, progress, writer, tracked)
+            stages = cls(loaded, source, storage, run, progress, writer, tracked, until, data=source)
             try:
                 yield stages
             except BaseException as fault:
@@ -69,18 +102,34 @@ class Stages:
     def settings(self) -> Settings:
         return self.loaded.settings
 
-    def validate(self) -> Census:
-        with self.progress.stage("validate") as stage:
-            census = validate(self.source, self.settings.data, stage.update)
+    def add_windows(self) -> None:
+        """Gives the later stages the data with its window columns, where any are declared."""
+        definition = Definition.of(self.settings)
+        if definition is None:
+            self._stop_after("windows")
+            return
+        self.tracked.result()  # a server out of reach is found before anything is computed for it
+        with self._stage("windows") as stage:
+            made = add_windows(self.source, definition, self.storage, stage.update)
+            self.data = open_source(self.settings.data.model_copy(update={"path": made.root}))
+            self.windows = {"definition": definition.to_json(), "state": made.state.key}
             stage.say(
-                f"{census.rows:,} rows in {len(self.source.partitions):,} partitions keep the contract; "
+                f"{_counted(len(definition.names), 'column')} for {self.data.rows:,} rows"
+                + ("; cached" if made.cached else "")
+            )
+
+    def validate(self) -> Census:
+        with self._stage("validate") as stage:
+            census = validate(self.data, self.settings.data, stage.update)
+            stage.say(
+                f"{census.rows:,} rows in {len(self.data.partitions):,} partitions keep the contract; "
                 f"{census.frauds:,} frauds ({census.frauds / census.rows:.2%})"
             )
             return census
 
     def plan(self, census: Census) -> Folds:
-        with self.progress.stage("plan") as stage:
-            folds = plan_folds(self.source, census, self.settings.data, self.settings.folds)
+        with self._stage("plan") as stage:
+            folds = plan_folds(self.data, census, self.settings.data, self.settings.folds)
             self.plan_lines = [
                 *(f"fold {fold.name}: {fold.span}" for fold in folds.all),
                 _search_plan(self.settings),
@@ -97,12 +146,13 @@ class Stages:
         tracking = self.tracked.result().tracking  # a server out of reach is found before anything is computed for it
         reference = None if self.run.has("drift") else of_champion(tracking)
         if reference is None and not self.run.has("drift"):
+            self._stop_after("drift")
             return None
-        with self.progress.stage("drift") as stage:
+        with self._stage("drift") as stage:
 
             def compute() -> Drift:
                 assert reference is not None, "there is one where nothing is measured yet"
-                drift = measure_drift(reference, self.source, self.settings, stage.update)
+                drift = measure_drift(reference, self.data, self.settings, stage.update)
                 self.storage.put_json(self.run.key("drift.json"), drift.to_json())
                 self.storage.put(self.run.key("drift.svg"), draw(drift, "svg"))
                 return drift
@@ -121,8 +171,8 @@ class Stages:
             return drift
 
     def prepare(self, folds: Folds) -> Prepared:
-        with self.progress.stage("prepare") as stage:
-            prepared = prepare(self.source, folds, self.settings, self.storage, stage.update)
+        with self._stage("prepare") as stage:
+            prepared = prepare(self.data, folds, self.settings, self.storage, stage.update)
             final = prepared.final
             stage.say(
                 f"{final.fit.rows:,} fit and {final.holdout.rows:,} holdout rows, {len(prepared.selection)} selection "
@@ -132,7 +182,7 @@ class Stages:
             return prepared
 
     def search(self, prepared: Prepared) -> SearchOutcome:
-        with self.progress.stage("search") as stage:
+        with self._stage("search") as stage:
             told: list[Future[Any]] = []
 
             def finished(trial: Trial) -> None:
@@ -157,7 +207,7 @@ class Stages:
             return found
 
     def refit(self, prepared: Prepared, found: SearchOutcome) -> Fitted:
-        with self.progress.stage("refit") as stage:
+        with self._stage("refit") as stage:
             train = self.settings.train_with(found.best.hyperparameters)
             folder = self.run.key("refit")
             fitted = self.run.once(
@@ -175,7 +225,7 @@ class Stages:
             return fitted
 
     def evaluate(self, prepared: Prepared, found: SearchOutcome, fitted: Fitted) -> Evaluation:
-        with self.progress.stage("evaluate") as stage:
+        with self._stage("evaluate") as stage:
 
             def compute() -> Evaluation:
                 # On a worker: the head of a cluster takes no work.
@@ -190,7 +240,9 @@ class Stages:
                     self.settings.decision,
                     self._origin(prepared, found),
                 )
-                evaluation: Evaluation = _answer(task)
+                evaluation: Evaluation
+                evaluation, curves = _answer(task)
+                self.storage.put_json(self.run.key(CURVES), curves.to_json())
                 return evaluation
 
             evaluation = self.run.once("evaluate", compute, Evaluation.to_json, Evaluation.from_json)
@@ -204,7 +256,7 @@ class Stages:
             return evaluation
 
     def gate(self, prepared: Prepared, evaluation: Evaluation) -> GateDecision:
-        with self.progress.stage("gate") as stage:
+        with self._stage("gate") as stage:
 
             def compute() -> GateDecision:
                 gate = self.settings.gate
@@ -220,35 +272,65 @@ class Stages:
             return decision
 
     def conclude(
-        self, prepared: Prepared, found: SearchOutcome, evaluation: Evaluation, decision: GateDecision
+        self,
+        prepared: Prepared,
+        drift: Drift | None,
+        found: SearchOutcome,
+        fitted: Fitted,
+        evaluation: Evaluation,
+        decision: GateDecision,
     ) -> Outcome:
-        """Registers the model if the gate lets it, and concludes the run either way."""
+        """Registers the model if the gate lets it, reports, and concludes the run either way."""
+        values = self._report_values(prepared, drift, found, fitted, evaluation, decision)
         version: RegisteredVersion | None = None
         if decision.passed:
-            with self.progress.stage("register") as stage:
+            with self._stage("register") as stage:
                 version = self.run.once(
                     "register",
-                    lambda: self._register(prepared, evaluation),
+                    lambda: self._register(prepared, evaluation, model_card(values)),
                     asdict,
                     lambda stored: RegisteredVersion(**stored),
                 )
                 stage.say(f"{version.name} version {version.version}, {version.alias}")
+            self._record(record_registration, version)
+        report = self.report(replace(values, version=version, timings=self.run.timings))
+        if decision.passed:
             self._tell("finish", "FINISHED").result()
         else:
             self._tell("finish", "FAILED", decision.reason).result()
-        return self.run.conclude(
-            Outcome.of_gate(
-                decision.passed,
-                name=self.run.name,
-                folder=self.run.folder,
-                plan=tuple(self.plan_lines),
-                hyperparameters=found.best.hyperparameters,
-                evaluation=evaluation.to_json(),
-                gate={**decision.to_json(), "passed": decision.passed, "reason": decision.reason},
-                version=None if version is None else {**asdict(version), "uri": version.uri},
-                timings=self.run.timings,
-            )
+        outcome = Outcome.of_gate(
+            decision.passed,
+            name=self.run.name,
+            folder=self.run.folder,
+            plan=tuple(self.plan_lines),
+            hyperparameters=found.best.hyperparameters,
+            evaluation=evaluation.to_json(),
+            gate={**decision.to_json(), "passed": decision.passed, "reason": decision.reason},
+            version=None if version is None else {**asdict(version), "uri": version.uri},
+            report=report,
+            timings=self.run.timings,
         )
+        self._record(record_run, self.settings, self._data(prepared), found.best.best_epoch, outcome)
+        return self.run.conclude(outcome)
+
+    def report(self, values: ReportValues) -> str:
+        """Writes the run's page; returns where it lies."""
+        with self.progress.stage("report") as stage:
+            page, key = render(values), self.run.key(REPORT)
+            self.storage.put(key, page.encode())
+            self._tell("log_text", page, REPORT).result()
+            stage.say(self.storage.path(key))
+            return self.storage.path(key)
+
+    @contextmanager
+    def _stage(self, name: str) -> Iterator[Stage]:
+        with self.progress.stage(name) as stage:
+            yield stage
+        self._stop_after(name)
+
+    def _stop_after(self, name: str) -> None:
+        if name == self.until:
+            raise StoppedAfter(name)
 
     def stopped_after(self, stage: str) -> Outcome:
         """The outcome of a run that was asked to stop here; the run is not concluded."""
@@ -261,13 +343,43 @@ class Stages:
             timings=self.run.timings,
         )
 
-    def _register(self, prepared: Prepared, evaluation: Evaluation) -> RegisteredVersion:
+    def _report_values(
+        self,
+        prepared: Prepared,
+        drift: Drift | None,
+        found: SearchOutcome,
+        fitted: Fitted,
+        evaluation: Evaluation,
+        decision: GateDecision,
+    ) -> ReportValues:
+        curves = self.storage.get_json(self.run.key(CURVES))
+        if curves is None:
+            raise FraudRayError(
+                f"{self.storage.path(self.run.key(CURVES))} is gone, which the evaluation wrote; delete "
+                f"{self.storage.path(self.run.key('stages/evaluate.json'))} and run again"
+            )
+        return ReportValues(
+            run=read_run(self.storage, self.run.name),
+            settings=self.settings,
+            data=self.source.root,
+            rows=self.source.rows,
+            partitions=len(self.source.partitions),
+            folds=(*prepared.selection, prepared.final),
+            found=found,
+            refit_curve=fitted.curve,
+            evaluation=evaluation,
+            curves=Curves.from_json(curves),
+            decision=decision,
+            drift=drift,
+        )
+
+    def _register(self, prepared: Prepared, evaluation: Evaluation, card: str) -> RegisteredVersion:
         example = prepared.final.encoder.typical_rows().to_pandas()
         tags = {"fraud_ray.fingerprint": self.source.fingerprint, "fraud_ray.settings": settings_hash(self.settings)}
         with tempfile.TemporaryDirectory() as scratch:
             bundle = fetch_bundle(self.storage, self.run.key("bundle"), Path(scratch))
             registered: RegisteredVersion = self.writer.submit(
-                register, self.tracked.result(), bundle, example, evaluation.metrics, tags
+                register, self.tracked.result(), bundle, example, evaluation.metrics, tags, card
             ).result()
             return registered
 
@@ -281,7 +393,22 @@ class Stages:
             "seed": self.settings.train.seed,
             "epochs": found.best.best_epoch,
             "selection_average_precision": found.best.average_precision,
+            **({} if self.windows is None else {"windows": self.windows}),
         }
+
+    def _data(self, prepared: Prepared) -> dict[str, Any]:
+        return {
+            "path": self.source.root,
+            "fingerprint": self.source.fingerprint,
+            "rows": self.source.rows,
+            "partitions": len(self.source.partitions),
+            "fold": prepared.final.span,
+        }
+
+    def _record(self, write: Callable[..., None], *values: Any) -> None:
+        """Has the writer put something into the audit record, which may have been done by an earlier start."""
+        self.run.check_held()
+        self.writer.submit(lambda: write(self.tracked.result(), self.storage, *values)).result()
 
     def _tell(self, method: str, *values: Any, **named: Any) -> Future[Any]:
         """Has the writer call a method of the run in MLflow."""

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+
+from fraud_ray.run import Outcome
+from tests.line import Start, local
 
 if TYPE_CHECKING:
     from tests.kube.schema import Definitions
@@ -23,6 +27,70 @@ def ray_session() -> Iterator[None]:
     ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
     yield
     ray.shutdown()
+
+
+@pytest.fixture(scope="session")
+def simulated(ray_session: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """40,000 simulated rows of 24 days."""
+    from fraud_ray.data.simulate import simulate
+    from fraud_ray.settings import SimulateSettings
+
+    folder = tmp_path_factory.mktemp("simulated") / "data"
+    simulate(SimulateSettings(rows=40_000, days=24, seed=3), str(folder))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def mlflow_template(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An empty store: creating its schema takes seconds, copying it none."""
+    from mlflow import MlflowClient
+
+    file = tmp_path_factory.mktemp("mlflow") / "mlflow.db"
+    MlflowClient(f"sqlite:///{file}").search_experiments()
+    return file
+
+
+@pytest.fixture
+def store(tmp_path: Path, mlflow_template: Path) -> Path:
+    """A storage root with an empty MLflow store."""
+    folder = tmp_path / "store"
+    folder.mkdir()
+    shutil.copy(mlflow_template, folder / "mlflow.db")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def march(simulated: Path, mlflow_template: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The storage root of a registered run `march`, killed just before its outcome and then started again; to read."""
+    from fraud_ray import pipeline
+    from fraud_ray.progress import Quiet
+    from fraud_ray.run import Run
+    from fraud_ray.settings import load_settings
+
+    def killed(*arguments: object) -> None:
+        raise KeyboardInterrupt
+
+    folder = tmp_path_factory.mktemp("march")
+    shutil.copy(mlflow_template, folder / "mlflow.db")
+    loaded = load_settings(*local(simulated, folder, ["run.name=march"]))
+    with pytest.MonkeyPatch.context() as broken, pytest.raises(KeyboardInterrupt):
+        broken.setattr(Run, "conclude", killed)
+        pipeline.run(loaded, Quiet())
+    assert pipeline.run(loaded, Quiet()).status == "registered"
+    return folder
+
+
+@pytest.fixture
+def run(ray_session: None, simulated: Path, store: Path) -> Start:
+    """Runs configs/local.yaml, made small, with further overrides."""
+    from fraud_ray import pipeline
+    from fraud_ray.progress import Quiet
+    from fraud_ray.settings import load_settings
+
+    def start(*overrides: str, until: str | None = None) -> Outcome:
+        return pipeline.run(load_settings(*local(simulated, store, overrides)), Quiet(), until)
+
+    return start
 
 
 def _external(variable: str, public: str) -> Path:

@@ -107,7 +107,7 @@ finally:
 
 def test_the_commands_and_their_options_are_explained() -> None:
     shown = fraud_ray("--help").stdout
-    for command in ("run", "simulate", "validate", "settings", "runs", "ui"):
+    for command in ("run", "simulate", "validate", "score", "settings", "runs", "ui"):
         assert re.search(rf"\b{command}\b", shown)
     assert "--until" in fraud_ray("run", "--help").stdout
 
@@ -205,6 +205,7 @@ def outcome(**changes: Any) -> Outcome:
         "hyperparameters": {"dropout": 0.2},
         "timings": {"search": 61.0},
         "plan": ("learning_rate is set, so it leaves search.space",),
+        "report": "/store/runs/march/report.html",
     }
     return Outcome.of_gate(**{"passed": True, **values, **changes})
 
@@ -223,7 +224,7 @@ def test_run_prints_figures_checks_version_and_what_to_type_next(config: Path, m
         "min_f1",
         ">= 0.8500",
         "fraud-detection-production version 3, challenger",
-        "/store/runs/march",
+        "at /store/runs/march report at /store/runs/march/report.html",
         "0:01:01",
         "leaves search.space",
         f"fraud-ray ui -c {config} # MLflow",

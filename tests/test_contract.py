@@ -135,7 +135,7 @@ def test_the_summary_counts_rows_and_frauds_by_day_and_by_bucket():
     assert (summary.first, summary.last) == (frame.timestamp.min(), frame.timestamp.max())
     frauds = frame[frame.is_fraud == 1]
     assert set(summary.fraud_days) == set(zip(frauds.card.astype(str), frauds.timestamp.dt.date, strict=True))
-    buckets = buckets_of(frame.card.astype(str).tolist())
+    buckets = buckets_of(pa.array(frame.card.astype(str)))
     by_bucket = frame.groupby(buckets).is_fraud.agg(["size", "sum"])
     assert summary.buckets == {bucket: (n, f) for bucket, n, f in by_bucket.itertuples()}
 

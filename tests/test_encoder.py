@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fraud_ray.model.encoder import FIRST_CATEGORY, MISSING, RARE, UNSEEN, Encoder, FeatureColumn, Statistics
+from fraud_ray.model.encoder import FIRST_CATEGORY, LIMIT, MISSING, RARE, UNSEEN, Encoder, FeatureColumn, Statistics
 
 BOTH = ("standard", "signed_log")
 COLUMNS = (
@@ -98,7 +98,7 @@ def test_numbers_are_standardised_plain_and_after_a_signed_logarithm():
     assert codes.shape == (5_000, 0)
     logs = np.sign(values) * np.log1p(np.abs(values))
     for got, raw in ((features[:, 0], values), (features[:, 1], logs)):
-        expected = np.clip((raw - raw.mean(dtype=np.float64)) / raw.std(dtype=np.float64), -10, 10)
+        expected = np.clip((raw - raw.mean(dtype=np.float64)) / raw.std(dtype=np.float64), -LIMIT, LIMIT)
         np.testing.assert_allclose(got, expected, atol=1e-4)
 
 

@@ -23,10 +23,13 @@ from sklearn.preprocessing import StandardScaler
 from fraud_ray.decision.bootstrap import NAMES, Ranking, intervals
 from fraud_ray.decision.curves import (
     MAX_POINTS,
+    Curves,
+    alerts_points,
     calibration_points,
     histogram_points,
     precision_recall_points,
     roc_points,
+    share_interval,
 )
 from fraud_ray.decision.metrics import (
     Evaluation,
@@ -310,11 +313,38 @@ def test_curves_are_thin_and_keep_the_area():
 def test_bins_and_histogram_count_every_row_once():
     rows = simulated(10_000)
     bins = calibration_points(rows.roles["true_probability"], rows.label)
-    assert bins["rows"] == [1_000] * 10
+    assert sum(bins["rows"]) == 10_000
     assert bins["probability"] == sorted(bins["probability"])
+    for low, rate, high in zip(bins["low"], bins["fraud_rate"], bins["high"], strict=True):
+        assert 0 <= low <= rate <= high <= 1
     histogram = histogram_points(rows.roles["true_probability"], rows.label)
     assert sum(histogram["legitimate"]) + sum(histogram["fraud"]) == 10_000
     assert json.dumps([bins, histogram])
+
+
+@quick
+@given(scored_rows(), st.integers(1, 60))
+def test_alerts_are_counted_up_to_a_limit(sample, most_alerts):
+    scores, labels = sample
+    points = alerts_points(scores, labels, most_alerts)
+    assert all(alerts <= most_alerts for alerts in points["alerts"][1:])
+    for alerts, frauds, threshold in zip(points["alerts"], points["frauds"], points["threshold"], strict=True):
+        assert (alerts, frauds) == (np.sum(scores >= threshold), labels[scores >= threshold].sum())
+
+
+def test_an_interval_of_a_share_is_wilsons():
+    """Newcombe, "Two-sided confidence intervals for the single proportion" (1998), table I, method 3."""
+    assert share_interval(81, 263, 0.95) == pytest.approx((0.2553, 0.3662), abs=1e-4)
+    assert share_interval(0, 20, 0.95) == pytest.approx((0, 0.1611), abs=1e-4)
+
+
+def test_curves_are_the_same_after_a_round_through_json():
+    rows = simulated(5_000)
+    truth = rows.roles["true_probability"]
+    for known, days in ((truth, 7), (None, None)):
+        curves = Curves.of(truth**0.5, rows.label, 0.4, known, days, 0.95)
+        assert Curves.from_json(json.loads(json.dumps(curves.to_json()))) == curves
+        assert (curves.best_possible is None) == (known is None)
 
 
 def test_the_published_logistic_regression_is_reproduced(handbook: Path):

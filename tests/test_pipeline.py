@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,64 +17,14 @@ import pytest
 from mlflow import MlflowClient
 
 from fraud_ray import pipeline
-from fraud_ray.data.simulate import simulate
 from fraud_ray.data.source import open_source, read_partition
 from fraud_ray.errors import RunDiffersError, SettingsError
 from fraud_ray.model.bundle import load_profile, open_graph
 from fraud_ray.progress import Quiet
-from fraud_ray.run import Outcome
-from fraud_ray.settings import SimulateSettings, load_settings
+from fraud_ray.settings import load_settings
+from tests.line import REPOSITORY, Start, local
 
-REPOSITORY = Path(__file__).parents[1]
 MODEL = "fraud-detection-production"
-
-# Enough rows to learn something, few enough to be quick.
-SMALL = (
-    *("simulate=null", "folds.fit_days=14", "folds.delay_days=2", "folds.holdout_days=4"),
-    *("folds.selection_shift_days=[4]", "train.epochs=2", "train.batch_size=512", "search.space={}"),
-    *("gate.min_f1=0.05", "decision.bootstrap_repeats=20"),
-)
-
-Run = Callable[..., Outcome]
-
-
-@pytest.fixture(scope="session")
-def simulated(ray_session: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """40,000 simulated rows of 24 days."""
-    folder = tmp_path_factory.mktemp("simulated") / "data"
-    simulate(SimulateSettings(rows=40_000, days=24, seed=3), str(folder))
-    return folder
-
-
-@pytest.fixture(scope="session")
-def mlflow_template(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An empty store: creating its schema takes seconds, copying it none."""
-    file = tmp_path_factory.mktemp("mlflow") / "mlflow.db"
-    MlflowClient(f"sqlite:///{file}").search_experiments()
-    return file
-
-
-@pytest.fixture
-def store(tmp_path: Path, mlflow_template: Path) -> Path:
-    folder = tmp_path / "store"
-    folder.mkdir()
-    shutil.copy(mlflow_template, folder / "mlflow.db")
-    return folder
-
-
-@pytest.fixture
-def run(ray_session: None, simulated: Path, store: Path) -> Run:
-    """Runs configs/local.yaml, made small, with further overrides."""
-
-    def start(*overrides: str, until: str | None = None) -> Outcome:
-        return pipeline.run(load_settings(*local(simulated, store, overrides)), Quiet(), until)
-
-    return start
-
-
-def local(simulated: Path, store: Path, overrides: Sequence[str] = ()) -> tuple[Path, list[str]]:
-    own = (f"data.path={simulated}", f"storage.root={store}")
-    return REPOSITORY / "configs/local.yaml", [*own, *SMALL, *overrides]
 
 
 def client(store: Path) -> MlflowClient:
@@ -88,7 +36,7 @@ def versions(store: Path) -> list[Any]:
 
 
 def test_one_command_ends_with_a_registered_version_that_scores_like_the_pipeline(
-    run: Run, simulated: Path, store: Path, monkeypatch: pytest.MonkeyPatch
+    run: Start, simulated: Path, store: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     outcome = run("search.space={learning_rate: [0.001, 0.004]}")
     assert (outcome.status, outcome.exit_code) == ("registered", 0)
@@ -126,7 +74,7 @@ def test_one_command_ends_with_a_registered_version_that_scores_like_the_pipelin
     assert not {".pkl", ".pickle", ".pt", ".pth"} & set(logged)
 
 
-def test_a_concluded_run_answers_with_its_outcome_and_trains_nothing(run: Run, store: Path) -> None:
+def test_a_concluded_run_answers_with_its_outcome_and_trains_nothing(run: Start, store: Path) -> None:
     first = run("run.name=once")
     before = {p: p.stat().st_mtime_ns for p in (store / "runs" / "once" / "search").rglob("*") if p.is_file()}
     assert run("run.name=once", "search.concurrency=1", "train.max_failures=1") == first
@@ -136,7 +84,7 @@ def test_a_concluded_run_answers_with_its_outcome_and_trains_nothing(run: Run, s
         run("run.name=once", "train.dropout=0.25")
 
 
-def test_a_rejected_model_leaves_the_registry_untouched_and_is_not_trained_again(run: Run, store: Path) -> None:
+def test_a_rejected_model_leaves_the_registry_untouched_and_is_not_trained_again(run: Start, store: Path) -> None:
     outcome = run("run.name=weak", "gate.min_f1=0.999")
     assert (outcome.status, outcome.exit_code, outcome.version) == ("rejected", 3, None)
     assert versions(store) == []
@@ -147,7 +95,7 @@ def test_a_rejected_model_leaves_the_registry_untouched_and_is_not_trained_again
 
 
 def test_a_second_run_becomes_challenger_and_must_beat_the_champion_where_the_gate_says_so(
-    run: Run, store: Path
+    run: Start, store: Path
 ) -> None:
     champion = run("train.epochs=3")
     worse = run("train.epochs=1", "train.learning_rate=0.00001", "gate.min_f1=null", "gate.beats_champion=true")
@@ -164,21 +112,21 @@ def test_a_second_run_becomes_challenger_and_must_beat_the_champion_where_the_ga
     assert {"model score", "merchant_category"} <= {column["name"] for column in drift["columns"]}
 
 
-def test_a_run_stopped_after_a_stage_goes_on_from_there(run: Run, store: Path) -> None:
+def test_a_run_stopped_after_a_stage_goes_on_from_there(run: Start, store: Path) -> None:
     assert run("run.name=later", until="search").status == "stopped after search"
     trained = (store / "runs/later/stages/search.json").read_bytes()
     assert run("run.name=later").status == "registered"
     assert (store / "runs/later/stages/search.json").read_bytes() == trained
 
 
-def test_a_hyperparameter_that_is_set_leaves_the_search_and_the_plan_says_so(run: Run) -> None:
+def test_a_hyperparameter_that_is_set_leaves_the_search_and_the_plan_says_so(run: Start) -> None:
     overrides = ("search.space={learning_rate: [0.001, 0.01], dropout: [0.0]}", "train.learning_rate=0.002")
     outcome = run(*overrides)
     assert outcome.hyperparameters == {"dropout": 0.0}
     assert "learning_rate is set, so it leaves search.space" in outcome.plan
 
 
-def test_two_workers_give_the_model_of_one_with_the_same_steps(run: Run, store: Path) -> None:
+def test_two_workers_give_the_model_of_one_with_the_same_steps(run: Start, store: Path) -> None:
     one, two = (
         run(f"run.name=workers-{workers}", f"train.workers={workers}", "train.learning_rate=0.004", "train.epochs=4")
         for workers in (1, 2)
@@ -189,7 +137,7 @@ def test_two_workers_give_the_model_of_one_with_the_same_steps(run: Run, store: 
     assert scores[0] == pytest.approx(scores[1], abs=0.01)
 
 
-def test_more_workers_than_the_cluster_has_are_refused_before_anything_is_prepared(run: Run, store: Path) -> None:
+def test_more_workers_than_the_cluster_has_are_refused_before_anything_is_prepared(run: Start, store: Path) -> None:
     with pytest.raises(SettingsError, match=r"64 ranks .*there is room for 2"):
         run("train.workers=64")
     assert not (store / "prepared").exists()

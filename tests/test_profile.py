@@ -62,7 +62,7 @@ def test_histograms_merge_in_any_order_to_that_of_all_numbers(values, cuts, orde
         patch.setattr(histogram, "MOST_BINS", 8)
         parts = [Histogram.of(part) for part in np.split(values, sorted(cuts))]
         whole = Histogram.of(values)
-        assert in_some_order(parts, Histogram.merge, order).to_json() == whole.to_json()
+        assert in_some_order(parts, Histogram.merge, order) == whole
         assert len(whole.keys) <= 8
         assert whole.rows == len(values)
 
@@ -76,7 +76,7 @@ def test_every_number_lies_in_its_bin(values):
     position = np.repeat(np.arange(len(found.keys)), found.counts)
     assert (found.lows[position] <= rounded + tolerance).all()
     assert (found.highs[position] >= rounded - tolerance).all()
-    assert Histogram.from_json(json.loads(json.dumps(found.to_json()))).to_json() == found.to_json()
+    assert Histogram.from_json(json.loads(json.dumps(found.to_json()))) == found
 
 
 @pytest.mark.parametrize("mean", [0.0, 1_000.0, -10_000.0])
@@ -92,6 +92,7 @@ def test_a_million_numbers_keep_the_shape_of_their_distribution(mean: float):
     limits = np.quantile(one, [0.001, 0.2, 0.5, 0.9]).astype(np.float64)
     np.testing.assert_allclose(histograms[0].share_below(limits), [0.001, 0.2, 0.5, 0.9], atol=0.01)
     assert histograms[0].quantile(0.5) == pytest.approx(mean, abs=0.05)
+    assert histograms[0].mean_and_deviation() == pytest.approx((one.mean(dtype=np.float64), one.std()), abs=0.002)
 
 
 def test_a_few_numbers_are_counted_exactly_and_a_last_digit_makes_no_other_number():
@@ -106,17 +107,10 @@ def test_a_few_numbers_are_counted_exactly_and_a_last_digit_makes_no_other_numbe
 
 @given(blocks=st.lists(st.lists(row, max_size=8), min_size=1, max_size=6), order=st.randoms(use_true_random=False))
 @settings(deadline=None)
-def test_profiles_merge_in_any_order_and_count_all_rows(blocks, order):
+def test_profiles_merge_in_any_order_to_that_of_all_rows(blocks, order):
     parts = [profiled(rows) for rows in blocks]
     merged = in_some_order(parts, Profile.merge, order)
-    assert merged.to_json() == Profile.merge(parts).to_json()
-    whole = profiled([r for rows in blocks for r in rows])
-    amount = merged.columns["amount"].moments.mean_and_deviation()
-    assert amount == pytest.approx(whole.columns["amount"].moments.mean_and_deviation(), rel=1e-6, nan_ok=True)
-    for name in ("online", "category"):
-        assert merged.columns[name] == whole.columns[name]
-    assert merged.columns["amount"].histogram.to_json() == whole.columns["amount"].histogram.to_json()
-    assert (merged.rows, merged.labelled, merged.frauds) == (whole.rows, whole.labelled, whole.frauds)
+    assert merged == profiled([r for rows in blocks for r in rows])
 
 
 def test_a_profile_tells_missing_values_from_all_others():
@@ -130,8 +124,7 @@ def test_a_profile_tells_missing_values_from_all_others():
     assert found.columns["online"].counts == {"true": 2, "false": 1}
     assert found.fraud_rate == 0.25
     assert found.scores.rows == 4
-    again = Profile.from_json(json.loads(json.dumps(found.to_json())))
-    assert again.to_json() == found.to_json()
+    assert Profile.from_json(json.loads(json.dumps(found.to_json()))) == found
     with pytest.raises(ValueError, match="format 9"):
         Profile.from_json({**found.to_json(), "format": 9})
 
@@ -154,7 +147,7 @@ def test_the_final_folds_profile_is_that_of_its_fit_rows(tmp_path: Path, ray_ses
     assert (made.cached, found.cached) == (False, True)
     columns = feature_columns(given.data, given.prepare)
     expected = Profile.merge(Profile.of(table, columns, table["is_fraud"]) for table in tables[5:9])
-    assert made.final.profile.to_json() == expected.to_json()
-    assert found.final.profile.to_json() == expected.to_json()
+    assert made.final.profile == expected
+    assert found.final.profile == expected
     assert expected.rows == made.final.fit.rows
     assert all(fold.profile is None for fold in made.selection)

@@ -11,7 +11,20 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from fraud_ray.cli import data, drift, jobs, run, runs, score, settings, submit, ui
+from fraud_ray.cli import (
+    audit,
+    data,
+    drift,
+    jobs,
+    models,
+    reproduce,
+    run,
+    runs,
+    score,
+    settings,
+    submit,
+    ui,
+)
 from fraud_ray.cli.faults import Commands
 
 app = typer.Typer(
@@ -44,6 +57,9 @@ app.command()(drift.drift)
 app.command()(score.score)
 app.command(name="settings")(settings.show)
 app.add_typer(runs.app, name="runs")
+app.command()(reproduce.reproduce)
+app.add_typer(models.app, name="models")
+app.add_typer(audit.app, name="audit")
 app.command()(ui.ui)
 app.command()(submit.submit)
 app.add_typer(jobs.app, name="jobs")

@@ -61,7 +61,7 @@ def validate(config: Config, overrides: Overrides = None, as_json: AsJson = Fals
 
     source = open_source(settings.data)
     with connect(settings), Display().stage("validate") as stage:
-        census = contract.validate(source, settings.data, stage.update)
+        census = contract.validate(source, settings.raw_data, stage.update)
         stage.say(f"{len(source.partitions):,} partitions keep the contract")
     span = [str(moment) for moment in (census.first, census.last) if moment]
     if as_json:

@@ -55,13 +55,11 @@ def list_all(
     as_json: AsJson = False,
 ) -> None:
     """List all jobs, oldest first."""
-    from fraud_ray.cli.tables import print_jobs
-
     found = connect(to, config, overrides, address, token_file).attempts()
     if as_json:
         typer.echo(json.dumps([{k: v for k, v in as_values(a).items() if k != "settings"} for a in found], indent=1))
     else:
-        print_jobs(found)
+        _print_all(found)
 
 
 @app.command()
@@ -75,14 +73,13 @@ def show(
     as_json: AsJson = False,
 ) -> None:
     """Show a job: its state, and the settings that it was submitted with, every default filled in."""
-    from fraud_ray.cli.tables import print_job
     from fraud_ray.submission.jobs import find
 
     found = find(connect(to, config, overrides, address, token_file), name)
     if as_json:
         typer.echo(json.dumps(as_values(found), indent=1))
     else:
-        print_job(found)
+        _print_one(found)
 
 
 @app.command()
@@ -149,3 +146,29 @@ def of_ray(address: str, token_file: Path | None) -> Jobs:
 def as_values(attempt: Attempt) -> dict[str, Any]:
     """An attempt as JSON types."""
     return {**dataclasses.asdict(attempt), "created": attempt.created and attempt.created.isoformat()}
+
+
+def _print_all(attempts: list[Attempt]) -> None:
+    from fraud_ray.cli.tables import new_console, new_table
+
+    console = new_console()
+    if not attempts:
+        console.print("no jobs yet")
+        return
+    table = new_table("Job", "Run", "State", "Created (UTC)")
+    for attempt in attempts:
+        table.add_row(attempt.name, attempt.run, attempt.state, _time(attempt))
+    console.print(table)
+
+
+def _print_one(attempt: Attempt) -> None:
+    from fraud_ray.cli.tables import new_console, print_facts, print_settings
+
+    console = new_console()
+    facts = {"job": attempt.name, "run": attempt.run, "state": attempt.state, "created": _time(attempt)}
+    print_facts(console, {**facts, **({"message": attempt.message} if attempt.message else {})})
+    print_settings(console, attempt.settings)
+
+
+def _time(attempt: Attempt) -> str:
+    return f"{attempt.created:%Y-%m-%d %H:%M:%S}" if attempt.created else "not yet"

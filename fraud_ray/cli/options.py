@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
+    from fraud_ray.registry.tracking import Tracking
+    from fraud_ray.settings import RegistrySettings, StorageSettings
     from fraud_ray.storage import Storage
 
 Config = Annotated[
@@ -28,11 +30,29 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, and nothing el
 
 def storage_of(config: Path | None, overrides: list[str] | None) -> Storage:
     """Where the runs lie that a command is about."""
-    from fraud_ray.settings import StorageSettings, load_settings
     from fraud_ray.storage import Storage
+
+    storage, _ = _sections(config, overrides)
+    return Storage.at(storage.root)
+
+
+def registry_of(config: Path | None, overrides: list[str] | None) -> tuple[Storage, Tracking]:
+    """Where the runs lie, and the registry, that a command is about; raises SettingsError where there is none yet."""
+    from fraud_ray.registry.tracking import connect_existing
+    from fraud_ray.settings import locate_registry
+    from fraud_ray.storage import Storage
+
+    storage, registry = _sections(config, overrides)
+    located = locate_registry(registry, storage, "the default settings")
+    return Storage.at(storage.root), connect_existing(located)
+
+
+def _sections(config: Path | None, overrides: list[str] | None) -> tuple[StorageSettings, RegistrySettings]:
+    from fraud_ray.settings import RegistrySettings, StorageSettings, load_settings
 
     if config is None:
         if overrides:
             raise typer.BadParameter("goes with -c FILE", param_hint="--set")
-        return Storage.at(StorageSettings().root)
-    return Storage.at(load_settings(config, overrides or ()).settings.storage.root)
+        return StorageSettings(), RegistrySettings()
+    settings = load_settings(config, overrides or ()).settings
+    return settings.storage, settings.registry

@@ -16,7 +16,9 @@ from fraud_ray.cli.options import AsJson, Config, Overrides
 if TYPE_CHECKING:
     from fraud_ray.run import Outcome
 
-Stage = Literal["simulate", "validate", "drift", "prepare", "search", "refit", "evaluate", "gate", "register"]
+Stage = Literal[
+    "simulate", "windows", "validate", "drift", "prepare", "search", "refit", "evaluate", "gate", "register"
+]
 
 
 def run(
@@ -32,8 +34,8 @@ def run(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Train, gate and register a model: simulate (if there is no data), validate, drift (if there is a champion),
-    prepare, search, refit, evaluate, gate, register.
+    """Train, gate and register a model: simulate (if there is no data), windows (if any are declared), validate,
+    drift (if there is a champion), prepare, search, refit, evaluate, gate, register.
 
     The same command again answers at once with the outcome of a concluded run, and goes on with an interrupted one.
     Ends with exit code 3 if the gate rejects the model.

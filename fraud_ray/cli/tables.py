@@ -15,9 +15,8 @@ from fraud_ray.cli.settings import YAML_STYLE
 from fraud_ray.run import Outcome, RunRecord
 
 if TYPE_CHECKING:
-    from fraud_ray.data.drift import Drift, Measure
+    from fraud_ray.data.drift import ColumnDrift, Drift, Measure
     from fraud_ray.scoring import Scored
-    from fraud_ray.submission.jobs import Attempt
 
 _LABELS = {
     "auc_roc": "ROC AUC",
@@ -35,11 +34,11 @@ _WIDTH_OF_A_PIPE = 160
 
 def print_outcome(outcome: Outcome) -> None:
     """A run's figures, its gate's checks, what was registered, and where it lies."""
-    console = _console()
+    console = new_console()
     if outcome.evaluation:
         console.print(_metrics_table(outcome.evaluation))
     if outcome.gate:
-        console.print(_gate_table(outcome.gate))
+        console.print(gate_table(outcome.gate))
     for remark in outcome.plan:
         console.print(f"plan: {remark}", soft_wrap=True, highlight=False, markup=False)
     if outcome.hyperparameters:
@@ -51,15 +50,17 @@ def print_outcome(outcome: Outcome) -> None:
         return
     took = timedelta(seconds=round(sum(outcome.timings.values())))
     console.print(f"run {outcome.name}, {took}, at {outcome.folder}", soft_wrap=True, highlight=False, markup=False)
+    if outcome.report:
+        console.print(f"report at {outcome.report}", soft_wrap=True, highlight=False, markup=False)
 
 
 def print_runs(runs: list[RunRecord], where: str) -> None:
     """All runs, a line each."""
-    console = _console()
+    console = new_console()
     if not runs:
         console.print(f"no runs yet at {where}", soft_wrap=True, highlight=False)
         return
-    table = _table("Run", "State", "Created (UTC)", "ROC AUC", "AP", "F1", "Version", right={"ROC AUC", "AP", "F1"})
+    table = new_table("Run", "State", "Created (UTC)", "ROC AUC", "AP", "F1", "Version", right={"ROC AUC", "AP", "F1"})
     for run in runs:
         figures = (_number(run.metrics.get(name)) for name in ("auc_roc", "average_precision", "f1_score"))
         version = run.outcome.version if run.outcome else None
@@ -75,37 +76,36 @@ def print_runs(runs: list[RunRecord], where: str) -> None:
 
 def print_run(run: RunRecord) -> None:
     """One run: its origin, settings, concluded stages and outcome."""
-    record = run.record
-    git = record["git"]
-    code = f"commit {git['commit'][:12]}{', with changes' if git['dirty'] else ''}" if git else "no git checkout"
+    console, record = new_console(), run.record
     facts = {
         "run": run.name,
         "state": f"{run.state}{f', held by {run.holder}' if run.holder else ''}",
         "started": f"{run.created} by {record['user']} on {record['host']}",
         "command": record["command"],
-        "code": f"{code}; " + ", ".join(f"{name} {version}" for name, version in record["versions"].items()),
+        "code": code_line(record),
         "data": record["fingerprint"],
         "stages": ", ".join(run.stages) or "none concluded",
         "folder": run.folder,
     }
-    _print_facts(facts, record["settings"])
+    print_facts(console, facts)
+    print_settings(console, record["settings"])
     if run.outcome:
         print_outcome(run.outcome)
 
 
 def print_drift(drift: Drift, picture: str) -> None:
     """All columns, the worst first, with what the reference has, and where the picture lies."""
-    console = _console()
+    console = new_console()
     bounds = {measure.name: measure.bound for column in drift.columns for measure in column.measures}
-    effects = [f"{name} ≤ {bound:g}" for name, bound in bounds.items()]
+    effects = ["\n".join([*name.split(), f"≤ {bound:g}"]) for name, bound in bounds.items()]
     title = f"{drift.rows[1]:,} rows against {drift.reference} ({drift.rows[0]:,} rows)"
-    table = _table("Column", *effects, "p-value", "Mean or rate", "Missing", right=effects, title=title)
+    table = new_table("Column", *effects, "p-value", "Mean or rate", "Missing", right=effects, title=title)
     for column in drift.columns:
         found = {measure.name: measure for measure in column.measures}
         table.add_row(
             Text(column.name, "bold red" if column.has_drifted else ""),
             *(_effect(found.get(name)) for name in bounds),
-            "" if column.p_value is None else f"{column.test} {column.p_value:.2g}",
+            _p_value(column),
             "" if column.means is None else f"{column.means[0]:.4g} → {column.means[1]:.4g}",
             "" if column.missing is None else f"{column.missing[0]:.2%} → {column.missing[1]:.2%}",
         )
@@ -121,11 +121,32 @@ def print_drift(drift: Drift, picture: str) -> None:
     console.print(Text(f"drifted: {names}", "bold red") if names else Text("no drift", "bold green"), soft_wrap=True)
 
 
+def print_facts(console: Console, facts: Mapping[str, str]) -> None:
+    """A line a fact, its name before it."""
+    width = max(map(len, facts), default=0)
+    for name, value in facts.items():
+        console.print(Text.assemble((f"{name:<{width}} ", "dim"), value), soft_wrap=True)
+
+
+def print_settings(console: Console, settings: Mapping[str, Any]) -> None:
+    """Settings as YAML, indented."""
+    console.print("settings", style="dim")
+    lines = yaml.safe_dump(dict(settings), **YAML_STYLE).splitlines()
+    console.print("".join(f"  {line}\n" for line in lines), highlight=False, markup=False, end="")
+
+
+def code_line(origin: Mapping[str, Any]) -> str:
+    """The code and the packages that something was made with."""
+    git = origin["git"]
+    code = f"commit {git['commit'][:12]}{', with changes' if git['dirty'] else ''}" if git else "no git checkout"
+    return f"{code}; " + ", ".join(f"{name} {version}" for name, version in origin["versions"].items())
+
+
 def print_comparison(one: RunRecord, other: RunRecord, changed: Mapping[str, tuple[str, str]]) -> None:
     """Settings that differ, then metrics side by side."""
-    console = _console()
+    console = new_console()
     if changed:
-        table = _table("Setting", one.name, other.name)
+        table = new_table("Setting", one.name, other.name)
         for key, (left, right) in changed.items():
             table.add_row(key, left, right)
         console.print(table)
@@ -135,7 +156,7 @@ def print_comparison(one: RunRecord, other: RunRecord, changed: Mapping[str, tup
     if not names:
         console.print("neither run has figures yet")
         return
-    table = _table("Metric", one.name, other.name, "Difference", right={one.name, other.name, "Difference"})
+    table = new_table("Metric", one.name, other.name, "Difference", right={one.name, other.name, "Difference"})
     for name in names:
         old, new = one.metrics.get(name), other.metrics.get(name)
         difference = "" if old is None or new is None else f"{new - old:+.4f}"
@@ -145,8 +166,10 @@ def print_comparison(one: RunRecord, other: RunRecord, changed: Mapping[str, tup
 
 def print_scored(scored: Scored) -> None:
     """What was scored, by which model, and where it lies."""
-    console = _console()
-    table = _table("Rows", "Alerts", "Rate", "Threshold", "Rows/s", "Model", right=("Rows", "Alerts", "Rate", "Rows/s"))
+    console = new_console()
+    table = new_table(
+        "Rows", "Alerts", "Rate", "Threshold", "Rows/s", "Model", right=("Rows", "Alerts", "Rate", "Rows/s")
+    )
     table.add_row(
         f"{scored.rows:,}",
         f"{scored.alerts:,}",
@@ -162,42 +185,11 @@ def print_scored(scored: Scored) -> None:
         console.print(f"beside them lie {scored.foreign:,} parquet files that the input does not have", style="yellow")
 
 
-def print_jobs(attempts: list[Attempt]) -> None:
-    """All jobs, a line each."""
-    console = _console()
-    if not attempts:
-        console.print("no jobs yet")
-        return
-    table = _table("Job", "Run", "State", "Created (UTC)")
-    for attempt in attempts:
-        table.add_row(attempt.name, attempt.run, _state(attempt.state), _time(attempt))
-    console.print(table)
-
-
-def print_job(attempt: Attempt) -> None:
-    """One job: its state and its settings."""
-    facts = {"job": attempt.name, "run": attempt.run, "state": attempt.state, "created": f"{_time(attempt)} UTC"}
-    _print_facts({**facts, **({"message": attempt.message} if attempt.message else {})}, attempt.settings)
-
-
-def _print_facts(facts: Mapping[str, str], settings: Mapping[str, Any]) -> None:
-    console = _console()
-    for name, value in facts.items():
-        console.print(Text.assemble((f"{name:<8} ", "dim"), value), soft_wrap=True)
-    console.print("settings", style="dim")
-    shown = yaml.safe_dump(settings, **YAML_STYLE)
-    console.print("".join(f"  {line}\n" for line in shown.splitlines()), highlight=False, markup=False, end="")
-
-
-def _time(attempt: Attempt) -> str:
-    return f"{attempt.created:%Y-%m-%d %H:%M:%S}" if attempt.created else "not yet"
-
-
 def _metrics_table(evaluation: Mapping[str, Any]) -> Table:
     title = f"{evaluation['rows']:,} holdout rows, {evaluation['frauds']:,} frauds"
     best = evaluation.get("best_possible") or {}
     columns = ["Metric", "Value", "Interval", *(["Best possible"] if best else [])]
-    table = _table(*columns, right={"Value", "Best possible"}, title=title)
+    table = new_table(*columns, right={"Value", "Best possible"}, title=title)
     metrics, intervals = evaluation["metrics"], evaluation.get("intervals") or {}
     for name in _ordered(metrics):
         at = f" at threshold {evaluation['threshold']:.4f}" if name in _AT_THRESHOLD else ""
@@ -207,15 +199,21 @@ def _metrics_table(evaluation: Mapping[str, Any]) -> Table:
     return table
 
 
+def _p_value(column: ColumnDrift) -> str:
+    if column.p_value is None:
+        return ""
+    return f"{column.test} {column.p_value:.2g}" if column.p_value else f"{column.test} < 1e-300"
+
+
 def _effect(measure: Measure | None) -> Text:
     if measure is None:
         return Text("")
     return Text(_number(measure.value), "bold red" if measure.is_exceeded else "")
 
 
-def _gate_table(gate: Mapping[str, Any]) -> Table:
+def gate_table(gate: Mapping[str, Any]) -> Table:
     has_notes = any(check["note"] for check in gate["checks"])
-    table = _table("Gate check", "Value", "Bound", "Result", *(["Note"] if has_notes else []), right={"Value"})
+    table = new_table("Gate check", "Value", "Bound", "Result", *(["Note"] if has_notes else []), right={"Value"})
     for check in gate["checks"]:
         bound = "" if check["bound"] is None else f"{check['comparison']} {_number(check['bound'])}"
         passed = Text("passed", "green") if check["passed"] else Text("failed", "bold red")
@@ -238,7 +236,7 @@ def _version(version: Mapping[str, Any]) -> str:
 
 
 def _state(state: str) -> Text:
-    colours = {"registered": "green", "succeeded": "green", "rejected": "red", "failed": "red", "running": "cyan"}
+    colours = {"registered": "green", "rejected": "red", "running": "cyan"}
     return Text(state, colours.get(state, "yellow"))
 
 
@@ -255,13 +253,13 @@ def _number(value: float | None) -> str:
     return "" if value is None else f"{value:.4f}"
 
 
-def _table(*columns: str, right: Iterable[str] = (), title: str | None = None) -> Table:
+def new_table(*columns: str, right: Iterable[str] = (), title: str | None = None) -> Table:
     table = Table(title=title, title_justify="left", title_style="bold", header_style="bold")
     for column in columns:
         table.add_column(column, justify="right" if column in right else "left", overflow="fold")
     return table
 
 
-def _console() -> Console:
+def new_console() -> Console:
     console = Console()
     return console if console.is_terminal else Console(width=_WIDTH_OF_A_PIPE)

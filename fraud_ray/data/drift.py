@@ -7,7 +7,7 @@ significant, and so decide nothing.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -192,10 +192,11 @@ def _compare_column(name: str, then: ColumnProfile, now: ColumnProfile, settings
         return ColumnDrift(name, then.kind, (change,), missing=missing)
     if isinstance(then, NumericProfile) and isinstance(now, NumericProfile):
         found = _of_numbers(name, then.kind, then.histogram, now.histogram, settings)
-        means = then.moments.mean_and_deviation()[0], now.moments.mean_and_deviation()[0]
-        return _with(found, change, missing=missing, means=means)
+        means = then.histogram.mean_and_deviation()[0], now.histogram.mean_and_deviation()[0]
+        return replace(found, measures=(*found.measures, change), missing=missing, means=means)
     assert isinstance(then, CategoryProfile) and isinstance(now, CategoryProfile), "of the same kind"
-    return _with(_of_categories(name, then, now, settings), change, missing=missing)
+    found = _of_categories(name, then, now, settings)
+    return replace(found, measures=(*found.measures, change), missing=missing)
 
 
 def _of_numbers(name: str, kind: str, then: Histogram, now: Histogram, settings: DriftSettings) -> ColumnDrift:
@@ -240,10 +241,6 @@ def _of_rates(then: float, now: float, reference: Profile, today: Profile, setti
         chi_square_p(*counts),
         means=(then, now),
     )
-
-
-def _with(column: ColumnDrift, change: Measure, **facts: Any) -> ColumnDrift:
-    return ColumnDrift(**{**vars(column), **facts, "measures": (*column.measures, change)})
 
 
 def _missing_share(column: ColumnProfile) -> float:

@@ -2,14 +2,80 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
 import numpy as np
+from scipy.stats import binomtest
 
 from fraud_ray.decision.cuts import Array, Cuts, Float64, checked
-from fraud_ray.decision.metrics import calibration_bins
 
 MAX_POINTS = 200
 
 Points = dict[str, list[float]]
+
+
+@dataclass(frozen=True)
+class RankingCurves:
+    """What an order of the rows is worth at every threshold."""
+
+    roc: Points
+    precision_recall: Points
+    alerts: Points
+
+
+@dataclass(frozen=True)
+class Curves:
+    """All curves of one model on one holdout; aggregates only.
+
+    best_possible: of the true probability on the same rows, None where it is not declared. days: on which the rows
+    lie, None where they have no timestamp.
+    """
+
+    model: RankingCurves
+    best_possible: RankingCurves | None
+    calibration: Points
+    histogram: Points
+    days: int | None
+
+    @classmethod
+    def of(
+        cls,
+        probabilities: Array,
+        labels: Array,
+        threshold: float,
+        true_probability: Array | None,
+        days: int | None,
+        confidence: float,
+    ) -> Curves:
+        """The curves of probabilities (rows,) and labels (rows,), 0 or 1. Raises ValueError for a single class.
+
+        The alerts' curves end at four times the alerts of the threshold, or at two for every fraud where that is more.
+        """
+        alerts, frauds = (int(np.count_nonzero(which)) for which in (probabilities >= threshold, labels == 1))
+        most_alerts = min(len(labels), max(4 * alerts, 2 * frauds))
+        return cls(
+            _ranking_curves(probabilities, labels, most_alerts),
+            None if true_probability is None else _ranking_curves(true_probability, labels, most_alerts),
+            calibration_points(probabilities, labels, confidence=confidence),
+            histogram_points(probabilities, labels),
+            days,
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, stored: Mapping[str, Any]) -> Curves:
+        best = stored["best_possible"]
+        return cls(
+            **{
+                **stored,
+                "model": RankingCurves(**stored["model"]),
+                "best_possible": None if best is None else RankingCurves(**best),
+            }
+        )
 
 
 def roc_points(scores: Array, labels: Array) -> Points:
@@ -38,10 +104,51 @@ def precision_recall_points(scores: Array, labels: Array) -> Points:
     }
 
 
-def calibration_points(probabilities: Array, labels: Array, bins: int = 10) -> Points:
-    """`probability` (mean), `fraud_rate` and `rows` of bins of equal count."""
-    rows, probability, fraud_rate = calibration_bins(probabilities, labels, bins)
-    return {"probability": probability.tolist(), "fraud_rate": fraud_rate.tolist(), "rows": rows.tolist()}
+def alerts_points(scores: Array, labels: Array, most_alerts: int) -> Points:
+    """`alerts`, the `frauds` caught by them and the `threshold` that gives both, up to `most_alerts` alerts.
+
+    The first cut is kept also where it alone gives more. Raises ValueError for a single class.
+    """
+    cuts = _of_two_classes(scores, labels)
+    within = max(1, int(np.searchsorted(cuts.alerts, most_alerts, side="right")))
+    alerts, frauds = cuts.alerts[:within], cuts.hits[:within]
+    kept = _spread(alerts / alerts[-1] + frauds / max(frauds[-1], 1), MAX_POINTS)
+    return {
+        "alerts": alerts[kept].tolist(),
+        "frauds": frauds[kept].tolist(),
+        "threshold": cuts.scores[kept].tolist(),
+    }
+
+
+def calibration_points(probabilities: Array, labels: Array, bins: int = 10, confidence: float = 0.95) -> Points:
+    """`probability` (mean), `fraud_rate` with its interval `low` to `high`, and `rows`, of steps from 0 to 1.
+
+    Steps of equal width, where the calibration error has bins of equal count: with rare fraud all but one of those lie
+    at 0, and the probabilities near a threshold share the last. Empty steps are left out.
+    """
+    values, fraud = checked(probabilities, labels)
+    step = np.minimum((values * bins).astype(np.int64), bins - 1)
+    rows, probability, frauds = (
+        np.bincount(step, weights=weights, minlength=bins) for weights in (None, values, fraud)
+    )
+    filled = np.flatnonzero(rows)
+    intervals = [share_interval(int(frauds[i]), int(rows[i]), confidence) for i in filled]
+    return {
+        "probability": (probability[filled] / rows[filled]).tolist(),
+        "fraud_rate": (frauds[filled] / rows[filled]).tolist(),
+        "low": [low for low, _ in intervals],
+        "high": [high for _, high in intervals],
+        "rows": rows[filled].tolist(),
+    }
+
+
+def share_interval(hits: int, total: int, confidence: float) -> tuple[float, float]:
+    """Wilson's interval of the share that `hits` of `total` independent draws estimate; total is at least 1.
+
+    Source: Wilson, "Probable Inference, the Law of Succession, and Statistical Inference" (1927).
+    """
+    interval = binomtest(hits, total).proportion_ci(confidence, method="wilson")
+    return float(interval.low), float(interval.high)
 
 
 def histogram_points(probabilities: Array, labels: Array, bins: int = 50) -> Points:
@@ -55,6 +162,14 @@ def histogram_points(probabilities: Array, labels: Array, bins: int = 50) -> Poi
         "legitimate": legitimate.tolist(),
         "fraud": frauds.tolist(),
     }
+
+
+def _ranking_curves(scores: Array, labels: Array, most_alerts: int) -> RankingCurves:
+    return RankingCurves(
+        roc_points(scores, labels),
+        precision_recall_points(scores, labels),
+        alerts_points(scores, labels, most_alerts),
+    )
 
 
 def _of_two_classes(scores: Array, labels: Array) -> Cuts:

@@ -51,6 +51,14 @@ class Histogram:
         counts = np.concatenate([np.empty(0, np.int64), *(part.counts for part in parts)])
         return _bounded(shift, keys[order], counts[order])
 
+    def __eq__(self, other: object) -> bool:
+        return (
+            isinstance(other, Histogram)
+            and self.shift == other.shift
+            and np.array_equal(self.keys, other.keys)
+            and np.array_equal(self.counts, other.counts)
+        )
+
     @property
     def rows(self) -> int:
         return int(self.counts.sum())
@@ -64,6 +72,14 @@ class Histogram:
     def highs(self) -> Float64:
         """The largest number of each bin; the smallest one where a bin holds a single number."""
         return _numbers((self.keys << np.uint32(self.shift)) + np.uint32((1 << self.shift) - 1))
+
+    def mean_and_deviation(self) -> tuple[float, float]:
+        """Mean and standard deviation, as if each number lay in the middle of its bin; 0 and 0 where there are none."""
+        if not self.rows:
+            return 0.0, 0.0
+        middles = self.lows / 2 + self.highs / 2
+        mean = float(np.average(middles, weights=self.counts))
+        return mean, float(np.sqrt(np.average(np.square(middles - mean), weights=self.counts)))
 
     def keys_at(self, shift: int) -> Keys:
         """The keys with more bits dropped; neighbours may be equal then."""

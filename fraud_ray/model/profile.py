@@ -15,7 +15,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from fraud_ray.model.encoder import FeatureColumn, Moments, numbers, strings
+from fraud_ray.model.encoder import FeatureColumn, numbers, strings
 from fraud_ray.model.histogram import Histogram
 
 FORMAT = 1
@@ -26,10 +26,9 @@ MOST_CATEGORIES = 10_000
 
 @dataclass(frozen=True)
 class NumericProfile:
-    """missing: rows with null, NaN or an infinite value; moments and histogram: of all others."""
+    """missing: rows with null, NaN or an infinite value; histogram: of all others."""
 
     missing: int
-    moments: Moments
     histogram: Histogram
     kind: str = "numeric"
 
@@ -37,20 +36,18 @@ class NumericProfile:
     def of(cls, column: pa.ChunkedArray) -> NumericProfile:
         values = numbers(column)
         present = values[np.isfinite(values)]
-        return cls(len(values) - len(present), Moments.of(present), Histogram.of(present))
+        return cls(len(values) - len(present), Histogram.of(present))
 
     @classmethod
     def merge(cls, parts: Sequence[NumericProfile]) -> NumericProfile:
-        blocks = sorted(block for part in parts for block in part.moments.blocks)
-        histogram = Histogram.merge(part.histogram for part in parts)
-        return cls(sum(part.missing for part in parts), Moments(tuple(blocks)), histogram)
+        return cls(sum(part.missing for part in parts), Histogram.merge(part.histogram for part in parts))
 
     @property
     def present(self) -> int:
         return self.histogram.rows
 
     def to_json(self) -> dict[str, Any]:
-        mean, deviation = self.moments.mean_and_deviation()
+        mean, deviation = self.histogram.mean_and_deviation()  # for readers: they follow from the histogram
         return {
             "kind": self.kind,
             "missing": self.missing,
@@ -61,10 +58,7 @@ class NumericProfile:
 
     @classmethod
     def from_json(cls, stored: Mapping[str, Any]) -> NumericProfile:
-        histogram = Histogram.from_json(stored["histogram"])
-        squares = stored["deviation"] ** 2 * histogram.rows
-        moments = Moments(((histogram.rows, stored["mean"], squares),) if histogram.rows else ())
-        return cls(stored["missing"], moments, histogram)
+        return cls(stored["missing"], Histogram.from_json(stored["histogram"]))
 
 
 @dataclass(frozen=True)

@@ -27,6 +27,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.utils.mlflow_tags import MLFLOW_DATASET_CONTEXT, MLFLOW_PARENT_RUN_ID
 
 from fraud_ray.errors import ServerError, SettingsError
+from fraud_ray.provenance import without_passwords
 from fraud_ray.settings import RegistrySettings
 
 Status = Literal["FINISHED", "FAILED", "KILLED"]
@@ -198,6 +199,11 @@ class TrackedRun:
         """A JSON artifact; `name` may hold folders."""
         self.log_text(json.dumps(value, indent=1, default=str), name)
 
+    def tag(self, key: str, value: str) -> None:
+        """Sets a tag of the run."""
+        with reported(self.tracking.uri):
+            self.tracking.client.set_tag(self.id, key, value[:_TAG_LENGTH])
+
     def finish(self, status: Status, reason: str | None = None) -> None:
         """Ends the run; the reason (of a rejection or a fault) becomes the tag fraud_ray.reason."""
         with reported(self.tracking.uri):
@@ -259,7 +265,7 @@ def reported(uri: str) -> Iterator[None]:
         advice = "check registry.uri and that the server runs"
         if not _is_database(uri):
             advice += " (MLFLOW_TRACKING_TOKEN, or MLFLOW_TRACKING_USERNAME and _PASSWORD, say who asks)"
-        shown = re.sub(r"://[^/@]*@", "://***@", uri)
+        shown = without_passwords(uri)
         raise ServerError(f"MLflow at {shown} cannot be used: {cause[1] if cause else reason}; {advice}") from fault
 
 

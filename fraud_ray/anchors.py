@@ -1,0 +1,77 @@
+"""The audit record held against the registry, which keeps its newest number and hash: so a cut at its end shows too."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+
+from fraud_ray import audit
+from fraud_ray.audit import Anchor, Event, Fault, Record
+from fraud_ray.registry.aliases import RegisteredModel, registered_model, tag_model, tags_of_runs
+from fraud_ray.registry.tracking import TrackedRun, Tracking
+from fraud_ray.registry.versions import CHALLENGER, CHAMPION
+from fraud_ray.storage import Storage
+
+ANCHOR_TAG = "fraud_ray.audit."
+MOVES: tuple[Event, ...] = ("register", "promote", "rollback")
+
+
+def anchor(tracking: Tracking, storage: Storage) -> None:
+    """Tags the registered model, if there is one, with the newest record's number and hash.
+
+    A tag that the record contradicts stays as it is: it is what `verify` finds the fault by.
+    """
+    while (model := registered_model(tracking)) and (newest := audit.newest(storage)):
+        told = [anchor for anchor in _anchors(model.tags) if anchor.chain == newest.chain]
+        if not all(audit.confirms(storage, anchor) for anchor in told):
+            return
+        tag_model(tracking, *_tag(storage, newest))
+        # Another writer may have tagged a newer record meanwhile, whose tag this one would have taken back.
+        latest = audit.newest(storage)
+        if latest and latest.number == newest.number:
+            return
+
+
+def anchor_in_run(run: TrackedRun, storage: Storage, record: Record) -> None:
+    """Tags the run in MLflow with its record's number and hash."""
+    run.tag(*_tag(storage, record))
+
+
+def verify(tracking: Tracking, storage: Storage) -> list[Fault]:
+    """Every fault of the audit record, and aliases that are not where its last move put them."""
+    model = registered_model(tracking)
+    told = {f"the tag on MLflow run {run}": tags for run, tags in tags_of_runs(tracking).items()}
+    if model:
+        told[f"the tag on registered model {model.name}"] = model.tags
+    faults = audit.verify(storage, [anchor for where, tags in told.items() for anchor in _anchors(tags, where)])
+    return faults or (_unrecorded(model, storage) if model else [])
+
+
+def _unrecorded(model: RegisteredModel, storage: Storage) -> list[Fault]:
+    last = audit.last(storage, model.name, *MOVES)
+    if last is None:
+        return []
+    faults = []
+    for alias in (CHAMPION, CHALLENGER):
+        held, recorded = (_shown(aliases.get(alias)) for aliases in (model.aliases, last.facts["aliases"]))
+        if held != recorded:
+            reason = (
+                f"{alias} of {model.name} is {held}, and the last record makes it {recorded}: it was moved past "
+                "fraud-ray, or a command was cut short, which the same command completes"
+            )
+            faults.append(Fault(last.number, "unrecorded", reason))
+    return faults
+
+
+def _shown(version: int | None) -> str:
+    return "no version" if version is None else f"version {version}"
+
+
+def _tag(storage: Storage, record: Record) -> tuple[str, str]:
+    value = {"record": record.number, "sha256": record.sha256, "storage": storage.root}
+    return ANCHOR_TAG + record.chain, json.dumps(value)
+
+
+def _anchors(tags: Mapping[str, str], where: str = "") -> list[Anchor]:
+    told = {key.removeprefix(ANCHOR_TAG): json.loads(tags[key]) for key in tags if key.startswith(ANCHOR_TAG)}
+    return [Anchor(chain, value["record"], value["sha256"], value["storage"], where) for chain, value in told.items()]

@@ -1,0 +1,236 @@
+"""The audit record: who did what, when, with which code, data and settings; a chain that cannot be changed unseen.
+
+One JSON object a record below `audit/` in the storage, numbered from 1 and made by create-if-absent, so that no two
+writers get the same number. Each holds the SHA-256 of the one before, so a record that is edited or removed shows in
+the next. The newest has no next: its number and hash are kept in the registry too, as an `Anchor`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import uuid
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from fraud_ray.errors import FraudRayError, SettingsError
+from fraud_ray.provenance import now, provenance
+from fraud_ray.storage import Storage
+
+Event = Literal["run", "register", "promote", "rollback"]
+
+_READERS = 16
+_REQUIRED = {"number", "chain", "previous", "event", "run", "model"}
+
+
+@dataclass(frozen=True)
+class Record:
+    """One record: its number, the SHA-256 of its file in hexadecimal, and what the file holds.
+
+    facts: number, chain (an id that all records of a chain share), previous (the hash of the record before; None in
+    the first), time, event, the writer's provenance, and what the event is about: at least run and model, the latter
+    with name and version, or None.
+    """
+
+    number: int
+    sha256: str
+    facts: dict[str, Any]
+
+    @property
+    def event(self) -> Event:
+        return self.facts["event"]
+
+    @property
+    def chain(self) -> str:
+        return self.facts["chain"]
+
+    @property
+    def model(self) -> str | None:
+        """The registered model that it is about."""
+        return (self.facts["model"] or {}).get("name")
+
+    @property
+    def version(self) -> int | None:
+        """The version that it is about."""
+        return (self.facts["model"] or {}).get("version")
+
+
+@dataclass(frozen=True)
+class Anchor:
+    """What the registry says of a chain: that it came to this number, and the hash of that record.
+
+    root: the storage that it lay in; where: the registry's entry that says so, for messages.
+    """
+
+    chain: str
+    number: int
+    sha256: str
+    root: str
+    where: str = ""
+
+
+@dataclass(frozen=True)
+class Fault:
+    """A record that is not what was written, or what else makes the audit record doubtful."""
+
+    number: int
+    what: Literal["edited", "removed", "cut off", "unconfirmed", "unrecorded"]
+    reason: str
+
+
+def append(storage: Storage, event: Event, facts: Callable[[], Mapping[str, Any] | None]) -> Record | None:
+    """Writes the next record, with this process's provenance; None where the facts are None.
+
+    facts: asked for again after another writer was faster, so that they hold for the place that the record gets.
+    """
+    while True:
+        before = newest(storage)
+        told = facts()
+        if told is None:
+            return None
+        number = before.number + 1 if before else 1
+        content = {
+            "number": number,
+            "chain": before.chain if before else uuid.uuid4().hex[:12],
+            "previous": before.sha256 if before else None,
+            "time": now(),
+            "event": event,
+            **provenance(),
+            **told,
+        }
+        written = json.dumps(content, indent=1, default=str).encode()
+        # A store whose answer was lost is asked again, and then says that the key is there: it may be by this writer.
+        if storage.create(_key(number), written) or storage.get(_key(number)) == written:
+            return Record(number, _sha256(written), json.loads(written))
+
+
+def newest(storage: Storage) -> Record | None:
+    """The record with the highest number, or None before there is any."""
+    keys = _keys(storage)
+    return _read(storage, keys[-1]) if keys else None
+
+
+def read_all(storage: Storage) -> list[Record]:
+    """All records that can be read, in order; `verify` tells of the others."""
+    files = sorted(_files(storage).items())
+    return [Record(number, file.sha256, file.facts) for number, file in files if file.facts]
+
+
+def read(storage: Storage, number: int) -> Record:
+    """One record; raises SettingsError that says which there are."""
+    if not storage.exists(_key(number)):
+        last = newest(storage)
+        there = f"they go from 1 to {last.number}" if last else "there are none yet"
+        raise SettingsError(f"no audit record {number} at {storage.path('audit')}; {there}")
+    return _read(storage, _key(number))
+
+
+def find(storage: Storage, event: Event, run: str) -> Record | None:
+    """The record of this event that is about the run, or None."""
+    return next((r for r in read_all(storage) if r.event == event and r.facts["run"] == run), None)
+
+
+def last(storage: Storage, model: str, *events: Event) -> Record | None:
+    """The newest record of one of these events that is about the registered model, or None."""
+    return next((r for r in reversed(read_all(storage)) if r.event in events and r.model == model), None)
+
+
+def confirms(storage: Storage, anchor: Anchor) -> bool:
+    """Whether the record that an anchor names is there, unchanged."""
+    content = storage.get(_key(anchor.number))
+    return content is not None and _sha256(content) == anchor.sha256
+
+
+def verify(storage: Storage, anchors: Iterable[Anchor]) -> list[Fault]:
+    """Every record that is not as it was written, or is gone, in order; empty where all is well.
+
+    anchors: what the registry says of this chain and of others; those of others count where they lay in this storage.
+    """
+    files = _files(storage)
+    chains = {file.facts["chain"] for file in files.values() if file.facts}
+    ours = [anchor for anchor in anchors if anchor.chain in chains or anchor.root == storage.root]
+    length, furthest = max(files, default=0), max(ours, key=lambda anchor: anchor.number, default=None)
+    faults = []
+    for number in range(1, length + 1):
+        if number not in files:
+            faults.append(
+                Fault(number, "removed", f"{storage.path(_key(number))} is gone, and later records are there")
+            )
+        elif reason := _contradiction(number, files, ours):
+            faults.append(Fault(number, "edited", reason))
+    if furthest and furthest.number > length:
+        others = f", with all up to {furthest.number}" if furthest.number > length + 1 else ""
+        reason = f"gone from the end{others}: {furthest.where} says that there were {furthest.number}"
+        faults.append(Fault(length + 1, "cut off", reason))
+    if files and not ours:
+        reason = "nothing in the registry says how many records there are, so a cut at the end would not show"
+        faults.append(Fault(length, "unconfirmed", reason))
+    return faults
+
+
+@dataclass(frozen=True)
+class _File:
+    sha256: str
+    facts: dict[str, Any] | None
+
+
+def _files(storage: Storage) -> dict[int, _File]:
+    """Every record by its number, as it lies there; facts are None where they cannot be read as a record's."""
+    keys = _keys(storage)
+    with ThreadPoolExecutor(_READERS) as pool:
+        contents = pool.map(storage.get, keys)
+    found = {_number(key): content for key, content in zip(keys, contents, strict=True)}
+    return {n: _File(_sha256(content), _facts(content, n)) for n, content in found.items() if content is not None}
+
+
+def _contradiction(number: int, files: dict[int, _File], anchors: list[Anchor]) -> str | None:
+    """What speaks against a record: its own form, the registry, or, where that is silent, the records beside it."""
+    file, before, after = files[number], files.get(number - 1), files.get(number + 1)
+    if file.facts is None:
+        return f"its file holds no record of the number {number}"
+    held = [anchor for anchor in anchors if anchor.number == number]
+    denied = next((anchor for anchor in held if anchor.sha256 != file.sha256), None)
+    if denied:
+        return f"its hash is not the one that {denied.where} holds: changed, or written anew after a cut"
+    if not held and after and after.facts and after.facts["previous"] != file.sha256:
+        return f"its hash is not the one that record {number + 1} holds"
+    is_before_confirmed = before and any((a.number, a.sha256) == (number - 1, before.sha256) for a in anchors)
+    if before and is_before_confirmed and file.facts["previous"] != before.sha256:
+        return f"it does not hold the hash of record {number - 1}, which the registry confirms"
+    return None
+
+
+def _read(storage: Storage, key: str) -> Record:
+    content, number = storage.get(key), _number(key)
+    facts = None if content is None else _facts(content, number)
+    if content is None or facts is None:
+        raise FraudRayError(f"{storage.path(key)} is no audit record; fraud-ray audit verify says what is wrong")
+    return Record(number, _sha256(content), facts)
+
+
+def _facts(content: bytes, number: int) -> dict[str, Any] | None:
+    try:
+        facts = json.loads(content)
+    except ValueError:
+        return None
+    is_record = isinstance(facts, dict) and set(facts) >= _REQUIRED and facts["number"] == number
+    return facts if is_record else None
+
+
+def _sha256(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
+def _keys(storage: Storage) -> list[str]:
+    return [key for key in storage.keys("audit") if Path(key).stem.isdecimal()]
+
+
+def _key(number: int) -> str:
+    return f"audit/{number:08d}.json"
+
+
+def _number(key: str) -> int:
+    return int(Path(key).stem)

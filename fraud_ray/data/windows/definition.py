@@ -1,0 +1,115 @@
+"""What window columns are: declared in settings, carried by a model, the same wherever they are computed."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from fraud_ray.settings import DataSettings, Settings, WindowsSettings
+
+FORMAT = 1
+DAY = 86_400_000_000  # in microseconds, the unit of all times here
+
+
+@dataclass(frozen=True)
+class Measure:
+    """One column that looks back on an entity's transactions.
+
+    compute, of: as in settings. The window of a transaction at time t covers (t - delay - length, t - delay];
+    length and delay in microseconds. current: whether the transaction itself is in its window.
+    """
+
+    name: str
+    compute: str
+    of: str | None
+    length: int
+    delay: int
+    current: bool
+
+
+@dataclass(frozen=True)
+class Definition:
+    """The declared data, of which windows are computed, and the declared windows."""
+
+    data: DataSettings
+    windows: WindowsSettings
+
+    @classmethod
+    def of(cls, settings: Settings) -> Definition | None:
+        """None where no windows are declared."""
+        return None if settings.windows is None else cls(settings.data, settings.windows)
+
+    @cached_property
+    def by_entity(self) -> dict[str, tuple[Measure, ...]]:
+        """The columns that look back, by the entity that they look at."""
+        measures: dict[str, tuple[Measure, ...]] = {}
+        for name, column, days in self.windows.expanded():
+            if column.entity is not None:
+                delay = round(self.windows.delay_of(column) * DAY)
+                current = column.current and not column.is_of_past and not delay
+                measure = Measure(name, column.compute, column.of, round(days * DAY), delay, current)
+                measures[column.entity] = (*measures.get(column.entity, ()), measure)
+        return measures
+
+    @property
+    def calendar(self) -> dict[str, str]:
+        """The columns of the time alone: name, and what they hold."""
+        return {name: column.compute for name, column, _ in self.windows.expanded() if not column.looks_back}
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """All columns, in the order of the settings."""
+        return tuple(name for name, _, _ in self.windows.expanded())
+
+    @property
+    def timestamp(self) -> str:
+        name = self.data.of_kind("timestamp")
+        assert name is not None, "settings require one"
+        return name
+
+    @property
+    def values(self) -> tuple[str, ...]:
+        """Columns that are summed or compared, as numbers."""
+        return self._of(distinct=False)
+
+    @property
+    def texts(self) -> tuple[str, ...]:
+        """Columns whose distinct values are counted."""
+        return self._of(distinct=True)
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        """All columns of the data that are needed; id and label among them so that labels may come later, by id."""
+        names = [self.timestamp, *self.by_entity, *self.values, *self.texts, self.data.label, self.data.of_kind("id")]
+        return tuple(dict.fromkeys(name for name in names if name is not None))
+
+    def horizon(self, entity: str) -> int:
+        """The age, in microseconds, beyond which an entity's transactions are in nobody's window."""
+        return max(measure.length + measure.delay for measure in self.by_entity[entity])
+
+    def fingerprint(self) -> str:
+        """SHA-256, in hexadecimal, over all that can change a value."""
+        relevant = {
+            "windows": self.windows.model_dump(mode="json", exclude={"buckets"}),
+            "columns": {name: self.data.columns[name].kind for name in self.reads},
+        }
+        return hashlib.sha256(json.dumps([FORMAT, relevant], sort_keys=True).encode()).hexdigest()
+
+    def to_json(self) -> dict[str, Any]:
+        data, windows = self.data.model_dump(mode="json"), self.windows.model_dump(mode="json")
+        return {"format": FORMAT, "data": data, "windows": windows}
+
+    @classmethod
+    def from_json(cls, stored: Mapping[str, Any]) -> Definition:
+        """Raises ValueError for another format than this version writes."""
+        if stored["format"] != FORMAT:
+            raise ValueError(f"these windows have format {stored['format']}, this version reads {FORMAT}")
+        return cls(DataSettings.model_validate(stored["data"]), WindowsSettings.model_validate(stored["windows"]))
+
+    def _of(self, distinct: bool) -> tuple[str, ...]:
+        measures = (measure for of_entity in self.by_entity.values() for measure in of_entity)
+        return tuple(dict.fromkeys(m.of for m in measures if m.of and (m.compute == "distinct") == distinct))

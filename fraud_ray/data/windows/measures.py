@@ -1,0 +1,195 @@
+"""What a window column holds, of the transactions in each window, or of the time alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from fraud_ray.data.windows.definition import DAY, Measure
+from fraud_ray.data.windows.timeline import LOW_BITS, Float64, Int64, Mask, Timeline, Transactions
+from fraud_ray.settings import WindowsSettings
+
+# A variance below this share of the mean square is rounding: there is no spread.
+_NO_SPREAD = 1e-12
+
+
+def compute(rows: Transactions, asked: Mask, measures: Sequence[Measure], decimals: int) -> dict[str, Float64]:
+    """The measures of the rows asked for, by name, each of shape (asked,), in their order; NaN where there is none.
+
+    The other rows are history alone. Raises DataError for values too large to be summed exactly.
+    """
+    timeline = Timeline(rows, asked, decimals)
+    return {measure.name: timeline.in_given_order(_KINDS[measure.compute](timeline, measure)) for measure in measures}
+
+
+def calendar(compute: str, times: pa.ChunkedArray, windows: WindowsSettings) -> npt.NDArray[np.generic]:
+    """A column of the time alone, int8 or float32 (rows,); times: timestamp[us] in UTC."""
+    local = pc.local_timestamp(pc.cast(times, pa.timestamp("us", windows.timezone)))
+    since_midnight = pc.cast(local, pa.int64()).to_numpy() % DAY
+    if compute == "weekend":
+        return pc.greater_equal(pc.day_of_week(local), 5).to_numpy().astype(np.int8)
+    if compute == "night":
+        return (since_midnight * 24 // DAY <= windows.night_ends).astype(np.int8)
+    angle = since_midnight / DAY * 2 * np.pi
+    return (np.sin(angle) if compute == "hour_sin" else np.cos(angle)).astype(np.float32)
+
+
+def _count(timeline: Timeline, measure: Measure) -> Float64:
+    return timeline.total(measure, timeline.counts).astype(float)
+
+
+def _sum(timeline: Timeline, measure: Measure) -> Float64:
+    return timeline.total(measure, timeline.sums(_of(measure))) / timeline.unit
+
+
+def _mean(timeline: Timeline, measure: Measure) -> Float64:
+    total = timeline.total(measure, timeline.sums(_of(measure)))
+    return _ratio(total / timeline.unit, timeline.total(measure, timeline.present(_of(measure))))
+
+
+def _std(timeline: Timeline, measure: Measure) -> Float64:
+    """With n - 1 in the denominator; none for fewer than two values."""
+    count = timeline.total(measure, timeline.present(_of(measure))).astype(float)
+    total = timeline.total(measure, timeline.sums(_of(measure))).astype(float)
+    high, mixed, low = (timeline.total(measure, part) for part in timeline.squares(_of(measure)))
+    squares = high * 4.0**LOW_BITS + mixed * 2.0 ** (LOW_BITS + 1) + low
+    spread = count * squares - total * total
+    spread[spread <= _NO_SPREAD * count * squares] = 0
+    return np.sqrt(_ratio(spread, np.where(count > 1, count * (count - 1), 0))) / timeline.unit
+
+
+def _max(timeline: Timeline, measure: Measure) -> Float64:
+    low, high = timeline.window(measure)
+    values = np.nan_to_num(timeline.values(_of(measure)), nan=-np.inf)
+    largest = _range_max(values, low, high)
+    if measure.current:
+        largest = np.maximum(largest, values[timeline.asked])
+    return np.where(np.isneginf(largest), np.nan, largest)
+
+
+def _range_max(values: Float64, low: Int64, high: Int64) -> Float64:
+    """The maximum of values[low:high] for each range, -inf for an empty one: two overlapping powers of two cover it."""
+    largest = np.full(len(low), -np.inf)
+    level = np.frexp(high - low)[1] - 1  # the exponent of the largest power of two in the range; -1 for an empty one
+    maxima = values  # of the 2^exponent values from each position on
+    for exponent in range(int(level.max(initial=-1)) + 1):
+        of = np.flatnonzero(level == exponent)
+        largest[of] = np.maximum(maxima[low[of]], maxima[high[of] - 2**exponent])
+        maxima = np.maximum(maxima[: -(2**exponent)], maxima[2**exponent :])
+    return largest
+
+
+def _distinct(timeline: Timeline, measure: Measure) -> Float64:
+    """A row stands for its value from the first window that holds it until one holds the value's next row, or it no
+    more; the rows that stand in a window are its distinct values."""
+    low, high = timeline.window(measure)
+    codes = timeline.texts(_of(measure))
+    rows = np.arange(len(codes))
+    value = timeline.entity.astype(np.int64) * (int(codes.max(initial=0)) + 2) + codes
+    order = np.argsort(value, kind="stable")  # by entity, value and time
+    same = value[order[1:]] == value[order[:-1]]
+    following = np.full(len(codes), len(codes))
+    following[order[:-1][same]] = order[1:][same]
+    enters = np.append(np.searchsorted(high, rows, side="right"), len(low))
+    leaves = np.minimum(np.searchsorted(low, rows, side="right"), enters[following])
+    present = codes >= 0
+    change = _at(enters[:-1][present], len(low)) - _at(leaves[present], len(low))
+    distinct = np.cumsum(change)
+    if measure.current:
+        # A row's own value is new unless a row of an earlier instant, in the window, holds it.
+        begins = np.append(True, ~same | (timeline.time[order[1:]] != timeline.time[order[:-1]]))[: len(codes)]
+        earlier = np.maximum.accumulate(np.where(begins, rows, 0)) - 1
+        is_same = (earlier >= 0) & (value[order[earlier]] == value[order])
+        before = np.empty(len(codes), np.int64)
+        before[order] = np.where(is_same, order[earlier], -1)
+        distinct += present[timeline.asked] & (before[timeline.asked] < low)
+    return distinct.astype(float)
+
+
+def _at(positions: Int64, length: int) -> Int64:
+    """How often each of the positions 0 to length - 1 occurs."""
+    return np.bincount(positions, minlength=length + 1)[:length]
+
+
+def _since_previous(timeline: Timeline, measure: Measure) -> Float64:
+    low, high = timeline.window(measure)
+    return _days_since(timeline, np.where(low < high, high - 1, -1))
+
+
+def _ratio_to_mean(timeline: Timeline, measure: Measure) -> Float64:
+    return _ratio(_own(timeline, measure), _mean(timeline, measure))
+
+
+def _ratio_to_max(timeline: Timeline, measure: Measure) -> Float64:
+    return _ratio(_own(timeline, measure), _max(timeline, measure))
+
+
+def _deviations(timeline: Timeline, measure: Measure) -> Float64:
+    return _ratio(_own(timeline, measure) - _mean(timeline, measure), _std(timeline, measure))
+
+
+def _frauds(timeline: Timeline, measure: Measure) -> Float64:
+    return timeline.total(measure, timeline.frauds).astype(float)
+
+
+def _fraud_share(timeline: Timeline, measure: Measure) -> Float64:
+    """0 where there are no transactions."""
+    return _frauds(timeline, measure) / np.maximum(_count(timeline, measure), 1)
+
+
+def _since_last_fraud(timeline: Timeline, measure: Measure) -> Float64:
+    _, high = timeline.window(measure)
+    return _since_fraud(timeline, measure, timeline.frauds[high] - 1)
+
+
+def _since_first_fraud(timeline: Timeline, measure: Measure) -> Float64:
+    low, _ = timeline.window(measure)
+    return _since_fraud(timeline, measure, timeline.frauds[low])
+
+
+def _since_fraud(timeline: Timeline, measure: Measure, number: Int64) -> Float64:
+    """number: which of all frauds, for each row asked for; none where its window has no fraud."""
+    positions = np.append(np.flatnonzero(np.diff(timeline.frauds)), -1)
+    return _days_since(timeline, np.where(_frauds(timeline, measure) > 0, positions[number], -1))
+
+
+def _days_since(timeline: Timeline, position: Int64) -> Float64:
+    """Days from the row at each position, none where it is -1."""
+    passed = (timeline.time[timeline.asked] - timeline.time[position]) / DAY
+    return np.where(position < 0, np.nan, passed)
+
+
+def _own(timeline: Timeline, measure: Measure) -> Float64:
+    return timeline.values(_of(measure))[timeline.asked]
+
+
+def _of(measure: Measure) -> str:
+    assert measure.of is not None, "settings require a column"
+    return measure.of
+
+
+def _ratio(above: Float64, below: Float64 | Int64) -> Float64:
+    """NaN where the denominator is 0."""
+    return np.divide(above, below, out=np.full(len(above), np.nan), where=below != 0)
+
+
+_KINDS: dict[str, Callable[[Timeline, Measure], Float64]] = {
+    "count": _count,
+    "sum": _sum,
+    "mean": _mean,
+    "max": _max,
+    "std": _std,
+    "distinct": _distinct,
+    "since_previous": _since_previous,
+    "ratio_to_mean": _ratio_to_mean,
+    "ratio_to_max": _ratio_to_max,
+    "deviations": _deviations,
+    "frauds": _frauds,
+    "fraud_share": _fraud_share,
+    "since_last_fraud": _since_last_fraud,
+    "since_first_fraud": _since_first_fraud,
+}

@@ -1,0 +1,249 @@
+"""The three passes over data that may be larger than memory, each a task an item, by files in the storage.
+
+scatter   a partition: what windows need of its rows, in a block for each bucket of each entity
+gather    a bucket of an entity: the blocks of all partitions, and of the state, together; its columns, in a block for
+          each partition; and the rows that later transactions may still see: the next state
+assemble  a partition: its file with the columns of all buckets beside its own, in the order of its rows
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from fraud_ray.data.contract import Violation, check_columns
+from fraud_ray.data.keys import buckets_of
+from fraud_ray.data.source import Partition, harmonised, open_filesystem, read_partition
+from fraud_ray.data.windows.definition import Definition
+from fraud_ray.data.windows.measures import calendar, compute
+from fraud_ray.data.windows.timeline import Transactions
+from fraud_ray.errors import DataError
+from fraud_ray.model.encoder import strings
+from fraud_ray.storage import Storage
+
+_LABEL, _ID, _VALUE, _TEXT = "label", "id", "value:", "text:"
+
+
+@dataclass(frozen=True)
+class Job:
+    """What all passes need to know; goes to every task.
+
+    root: of the source; filled: positions of the partitions that hold rows; folder, scratch: keys below which results,
+    and blocks on their way, lie; needs_labels: whether a partition without them breaks the contract.
+    """
+
+    root: str
+    filled: tuple[int, ...]
+    definition: Definition
+    buckets: int
+    storage: Storage
+    folder: str
+    scratch: str
+    needs_labels: bool
+
+    @property
+    def tasks(self) -> list[tuple[str, int]]:
+        """(entity, bucket) of each task of the second pass."""
+        return [(entity, bucket) for entity in self.definition.by_entity for bucket in range(self.buckets)]
+
+    def scattered(self, entity: str, partition: int) -> str:
+        return f"{self.scratch}/scattered/{list(self.definition.by_entity).index(entity)}/{partition:05d}.arrow"
+
+    def gathered(self, task: int) -> str:
+        return f"{self.scratch}/gathered/{task:05d}.arrow"
+
+
+@dataclass(frozen=True)
+class Scattered:
+    """What scattering finds in one partition.
+
+    first, last: times in microseconds; types: by entity, `text` or `integers`; identity: SHA-256, in hexadecimal, over
+    what windows read of it but for the labels, so that the same transactions are known again.
+    """
+
+    violations: tuple[Violation, ...]
+    first: int = 0
+    last: int = 0
+    types: dict[str, str] = field(default_factory=dict)
+    identity: str = ""
+
+
+def scatter(item: tuple[int, Partition], job: Job) -> Scattered:
+    """One partition, with its position in the source."""
+    index, partition = item
+    definition, data = job.definition, job.definition.data
+    table = read_partition(job.root, partition, data, definition.reads)
+    has_labels = data.label in table.column_names
+    checked = [name for name in definition.reads if name != data.label or has_labels or job.needs_labels]
+    violations = check_columns(table, {name: data.columns[name] for name in checked}, partition.shown)
+    if violations or not table.num_rows:
+        return Scattered(tuple(violations))
+    needed = _needed(table, definition)
+    digest = hashlib.sha256(_written([pa.record_batch({n: c for n, c in needed.items() if n != _LABEL})]))
+    types = {}
+    for name in definition.by_entity:
+        entities = _names(table[name])
+        bucket = _bucket_of(entities, job.buckets)
+        order = np.argsort(bucket, kind="stable")
+        block = pa.record_batch({**needed, "entity": entities}).take(pa.array(order))
+        cuts = np.searchsorted(bucket[order], np.arange(job.buckets + 1))
+        blocks = [block.slice(int(begin), int(end - begin)) for begin, end in pairwise(cuts)]
+        job.storage.put(job.scattered(name, index), _written(blocks))
+        digest.update(_written([pa.record_batch({"entity": entities})]))
+        types[name] = "integers" if pa.types.is_integer(entities.type) else "text"
+    times = needed["time"].to_numpy()
+    return Scattered((), int(times.min()), int(times.max()), types, digest.hexdigest())
+
+
+def gather(task: int, job: Job, newest: int, state: str | None, labels: pa.Table | None) -> None:
+    """One bucket of one entity, by its place in `job.tasks`.
+
+    newest: time of the newest transaction, in microseconds; state: folder of the state that is extended; labels: id
+    (text) and label of earlier transactions, known by now.
+    """
+    entity, bucket = job.tasks[task]
+    definition = job.definition
+    measures = definition.by_entity[entity]
+    blocks = [_read(job.storage, job.scattered(entity, index), bucket) for index in job.filled]
+    known = [_read(job.storage, state_key(state, task), 0)] if state else []
+    rows = pa.Table.from_batches([*known, *(block.drop_columns("row") for block in blocks)])
+    if labels is not None and _ID in rows.column_names:
+        rows = _with_labels(rows, labels)
+    asked = np.arange(rows.num_rows) >= sum(block.num_rows for block in known)
+    columns = compute(_transactions(rows, definition), asked, measures, definition.windows.decimals)
+    made = pa.record_batch(
+        {
+            "row": np.concatenate([block["row"].to_numpy() for block in blocks]),
+            **{name: values.astype(np.float32) for name, values in columns.items()},
+        }
+    )
+    cuts = np.cumsum([0, *(block.num_rows for block in blocks)]).tolist()
+    job.storage.put(job.gathered(task), _written([made.slice(begin, end - begin) for begin, end in pairwise(cuts)]))
+    held = rows.filter(pc.greater(rows["time"], newest - definition.horizon(entity)))
+    one = pa.record_batch([column.combine_chunks() for column in held.columns], names=held.column_names)
+    job.storage.put(state_key(job.folder, task), _written([one]))
+
+
+def assemble(item: tuple[int, Partition], job: Job) -> None:
+    """One partition, with its position in the source."""
+    index, partition = item
+    definition = job.definition
+    filesystem, _ = open_filesystem(job.root)
+    with filesystem.open_input_file(partition.path) as opened:
+        table = pq.ParquetFile(opened).read(use_threads=False)
+    columns = _of_calendar(table, job, partition) if definition.calendar else {}
+    for measures in definition.by_entity.values():
+        columns |= {measure.name: np.full(partition.rows, np.nan, np.float32) for measure in measures}
+    if partition.rows:
+        place = job.filled.index(index)
+        for task, (entity, _) in enumerate(job.tasks):
+            block = _read(job.storage, job.gathered(task), place)
+            for measure in definition.by_entity[entity]:
+                columns[measure.name][block["row"].to_numpy()] = block[measure.name].to_numpy()
+    for name in definition.names:
+        if name in table.column_names:
+            raise DataError(
+                f"{partition.shown}: column '{name}' is there already; give the one below windows.columns another name"
+            )
+        table = table.append_column(name, pa.array(columns[name], from_pandas=True))
+    sink = pa.BufferOutputStream()
+    # Dictionaries of numbers that hardly repeat would take most of the time.
+    texts = [name for name in table.column_names if pa.types.is_string(table.schema.field(name).type)]
+    pq.write_table(table, sink, use_dictionary=texts)
+    job.storage.put(f"{job.folder}/data/{partition.shown}", sink.getvalue().to_pybytes())
+
+
+def state_key(folder: str, task: int) -> str:
+    """The key of a bucket's part of a state."""
+    return f"{folder}/state/{task:05d}.arrow"
+
+
+def _of_calendar(table: pa.Table, job: Job, partition: Partition) -> dict[str, npt.NDArray[np.generic]]:
+    definition, name = job.definition, job.definition.timestamp
+    if name in table.column_names:
+        times = harmonised(table[name], "timestamp")
+    else:  # a hive key
+        times = read_partition(job.root, partition, definition.data, [name])[name]
+    return {made: calendar(kind, times, definition.windows) for made, kind in definition.calendar.items()}
+
+
+def _needed(table: pa.Table, definition: Definition) -> dict[str, pa.Array]:
+    """What every block holds beside its entity: the row's place, time, values, texts, label and, as text, the id."""
+    data = definition.data
+    label, identifier = data.label, data.of_kind("id")
+    columns: dict[str, Any] = {
+        "row": pa.array(np.arange(table.num_rows, dtype=np.int32)),
+        "time": pc.cast(table[definition.timestamp], pa.int64()),
+        **{f"{_VALUE}{name}": pc.cast(table[name], pa.float64(), safe=False) for name in definition.values},
+        **{f"{_TEXT}{name}": strings(table[name]) for name in definition.texts},
+        _LABEL: pc.cast(table[label], pa.int8()) if label in table.column_names else pa.nulls(len(table), pa.int8()),
+        **({} if identifier is None else {_ID: strings(table[identifier])}),
+    }
+    return {n: c.combine_chunks() if isinstance(c, pa.ChunkedArray) else c for n, c in columns.items()}
+
+
+def _with_labels(rows: pa.Table, labels: pa.Table) -> pa.Table:
+    """The rows with the labels that have come since."""
+    found = pc.index_in(rows[_ID], labels["id"])
+    label = pc.coalesce(labels["label"].take(found), rows[_LABEL])
+    return rows.set_column(rows.column_names.index(_LABEL), _LABEL, label)
+
+
+def _transactions(rows: pa.Table, definition: Definition) -> Transactions:
+    return Transactions(
+        entity=_codes(rows["entity"]),
+        time=rows["time"].to_numpy(),
+        values={n: pc.fill_null(rows[f"{_VALUE}{n}"], math.nan).to_numpy() for n in definition.values},
+        texts={n: _codes(rows[f"{_TEXT}{n}"]) for n in definition.texts},
+        fraud=pc.fill_null(pc.equal(rows[_LABEL], 1), False).to_numpy(),
+    )
+
+
+def _names(column: pa.ChunkedArray) -> pa.Array:
+    """Entities as int64 or text; missing, also the empty text, as null."""
+    if pa.types.is_integer(column.type):
+        return pc.cast(column, pa.int64()).combine_chunks()
+    texts = strings(column).combine_chunks()
+    return pc.if_else(pc.equal(texts, ""), None, texts)
+
+
+def _bucket_of(entities: pa.Array, buckets: int) -> npt.NDArray[np.int16]:
+    """0 to buckets - 1, the same for the same entity in every process and for ever; `buckets` where it is missing."""
+    if pa.types.is_integer(entities.type):
+        hashed = (pd.util.hash_array(pc.fill_null(entities, 0).to_numpy()) % np.uint64(buckets)).astype(np.int16)
+    else:
+        hashed = (buckets_of(pc.fill_null(entities, "")) % buckets).astype(np.int16)
+    return np.where(pc.is_valid(entities).to_numpy(zero_copy_only=False), hashed, np.int16(buckets))
+
+
+def _codes(values: pa.ChunkedArray) -> npt.NDArray[np.int32]:
+    """A code from 0 for each value, -1 where it is missing."""
+    return pc.fill_null(values.combine_chunks().dictionary_encode().indices, -1).to_numpy()
+
+
+def _written(blocks: Sequence[pa.RecordBatch]) -> bytes:
+    """Blocks of one schema as an Arrow IPC file, of which a reader can take one."""
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_file(sink, blocks[0].schema) as writer:
+        for block in blocks:
+            writer.write_batch(block)
+    return sink.getvalue().to_pybytes()
+
+
+def _read(storage: Storage, key: str, block: int) -> pa.RecordBatch:
+    """One block of a file, without reading the others."""
+    filesystem, root = open_filesystem(storage.root)
+    path = f"{root}/{key}"
+    opened = pa.memory_map(path) if storage.is_local else filesystem.open_input_file(path)
+    return pa.ipc.open_file(opened).get_batch(block)

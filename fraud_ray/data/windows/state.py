@@ -1,0 +1,257 @@
+"""Window columns of a source, and the state from which those of later partitions go on.
+
+A state holds the transactions that later ones may still see, and which partitions it has counted. It never changes:
+extending it gives another one. Both lie, with the partitions that they came from, below windows/<key>/ in the storage:
+
+data/...           the partitions as they were, under the same names, with the window columns beside their own
+state/...          the transactions of each bucket of each entity
+manifest.json      written last: it is what makes the entry visible
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import uuid
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from functools import partial
+from typing import TypeVar
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from fraud_ray.data.contract import ContractViolation
+from fraud_ray.data.keys import BUCKETS
+from fraud_ray.data.source import Source, read_partition
+from fraud_ray.data.tasks import Update, map_tasks
+from fraud_ray.data.windows.definition import Definition
+from fraud_ray.data.windows.passes import Job, Scattered, assemble, gather, scatter
+from fraud_ray.errors import DataError
+from fraud_ray.model.encoder import strings
+from fraud_ray.settings import DataSettings
+from fraud_ray.storage import Storage
+
+# Part of the key: raise it when the same data and declarations come to give other columns.
+VERSION = 1
+# Rows that a bucket holds, where the settings do not say how many buckets there are: some hundred bytes each.
+ROWS_A_BUCKET = 500_000
+
+_NEVER = -(2**62)  # microseconds since 1970
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True)
+class State:
+    """What lies below windows/<key>/.
+
+    definition: fingerprint of the windows; newest: time of the newest transaction, in microseconds since 1970; types:
+    by entity, `text` or `integers`; counted: partitions that it has seen, by the hash of their content, with the names
+    they had; parent: key of the state that was extended.
+    """
+
+    key: str
+    definition: str
+    buckets: int
+    newest: int
+    types: dict[str, str]
+    counted: dict[str, str]
+    parent: str | None
+
+    @property
+    def folder(self) -> str:
+        return _folder(self.key)
+
+
+@dataclass(frozen=True)
+class Windowed:
+    """Partitions with window columns below `root` (a path or URI), and the state after them; cached: whether they lay
+    there already."""
+
+    root: str
+    state: State
+    cached: bool
+
+
+def load_state(storage: Storage, key: str) -> State:
+    """Raises DataError where there is none."""
+    manifest = storage.get_json(_manifest(key))
+    if manifest is None:
+        raise DataError(f"no window state at {storage.path(_folder(key))}; compute the windows of the history first")
+    return State(**manifest)
+
+
+def add_windows(source: Source, definition: Definition, storage: Storage, update: Update) -> Windowed:
+    """Computes the windows of a whole history on Ray Data, or finds them computed from the same data.
+
+    update: gets rows done and rows in all, over three passes. Raises ContractViolation for columns that windows need
+    and that break the contract, DataError for values that cannot be summed exactly or a column's name that is taken.
+    """
+    return _computed(source, definition, storage, update, None, None)
+
+
+def extend(
+    state: State,
+    source: Source,
+    definition: Definition,
+    storage: Storage,
+    update: Update,
+    labels: pa.Table | None = None,
+) -> Windowed:
+    """Computes the windows of partitions that follow a state, to the bit as a computation over everything would.
+
+    labels: as `read_labels` gives them, of earlier transactions, known by now. Partitions may come without labels.
+    The same again, also after it was killed, is found or computed anew from the same state, so that nothing is counted
+    twice. Raises, beside what `add_windows` does, DataError for a partition that the state has counted, for one that
+    holds older transactions than the state, and for a state of other windows.
+    """
+    if state.definition != definition.fingerprint():
+        raise DataError(
+            f"the window state {storage.path(state.folder)} is of other windows than the model's; compute the windows "
+            "of the history with the model's own declarations first"
+        )
+    return _computed(source, definition, storage, update, state, labels)
+
+
+def read_labels(source: Source, data: DataSettings) -> pa.Table:
+    """Labels by id: columns `id` (text) and `label` (int8). Raises DataError for partitions without either."""
+    identifier = data.of_kind("id")
+    if identifier is None:
+        raise DataError("labels are fed by id; declare a column of kind 'id' under data.columns")
+    tables = []
+    for partition in source.partitions:
+        table = read_partition(source.root, partition, data, [identifier, data.label])
+        for name in (identifier, data.label):
+            if name not in table.column_names:
+                raise DataError(
+                    f"{partition.shown}: column '{name}' is missing; labels need '{identifier}' beside them"
+                )
+        tables.append(pa.table({"id": strings(table[identifier]), "label": pc.cast(table[data.label], pa.int8())}))
+    return pa.concat_tables(tables)
+
+
+def _computed(
+    source: Source,
+    definition: Definition,
+    storage: Storage,
+    update: Update,
+    state: State | None,
+    labels: pa.Table | None,
+) -> Windowed:
+    key = _key(source, definition, state, labels)
+    root = storage.path(f"{_folder(key)}/data")
+    if storage.exists(_manifest(key)):
+        return Windowed(root, load_state(storage, key), cached=True)
+    parent = state.key if state else None
+    buckets = state.buckets if state else _buckets(source, definition)
+    scratch = f"{_folder(key)}/scratch/{uuid.uuid4().hex}"  # another process may be at the same work
+    filled = tuple(i for i, partition in enumerate(source.partitions) if partition.rows)
+    job = Job(source.root, filled, definition, buckets, storage, _folder(key), scratch, needs_labels=state is None)
+    steps = _Passes(source, update)
+    items = list(enumerate(source.partitions))
+    rows = [partition.rows for partition in source.partitions]
+    try:
+        scattered = steps.run("scatter", partial(scatter, job=job), items, rows)
+        after = _count(source, scattered, state)
+        gathering = partial(
+            gather,
+            job=job,
+            newest=after.newest,
+            state=state.folder if state else None,
+            labels=labels,
+        )
+        tasks = range(len(job.tasks))
+        steps.run("gather", gathering, tasks, [math.ceil(source.rows / max(len(tasks), 1))] * len(tasks))
+        steps.run("assemble", partial(assemble, job=job), items, rows)
+    finally:
+        storage.delete(storage.keys(scratch))
+    made = State(key, definition.fingerprint(), buckets, after.newest, after.types, after.counted, parent)
+    storage.put_json(_manifest(key), asdict(made))
+    return Windowed(root, made, cached=False)
+
+
+@dataclass
+class _Count:
+    """What is known of all partitions counted so far; as in State."""
+
+    newest: int
+    types: dict[str, str]
+    counted: dict[str, str]
+
+
+def _count(source: Source, found: Sequence[Scattered], state: State | None) -> _Count:
+    """What is counted after a state and the partitions that follow it."""
+    violations = [violation for scattered in found for violation in scattered.violations]
+    if violations:
+        raise ContractViolation(violations, len(source.partitions))
+    count = _Count(state.newest, dict(state.types), dict(state.counted)) if state else _Count(_NEVER, {}, {})
+    for partition, scattered in zip(source.partitions, found, strict=True):
+        if not partition.rows:
+            continue
+        if scattered.identity in count.counted:
+            raise DataError(
+                f"{partition.shown} holds the transactions of {count.counted[scattered.identity]}, which are counted "
+                "already; leave it out, or begin with the state before it"
+            )
+        if state and scattered.first < state.newest:
+            raise DataError(
+                f"{partition.shown} begins at {_shown(scattered.first)}, before {_shown(state.newest)}, the newest "
+                "transaction of the window state; windows go on in the order of time. Compute the history anew with it"
+            )
+        for name, held in scattered.types.items():
+            if count.types.setdefault(name, held) != held:
+                raise DataError(
+                    f"{partition.shown}: column '{name}' is {held} and holds {count.types[name]} in the partitions "
+                    "before it. Write one type in all."
+                )
+        count.counted[scattered.identity] = partition.shown
+        count.newest = max(count.newest, scattered.last)
+    return count
+
+
+class _Passes:
+    """Runs the passes, and tells how many of their rows are done."""
+
+    def __init__(self, source: Source, update: Update) -> None:
+        self.update, self.total, self.done = update, 3 * source.rows, 0
+
+    def run(
+        self, name: str, function: Callable[[Item], Result], items: Sequence[Item], weights: Sequence[int]
+    ) -> list[Result]:
+        """The results in the order of the items."""
+        results: dict[int, Result] = {}
+        for position, result in map_tasks(function, items, weights):
+            results[position] = result
+            self.done = min(self.done + weights[position], self.total)
+            self.update(self.done, self.total, name)
+        return [results[position] for position in range(len(items))]
+
+
+def _key(source: Source, definition: Definition, state: State | None, labels: pa.Table | None) -> str:
+    """SHA-256, in hexadecimal, over all that the columns and the state after them come from."""
+    digest = hashlib.sha256()
+    if labels is not None:
+        for name in ("id", "label"):
+            digest.update(json.dumps(labels[name].to_pylist()).encode())
+    relevant = [VERSION, source.fingerprint, definition.fingerprint(), state.key if state else None, digest.hexdigest()]
+    return hashlib.sha256(json.dumps(relevant).encode()).hexdigest()
+
+
+def _buckets(source: Source, definition: Definition) -> int:
+    return definition.windows.buckets or min(math.ceil(source.rows / ROWS_A_BUCKET), BUCKETS)
+
+
+def _folder(key: str) -> str:
+    return f"windows/{key}"
+
+
+def _manifest(key: str) -> str:
+    return f"{_folder(key)}/manifest.json"
+
+
+def _shown(microseconds: int) -> str:
+    return f"{datetime.fromtimestamp(microseconds / 1e6, UTC):%Y-%m-%d %H:%M:%S}"

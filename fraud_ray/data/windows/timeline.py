@@ -1,0 +1,166 @@
+"""Transactions sorted by entity and time, so that a window is a range of positions, and sums over it that are exact.
+
+A transaction at time t sees, of its entity, those in (t - delay - length, t - delay]; without a delay those before t,
+and itself where the column says so. Transactions at the same instant do not see each other, so that no value depends
+on the order of rows, files or identifiers.
+
+Sums are of whole numbers (values in units of 10^-decimals), hence exact: a value is a function of the transactions in
+its window alone, to the bit, however long the history before them, and wherever a computation starts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache, cached_property
+from itertools import pairwise
+
+import numpy as np
+import numpy.typing as npt
+
+from fraud_ray.data.windows.definition import Measure
+from fraud_ray.errors import DataError
+
+Int32 = npt.NDArray[np.int32]
+Int64 = npt.NDArray[np.int64]
+Float64 = npt.NDArray[np.float64]
+Mask = npt.NDArray[np.bool_]
+
+# Keys of entity and time, and the sums over a window, stay below it.
+_LARGEST = 2**62
+# Squares are summed in two halves, of which the lower has so many bits: sums over eight million rows fit.
+LOW_BITS = 20
+
+
+@dataclass(frozen=True)
+class Transactions:
+    """Transactions of some entities, in any order; all arrays of shape (rows,).
+
+    entity: codes from 0, the same for the same entity; time: microseconds; values: by column, NaN where missing;
+    texts: by column, codes from 0, -1 where missing; fraud: whether the label says so, False where there is none yet.
+    """
+
+    entity: Int32
+    time: Int64
+    values: Mapping[str, Float64]
+    texts: Mapping[str, Int32]
+    fraud: Mask
+
+
+class Timeline:
+    """Transactions in the order of entity and time; windows and sums are of those asked for, in that order.
+
+    asked: positions of the rows asked for, shape (asked,); the other rows count as history alone. Both ends of the
+    windows never decrease from one row asked for to the next.
+    """
+
+    def __init__(self, rows: Transactions, asked: Mask, decimals: int) -> None:
+        """Raises DataError, now or when sums are asked for, for values too large to be summed exactly."""
+        by_time = np.argsort(rows.time, kind="stable")
+        narrow = np.min_scalar_type(int(rows.entity.max(initial=0)))  # 16 bits or less are sorted by radix
+        order = by_time[np.argsort(rows.entity[by_time].astype(narrow), kind="stable")]
+        self.order = order
+        self.entity, self.time = rows.entity[order], rows.time[order]
+        self.asked = np.flatnonzero(asked[order])
+        self.unit = 10.0**decimals
+        self._rows = rows
+        self._place = (np.cumsum(asked) - 1)[order[self.asked]]
+        self.edge = cache(self._edge)
+        self.present = cache(self._present)
+        self.sums = cache(self._sums)
+        self.squares = cache(self._squares)
+
+    def in_given_order(self, values: npt.NDArray[np.generic]) -> Float64:
+        """A value of each row asked for, in the order in which the rows were given."""
+        placed = np.empty(len(values))
+        placed[self._place] = values
+        return placed
+
+    def window(self, measure: Measure) -> tuple[Int64, Int64]:
+        """The range [low, high) of each row asked for, without itself."""
+        high = self.edge(measure.delay) if measure.delay else self.instant[self.asked]
+        return self.edge(measure.delay + measure.length), high
+
+    def total(self, measure: Measure, running: Int64) -> Int64:
+        """The sum over each window, itself included where the measure says so; running: as `_running` gives it."""
+        low, high = self.window(measure)
+        total = running[high] - running[low]
+        if measure.current:
+            total += running[self.asked + 1] - running[self.asked]
+        return total
+
+    @cached_property
+    def instant(self) -> Int64:
+        """The first row of each row's entity and time."""
+        begins = np.ones(len(self.time), bool)
+        begins[1:] = (self.entity[1:] != self.entity[:-1]) | (self.time[1:] != self.time[:-1])
+        return np.maximum.accumulate(np.where(begins, np.arange(len(begins)), 0))
+
+    @cached_property
+    def counts(self) -> Int64:
+        """Running number of rows."""
+        return np.arange(len(self.time) + 1)
+
+    @cached_property
+    def frauds(self) -> Int64:
+        """Running number of frauds."""
+        return _running(self._rows.fraud[self.order])
+
+    def values(self, column: str) -> Float64:
+        return self._rows.values[column][self.order]
+
+    def texts(self, column: str) -> Int32:
+        return self._rows.texts[column][self.order]
+
+    def _present(self, column: str) -> Int64:
+        """Running number of values that are not missing."""
+        return _running(~np.isnan(self.values(column)))
+
+    def _sums(self, column: str) -> Int64:
+        """Running sum in units."""
+        return _running(self._units(column))
+
+    def _squares(self, column: str) -> tuple[Int64, Int64, Int64]:
+        """Running sums of high * high, high * low and low * low, where high * 2^LOW_BITS + low are a value's units."""
+        units = self._units(column)
+        high, low = units >> LOW_BITS, units & (2**LOW_BITS - 1)
+        self._check_sum(column, np.square(np.abs(high).max(initial=0), dtype=float))
+        return _running(high * high), _running(high * low), _running(low * low)
+
+    def _units(self, column: str) -> Int64:
+        """Values in whole units, 0 where missing."""
+        scaled = np.rint(np.nan_to_num(self.values(column)) * self.unit)
+        self._check_sum(column, np.abs(scaled).max(initial=0))
+        return scaled.astype(np.int64)
+
+    def _check_sum(self, column: str, largest: float) -> None:
+        longest = int(np.bincount(self.entity).max(initial=0))
+        if largest * longest >= _LARGEST:
+            raise DataError(
+                f"column '{column}' holds values up to {np.nanmax(np.abs(self.values(column))):g}, too large for exact "
+                f"sums over the {longest:,} rows that one entity has; lower windows.decimals, or mend the values"
+            )
+
+    def _edge(self, age: int) -> Int64:
+        """The first row of the entity that is younger than `age` at the time of each row asked for."""
+        found = np.empty(len(self.asked), np.int64)
+        for first, last in self._blocks(age):
+            entity, time = self.entity[first:last], self.time[first:last]
+            start = int(time.min()) - age
+            key = (entity - entity[0]).astype(np.int64) * (int(time.max()) - start + 1) + (time - start)
+            block = slice(*np.searchsorted(self.asked, (first, last)))
+            found[block] = first + np.searchsorted(key, key[self.asked[block] - first] - age, side="right")
+        return found
+
+    def _blocks(self, age: int) -> list[tuple[int, int]]:
+        """Ranges of whole entities, so few in each that a key of entity and time fits in 64 bits."""
+        if not len(self.time):
+            return []
+        held = _LARGEST // (int(self.time.max()) - int(self.time.min()) + age + 1)
+        cuts = np.searchsorted(self.entity, np.arange(0, int(self.entity[-1]) + 1, held))
+        return [(int(first), int(last)) for first, last in pairwise([*cuts, len(self.entity)]) if first < last]
+
+
+def _running(values: npt.NDArray[np.generic]) -> Int64:
+    """Sums of the first 0, 1, ... values, shape (rows + 1,). Where they wrap around, their differences stay exact."""
+    return np.concatenate([[0], np.cumsum(values, dtype=np.int64)])

@@ -1,0 +1,243 @@
+"""The life of a model version: its run, its registration, promotion and rollback, each in the audit record.
+
+A promotion or rollback is written down before it is made. One that is cut short in between is completed by the next,
+which the tag `fraud_ray.champions` makes known: it names the last move that was made, and the former champions.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from fraud_ray import audit
+from fraud_ray.anchors import anchor, anchor_in_run
+from fraud_ray.audit import Record
+from fraud_ray.errors import SettingsError
+from fraud_ray.provenance import without_passwords
+from fraud_ray.registry.aliases import RegisteredModel, delete_alias, registered_model, set_alias, tag_model
+from fraud_ray.registry.tracking import TrackedRun, Tracking
+from fraud_ray.registry.versions import CHALLENGER, CHAMPION, RegisteredVersion, list_versions
+from fraud_ray.run import Outcome, read_run
+from fraud_ray.settings import Settings, settings_hash
+from fraud_ray.storage import Storage
+
+CHAMPIONS_TAG = "fraud_ray.champions"
+
+_STARTED = ("created", "user", "host", "command", "git", "versions")
+
+
+@dataclass(frozen=True)
+class Move:
+    """A change of champion.
+
+    version: the champion now; replaced: the one before. record: the number of its audit record; None where the version
+    was champion already, so that nothing moved. completed: whether an earlier command, cut short, had begun it.
+    """
+
+    model: str
+    version: int
+    replaced: int | None
+    record: int | None
+    completed: bool = False
+
+
+# The version that is to be champion and the former champions then, oldest first; None: nothing is to move.
+Choice = tuple[int, list[int]] | None
+
+
+def record_run(
+    run: TrackedRun, storage: Storage, settings: Settings, data: Mapping[str, Any], epochs: int, outcome: Outcome
+) -> None:
+    """Writes the record of a run that came to its outcome, unless that was done.
+
+    data: what it was trained on, as JSON types; epochs: of the final fit.
+    """
+    assert outcome.evaluation is not None, "a run that came to its outcome has figures"
+    assert outcome.gate is not None, "and a decision"
+    registry = settings.registry.model_copy(update={"uri": without_passwords(settings.registry.uri or "")})
+    started = read_run(storage, outcome.name).record
+    facts = {
+        "run": outcome.name,
+        "status": outcome.status,
+        "reason": outcome.gate["reason"],
+        "model": {key: outcome.version[key] for key in ("name", "version")} if outcome.version else None,
+        "started": {key: started[key] for key in _STARTED},
+        "data": dict(data),
+        "settings_hash": settings_hash(settings),
+        "settings": settings.model_copy(update={"registry": registry}).resolved(),
+        "seeds": {key: value for key, value in settings.identity().items() if key.endswith(".seed")},
+        "hyperparameters": outcome.hyperparameters,
+        "epochs": epochs,
+        "threshold": outcome.evaluation["threshold"],
+        "metrics": outcome.evaluation["metrics"],
+        "checks": outcome.gate["checks"],
+        "bundle": bundle_hashes(storage, outcome.name),
+        "mlflow_run": run.id,
+    }
+    record = audit.find(storage, "run", outcome.name) or audit.append(storage, "run", lambda: facts)
+    assert record is not None, "there are facts"
+    anchor_in_run(run, storage, record)
+    anchor(run.tracking, storage)
+
+
+def record_registration(run: TrackedRun, storage: Storage, version: RegisteredVersion) -> None:
+    """Writes the record of a version that was registered, unless that was done."""
+
+    def facts() -> dict[str, Any]:
+        return _facts_of_move(run.tracking, version, _required(run.tracking).aliases, replaced=None)
+
+    if audit.find(storage, "register", run.name) is None:
+        audit.append(storage, "register", facts)
+    anchor(run.tracking, storage)
+
+
+def bundle_hashes(storage: Storage, run: str) -> dict[str, str]:
+    """SHA-256, in hexadecimal, of each file of a run's bundle."""
+    contents = {Path(key).name: storage.get(key) for key in storage.keys(f"runs/{run}/bundle")}
+    return {name: hashlib.sha256(content).hexdigest() for name, content in contents.items() if content is not None}
+
+
+def promote(tracking: Tracking, storage: Storage, version: int | None = None) -> Move:
+    """Makes a version the champion, by default the challenger; the former champion is remembered for `rollback`.
+
+    Raises SettingsError for a version that does not exist, or where there is no challenger.
+    """
+
+    def choose(model: RegisteredModel, former: list[int]) -> Choice:
+        chosen = model.aliases.get(CHALLENGER) if version is None else version
+        champion = model.aliases.get(CHAMPION)
+        if chosen is None:
+            raise SettingsError(
+                f"no version of {model.name} is {CHALLENGER}: name the one to promote; {_there(tracking, model)}"
+            )
+        if chosen == champion:
+            return None
+        return chosen, former if champion is None else [*former, champion]
+
+    return _move(tracking, storage, "promote", choose, version)
+
+
+def rollback(tracking: Tracking, storage: Storage) -> Move:
+    """Makes the version champion again that was it before the last promotion; repeated, the one before that.
+
+    Versions that were deleted since are passed over. Raises SettingsError where there is no former champion.
+    """
+
+    def choose(model: RegisteredModel, former: list[int]) -> Choice:
+        there = {version.version for version in list_versions(tracking)} - {model.aliases.get(CHAMPION)}
+        left = [version for version in former if version in there]
+        if not left:
+            raise SettingsError(
+                f"{model.name} has no former champion to go back to; `fraud-ray models promote VERSION` makes any "
+                f"version champion; {_there(tracking, model)}"
+            )
+        return left[-1], left[:-1]
+
+    return _move(tracking, storage, "rollback", choose)
+
+
+def _move(
+    tracking: Tracking,
+    storage: Storage,
+    event: Literal["promote", "rollback"],
+    choose: Callable[[RegisteredModel, list[int]], Choice],
+    version: int | None = None,
+) -> Move:
+    cut_short = _complete(tracking, storage)
+    if cut_short and cut_short.event == event and version in (None, cut_short.version):
+        return _told(cut_short, completed=True)
+
+    def facts() -> dict[str, Any] | None:
+        _complete(tracking, storage)  # by now another command may have been cut short
+        model = _required(tracking)
+        choice = choose(model, _champions(model).get("former", []))
+        if choice is None:
+            return None
+        chosen, former = choice
+        described = next((v for v in list_versions(tracking) if v.version == chosen), None)
+        if described is None:
+            raise SettingsError(f"{model.name} has no version {chosen}; {_there(tracking, model)}")
+        kept = {alias: holder for alias, holder in model.aliases.items() if (alias, holder) != (CHALLENGER, chosen)}
+        told = _facts_of_move(tracking, described, {**kept, CHAMPION: chosen}, model.aliases.get(CHAMPION))
+        return {**told, "former": former}
+
+    record = audit.append(storage, event, facts)
+    if record is None:
+        model = _required(tracking)
+        return Move(model.name, model.aliases[CHAMPION], None, None)
+    _make(tracking, storage, record)
+    return _told(record)
+
+
+def _complete(tracking: Tracking, storage: Storage) -> Record | None:
+    """Makes the last move if it was only written down; returns its record if so."""
+    model = registered_model(tracking)
+    last = audit.last(storage, model.name, "promote", "rollback") if model else None
+    if model is None or last is None:
+        return None
+    made = _champions(model)
+    # A move of another chain, and so of another storage, came later.
+    if made and (made["chain"] != last.chain or made["record"] >= last.number):
+        return None
+    _make(tracking, storage, last)
+    return last
+
+
+def _make(tracking: Tracking, storage: Storage, record: Record) -> None:
+    """Makes a move that is written down; may be repeated. The tag comes last: it says that all is done."""
+    version = record.version
+    assert version is not None, "a move is about a version"
+    set_alias(tracking, CHAMPION, version)
+    model = _required(tracking)
+    if model.aliases.get(CHALLENGER) == version:
+        delete_alias(tracking, CHALLENGER)
+    anchor(tracking, storage)
+    made = {"chain": record.chain, "record": record.number, "former": record.facts["former"]}
+    tag_model(tracking, CHAMPIONS_TAG, json.dumps(made))
+    last = audit.last(storage, model.name, "promote", "rollback")
+    if last and last.number > record.number:  # made by another command meanwhile, and perhaps undone by this one
+        _make(tracking, storage, last)
+
+
+def _facts_of_move(
+    tracking: Tracking, version: RegisteredVersion, aliases: dict[str, int], replaced: int | None
+) -> dict[str, Any]:
+    """What a record says of a move. aliases: as they are after it; replaced: the champion before it."""
+    return {
+        "run": version.run,
+        "model": {"name": version.name, "version": version.version},
+        "registry": without_passwords(tracking.uri),
+        "aliases": aliases,
+        "replaced": replaced,
+    }
+
+
+def _told(record: Record, completed: bool = False) -> Move:
+    assert record.model is not None and record.version is not None, "a move is about a version"
+    return Move(record.model, record.version, record.facts["replaced"], record.number, completed)
+
+
+def _required(tracking: Tracking) -> RegisteredModel:
+    model = registered_model(tracking)
+    if model is None:
+        raise SettingsError(
+            f"{tracking.registry.model_name} has no version yet; a `fraud-ray run` that passes the gate registers one"
+        )
+    return model
+
+
+def _champions(model: RegisteredModel) -> dict[str, Any]:
+    champions: dict[str, Any] = json.loads(model.tags.get(CHAMPIONS_TAG, "{}"))
+    return champions
+
+
+def _there(tracking: Tracking, model: RegisteredModel) -> str:
+    versions = sorted(version.version for version in list_versions(tracking))
+    held = {version: ", ".join(model.aliases_of(version)) for version in versions}
+    return "there is " + ", ".join(
+        f"{version} ({held[version]})" if held[version] else str(version) for version in held
+    )

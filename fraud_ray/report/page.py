@@ -1,0 +1,226 @@
+"""One self-contained HTML page about a run, made from values alone: no network, no script, aggregates only."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import timedelta
+from functools import cached_property, lru_cache
+from typing import TYPE_CHECKING, Any
+
+import jinja2
+
+from fraud_ray.decision.curves import Curves
+from fraud_ray.decision.gate import GateDecision
+from fraud_ray.decision.metrics import Evaluation, SliceEvaluation
+from fraud_ray.report import pictures, training
+from fraud_ray.report.pictures import Picture
+from fraud_ray.rows import PreparedFold
+from fraud_ray.run import RunRecord
+from fraud_ray.settings import Range, Settings
+
+if TYPE_CHECKING:
+    from fraud_ray.data.drift import Drift
+    from fraud_ray.registry.versions import RegisteredVersion
+    from fraud_ray.training.search import SearchOutcome
+
+LABELS = {
+    "average_precision": "Average precision",
+    "auc_roc": "ROC AUC",
+    "f1_score": "F1",
+    "precision": "Precision",
+    "recall": "Recall",
+    "brier": "Brier score",
+    "brier_skill": "Brier skill",
+    "calibration_error": "Calibration error",
+}
+AT_THRESHOLD = {"f1_score", "precision", "recall"}
+
+
+@dataclass(frozen=True)
+class ReportValues:
+    """Everything that page and card tell of a run.
+
+    data: where the partitions lie; rows, partitions: how many they are. folds: selection folds, then the final one.
+    version: None while nothing is registered. timings: seconds a stage. drift: None where there was no champion to
+    compare with.
+    """
+
+    run: RunRecord
+    settings: Settings
+    data: str
+    rows: int
+    partitions: int
+    folds: tuple[PreparedFold, ...]
+    found: SearchOutcome
+    refit_curve: Sequence[Mapping[str, Any]]
+    evaluation: Evaluation
+    curves: Curves
+    decision: GateDecision
+    version: RegisteredVersion | None = None
+    timings: Mapping[str, float] = field(default_factory=dict)
+    drift: Drift | None = None
+
+    @property
+    def final(self) -> PreparedFold:
+        return self.folds[-1]
+
+    @property
+    def verdict(self) -> str:
+        if self.version:
+            alias = f", {self.version.alias}" if self.version.alias else ""
+            return f"Registered as version {self.version.version} of {self.version.name}{alias}"
+        return "Passed the gate" if self.decision.passed else "Rejected by the gate"
+
+    @property
+    def summary(self) -> str:
+        """What the threshold does on the holdout, in words."""
+        evaluation, counts = self.evaluation, self.evaluation.confusion
+        per, unit = pictures.alert_unit(self.curves, evaluation)
+        raised = counts.tp + counts.fp
+        return (
+            f"On {evaluation.rows:,} holdout rows with {evaluation.frauds:,} frauds, the threshold "
+            f"{evaluation.threshold:.4f} raises {raised:,} alerts, {pictures.rate(raised / per)} {unit}. "
+            f"{counts.tp:,} of them are fraud; {counts.fn:,} frauds are missed."
+        )
+
+    @property
+    def code(self) -> str:
+        git = self.run.record["git"]
+        return f"{git['commit'][:12]}{', with changes' if git['dirty'] else ''}" if git else "no git checkout"
+
+    @property
+    def metrics(self) -> list[tuple[str, float, tuple[float, float] | None, float | None]]:
+        """Label, value, interval and best possible of each metric."""
+        evaluation = self.evaluation
+        known = [*LABELS, *(name for name in evaluation.metrics if name not in LABELS)]
+        return [
+            (
+                LABELS.get(name, name.replace("_", " ").capitalize())
+                + (" at threshold" if name in AT_THRESHOLD else ""),
+                evaluation.metrics[name],
+                evaluation.intervals.get(name),
+                (evaluation.best_possible or {}).get(name),
+            )
+            for name in known
+            if name in evaluation.metrics
+        ]
+
+    @cached_property
+    def slices(self) -> dict[str, list[SliceEvaluation]]:
+        """By column, largest first."""
+        by_column: dict[str, list[SliceEvaluation]] = {}
+        for part in self.evaluation.slices:
+            by_column.setdefault(part.column, []).append(part)
+        return by_column
+
+    @property
+    def drift_bounds(self) -> dict[str, float]:
+        """By measure; a column has some of them."""
+        columns = self.drift.columns if self.drift else ()
+        return {measure.name: measure.bound for column in columns for measure in column.measures}
+
+    @property
+    def trials(self) -> str:
+        """How many there were, and what became of them."""
+        statuses = Counter(trial.status for trial in self.found.trials)
+        counted = ", ".join(f"{count:,} {status}" for status, count in statuses.most_common())
+        return f"{len(self.found.trials):,} trial{'' if len(self.found.trials) == 1 else 's'} ({counted})"
+
+    @property
+    def hyperparameters(self) -> list[tuple[str, Any, str]]:
+        """Name, value and what was searched over, of every train setting that can change the result."""
+        chosen = self.settings.model_copy(update={"train": self.settings.train_with(self.found.best.hyperparameters)})
+        prefix = "train."
+        names = {key.removeprefix(prefix): value for key, value in chosen.identity().items() if key.startswith(prefix)}
+        return [(name, value, _options(self.settings.search.space.get(name))) for name, value in names.items()]
+
+    @property
+    def other_settings(self) -> dict[str, Any]:
+        """Settings that can change the result and stand nowhere else on the page."""
+        told = ("data.", "train.", "registry.uri")
+        return {key: value for key, value in self.settings.identity().items() if not key.startswith(told)}
+
+
+def render(values: ReportValues) -> str:
+    """The page as HTML text."""
+    return _template().render(
+        values=values,
+        decision_pictures=_decision_pictures(values),
+        slice_pictures={
+            column: pictures.slices(column, parts, values.evaluation, values.settings.decision.confidence)
+            for column, parts in values.slices.items()
+            if any(part.frauds for part in parts)
+        },
+        training_pictures=_training_pictures(values),
+    )
+
+
+def _decision_pictures(values: ReportValues) -> list[Picture]:
+    curves, evaluation = values.curves, values.evaluation
+    return [
+        pictures.alerts(curves, evaluation),
+        pictures.precision_recall(curves, evaluation),
+        pictures.roc(curves, evaluation),
+        pictures.scores(curves, evaluation),
+        pictures.calibration(curves, evaluation, values.settings.decision.confidence),
+    ]
+
+
+def _training_pictures(values: ReportValues) -> list[Picture]:
+    found, search = values.found, values.settings.search
+    drawn = [training.selection_scores(found), training.losses(found, values.refit_curve)]
+    if search.space and len(found.trials) > 1:
+        drawn.append(training.parallel_coordinates(found, search, training.importances(found, search)))
+    return drawn
+
+
+@lru_cache(maxsize=1)
+def _template() -> jinja2.Template:
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("fraud_ray.report", ""),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters.update(
+        four=lambda value: "" if value is None else f"{value:.4f}",
+        count=lambda value: f"{value:,}",
+        interval=lambda value: "" if value is None else f"{value[0]:.4f} … {value[1]:.4f}",
+        moment=lambda text: f"{text[:16].replace('T', ' ')} UTC",
+        duration=lambda seconds: f"{seconds:.1f} s" if seconds < 60 else str(timedelta(seconds=round(seconds))),
+        by_name=lambda measures: {measure.name: measure for measure in measures},
+        digits=lambda value: f"{value:.3g}",
+        masked=masked,
+        setting=_shown,
+    )
+    environment.globals.update(recall_interval=pictures.recall_interval, slice_name=pictures.slice_name)
+    return environment.get_template("template.html.j2")
+
+
+def masked(text: str) -> str:
+    """A text without the user and password of the addresses in it."""
+    return re.sub(r"://[^/@\s]*@", "://***@", text)
+
+
+def _shown(value: Any) -> str:
+    """A setting's value in words."""
+    if isinstance(value, dict):
+        return ", ".join(f"{key}: {_shown(one)}" for key, one in value.items()) or "none"
+    if isinstance(value, list | tuple):
+        return ", ".join(map(_shown, value)) or "none"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return "none" if value is None else str(value)
+
+
+def _options(options: Any) -> str:
+    """What a hyperparameter was searched over; nothing for one that was not."""
+    if options is None:
+        return ""
+    if isinstance(options, Range):
+        return f"{options.low:g} to {options.high:g}{', logarithmic' if options.log else ''}"
+    return "; ".join(_shown(option) for option in options)

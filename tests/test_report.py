@@ -1,0 +1,429 @@
+"""The report: its numbers are the run's, it needs no network, and it can be read in a narrow and in a wide window."""
+
+from __future__ import annotations
+
+import dataclasses
+import html
+import json
+import re
+import shutil
+import subprocess
+import xml.etree.ElementTree as ElementTree
+from collections.abc import Callable
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import numpy as np
+import pyarrow as pa
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fraud_ray import pipeline
+from fraud_ray.data.drift import ColumnDrift, Drift, Measure
+from fraud_ray.decision.curves import Curves
+from fraud_ray.decision.gate import decide
+from fraud_ray.decision.metrics import evaluate
+from fraud_ray.progress import Quiet
+from fraud_ray.registry.versions import RegisteredVersion
+from fraud_ray.report.card import MOST_CHARACTERS, model_card
+from fraud_ray.report.page import ReportValues, render
+from fraud_ray.report.plot import Axis
+from fraud_ray.report.training import importances
+from fraud_ray.rows import Rows
+from fraud_ray.run import RunRecord
+from fraud_ray.settings import Settings, load_settings, parse_settings
+from fraud_ray.storage import Storage
+from fraud_ray.training.search import SearchOutcome, Trial, enumerate_space, trial_id
+from tests.cards import COLUMNS, card_table, days, write_partition
+from tests.prepared import made_fold
+
+ROWS = 4_000
+SPACE = {"learning_rate": [0.001, 0.004], "dropout": [0.0, 0.1]}
+WIDE_SPACE = {
+    "learning_rate": {"low": 1e-4, "high": 1e-2, "log": True},
+    "positive_weight": [1.0, 3.0, "balanced"],
+    "hidden_sizes": [[256, 128, 64], [128, 64], [64]],
+    "batch_size": {"low": 128, "high": 4096, "log": True},
+    "weight_decay": {"low": 0.0, "high": 0.1},
+}
+SEED_COLUMNS = {
+    "transaction_amount": {"kind": "numeric"},
+    "merchant_category": {"kind": "categorical"},
+    "is_fraud": {"kind": "label"},
+}
+
+
+def report_values(
+    storage: Path,
+    skill: float = 3.0,
+    with_truth: bool = True,
+    with_roles: bool = True,
+    categories: int = 6,
+    threshold: float = 0.4,
+    **sections: Any,
+) -> ReportValues:
+    """Values of a made run. skill: distance between the mean logits of the classes."""
+    columns = COLUMNS if with_roles else SEED_COLUMNS
+    slices = ["category" if with_roles else "merchant_category"]
+    raw = {
+        "data": {"path": "/data", "columns": columns},
+        "gate": {"min_f1": 0.3},
+        "search": {"space": SPACE},
+        **sections,
+    }
+    decision = {"slices": slices, "bootstrap_repeats": 20, **sections.get("decision", {})}
+    settings = parse_settings({**raw, "decision": decision}, "test")
+    rng = np.random.default_rng(5)
+    label = (rng.random(ROWS) < 0.05).astype(np.int8)
+    truth = rng.normal(-4 + skill * label, 1.0)
+    probabilities = 1 / (1 + np.exp(-truth - rng.normal(0, 0.5, ROWS)))
+    rows = Rows(
+        np.zeros((ROWS, 0), np.float32),
+        np.zeros((ROWS, 0), np.int32),
+        label,
+        {"true_probability": 1 / (1 + np.exp(-truth))} if with_truth else {},
+        {slices[0]: rng.choice([*(f"kind-{i}" for i in range(categories)), ""], ROWS)},
+    )
+    evaluation = evaluate(probabilities, rows, threshold, settings.decision)
+    days_known = 7 if with_roles else None
+    curves = Curves.of(
+        probabilities, label, threshold, rows.roles.get("true_probability"), days_known, settings.decision.confidence
+    )
+    decision_made = decide(evaluation, settings.gate, None)
+    found = made_search(settings)
+    return ReportValues(
+        run=RunRecord(
+            name="march",
+            folder="/store/runs/march",
+            state="running",
+            config="bank",
+            created="2024-03-09T08:15:00.000+00:00",
+            record={
+                "created": "2024-03-09T08:15:00.000+00:00",
+                "user": "ann",
+                "host": "laptop",
+                "command": "fraud-ray run -c bank.yaml --set registry.uri=postgresql://ann:hunter2@server/mlflow",
+                "git": {"commit": "0123456789abcdef", "dirty": True},
+                "versions": {"python": "3.11.7", "fraud_ray": "0.1.0", "ray": "2.60.0"},
+                "fingerprint": "f" * 64,
+            },
+            stages=(),
+            outcome=None,
+            holder=None,
+        ),
+        settings=settings,
+        data="/data",
+        rows=40_000,
+        partitions=40,
+        folds=tuple(made_fold(Storage.at(str(storage)), name, 300, 100) for name in ("selection-1", "final")),
+        found=found,
+        refit_curve=found.best.curve[: found.best.best_epoch],
+        evaluation=evaluation,
+        curves=curves,
+        decision=decision_made,
+        version=RegisteredVersion("fraud-detection-production", 3, "champion", "march", "1")
+        if decision_made.passed
+        else None,
+        timings={"search": 61.0, "refit": 4.2},
+    )
+
+
+def made_search(settings: Settings) -> SearchOutcome:
+    """Trials over the settings' space; about one in ten failed before its first epoch, or was stopped early."""
+    rng = np.random.default_rng(3)
+    trials = []
+    for number, point in enumerate(enumerate_space(settings.search)):
+        rate = settings.train_with(point).learning_rate
+        top = 0.9 - 0.03 * abs(np.log10(rate / 0.002)) + rng.normal(0, 0.003)
+        failed, stopped = number % 10 == 9, number % 10 == 8
+        epochs = 0 if failed else 3 if stopped else 12
+        curve = tuple(
+            {"epoch": e, "loss": 0.2 / e, "average_precision": float(top * (1 - 0.5**e)), "rows_per_second": 1e5}
+            for e in range(1, epochs + 1)
+        )
+        status = "failed" if failed else "stopped" if stopped else "finished"
+        score = curve[-1]["average_precision"] if curve else None
+        trials.append(Trial(trial_id(point), point, status, score, epochs, 2.0, curve))
+    ranked = sorted(trials, key=lambda trial: -(trial.average_precision or -1))
+    return SearchOutcome(ranked[0], tuple(ranked), "search", 0)
+
+
+class Cells(HTMLParser):
+    """The rows of all tables of a page, and the terms of its lists, as tuples of texts."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.rows: list[tuple[str, ...]] = []
+        self.open: list[str] | None = None
+        self.feed(page)
+
+    def handle_starttag(self, tag: str, attributes: Any) -> None:
+        if tag == "tr":
+            self.open = []
+        elif tag in {"td", "th"} and self.open is not None:
+            self.open.append("")
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag == "tr" and self.open is not None:
+            self.rows.append(tuple(cell.strip() for cell in self.open))
+            self.open = None
+
+    def handle_data(self, data: str) -> None:
+        if self.open:
+            self.open[-1] += data
+
+    def row(self, *beginning: str) -> tuple[str, ...]:
+        """The only row that begins so."""
+        (found,) = {row for row in self.rows if row[: len(beginning)] == beginning}
+        return found
+
+
+def spans(low: float, high: float) -> str:
+    return f"{low:.4f} … {high:.4f}"
+
+
+@pytest.fixture
+def made(tmp_path: Path) -> Callable[..., ReportValues]:
+    return lambda **options: report_values(tmp_path, **options)
+
+
+CASES: dict[str, dict[str, Any]] = {
+    "registered": {},
+    "rejected": {"gate": {"min_f1": 0.99, "max_calibration_error": 0.5}},
+    "without the best possible": {"with_truth": False},
+    "as in seed.yaml": {
+        "with_truth": False,
+        "with_roles": False,
+        "folds": {"kind": "stratified"},
+        "search": {"space": {}},
+    },
+    "200 trials": {"search": {"space": WIDE_SPACE, "algorithm": "random", "trials": 200}},
+    "many slices": {"categories": 300, "gate": {"min_f1": 0.1, "slices": {"min": 0.0, "min_frauds": 1}}},
+    "no skill": {"skill": 0.0, "threshold": 0.03},
+    "no alert": {"threshold": 1.0},
+    "all are alerts": {"threshold": 0.0},
+    "one epoch": {"train": {"epochs": 1}, "decision": {"bootstrap_repeats": 0}},
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_page_is_made_of_any_run_without_network_or_script_and_with_whole_pictures(made: Any, case: str) -> None:
+    page = render(made(**CASES[case]))
+    assert not re.search(r"https?:|<(script|link|img|iframe|object)\b|\b(src|href)=|url\(|@import", page)
+    assert "content=\"default-src 'none'" in page
+    drawn = re.findall(r"(<svg viewBox=\"0 0 400 .*?</svg>)\s*</figure>", page, flags=re.DOTALL)
+    assert len(drawn) == page.count("<figure>") - 1, "one figure is a table"
+    for picture in drawn:
+        assert not re.search(r"\b(nan|inf|None)\b", picture)
+        ElementTree.fromstring(picture)
+
+
+@pytest.mark.parametrize("case", ["registered", "rejected", "as in seed.yaml", "many slices", "200 trials"])
+def test_the_numbers_on_the_page_are_the_runs(made: Any, case: str) -> None:
+    values = made(**CASES[case])
+    page = render(values)
+    cells = Cells(page)
+    evaluation = json.loads(json.dumps(values.evaluation.to_json()))
+    labels = {"auc_roc": "ROC AUC", "f1_score": "F1 at threshold", "recall": "Recall at threshold"}
+    for name, label in {**labels, "brier": "Brier score", "precision_at_100": "Precision at 100"}.items():
+        row = cells.row(label)
+        assert row[1] == f"{evaluation['metrics'][name]:.4f}"
+        assert row[2] == (spans(*evaluation["intervals"][name]) if name in evaluation["intervals"] else "")
+        if evaluation["best_possible"]:
+            assert row[3] == (f"{evaluation['best_possible'][name]:.4f}" if name in evaluation["best_possible"] else "")
+    counts = evaluation["confusion"]
+    assert cells.row("Alert")[1:] == tuple(f"{n:,}" for n in (counts["tp"], counts["fp"], counts["tp"] + counts["fp"]))
+    assert cells.row("No alert")[1:3] == tuple(f"{n:,}" for n in (counts["fn"], counts["tn"]))
+    for check in values.decision.to_json()["checks"]:
+        sign = {">=": "≥", "<=": "≤"}[check["comparison"]]
+        row = cells.row(check["name"])
+        assert row[1:4] == (
+            "passed" if check["passed"] else "failed",
+            f"{check['value']:.4f}",
+            f"{sign} {check['bound']:.4f}",
+        )
+    for part in evaluation["slices"]:
+        row = cells.row(part["value"] or "(missing)", f"{part['rows']:,}", f"{part['frauds']:,}")
+        assert row[3] == (f"{part['metrics']['recall']:.4f}" if part["frauds"] else "")
+    for trial in values.found.trials:
+        score = "" if trial.average_precision is None else f"{trial.average_precision:.4f}"
+        assert cells.row(trial.id)[1:3] == (trial.status, score)
+    for fold in values.folds:
+        row = cells.row(fold.name)
+        assert (row[2], row[3], row[5]) == (f"{fold.fit.rows:,}", f"{fold.fit.frauds:,}", f"{fold.holdout.rows:,}")
+    text = " ".join(html.unescape(re.sub("<[^>]*>", " ", page)).split())
+    alerts = counts["tp"] + counts["fp"]
+    a_day = alerts / 7 if case != "as in seed.yaml" else alerts / (ROWS / 1_000)
+    unit = "a day" if case != "as in seed.yaml" else "per 1,000 rows"
+    shown = f"{a_day:,.0f}" if a_day >= 100 or a_day == round(a_day) else f"{a_day:.1f}"
+    assert f"raises {alerts:,} alerts, {shown} {unit}" in text
+
+
+def test_marks_lie_where_the_axes_say(made: Any) -> None:
+    """The threshold's dot of the ROC curve, and a slice's recall, read back by the ticks of their axes."""
+    values = made()
+    for title, expected in {
+        "ROC curve": values.evaluation.confusion.fp / (values.evaluation.confusion.fp + values.evaluation.confusion.tn),
+        "Recall by category": max(values.evaluation.slices, key=lambda part: part.frauds).metrics["recall"],
+    }.items():
+        picture = ElementTree.fromstring(
+            re.search(f'<svg [^>]*aria-label="{title}".*?</svg>(?=\\s*</fig)', render(values), re.S)[0]
+        )
+        ticks = {t.text: float(t.get("x") or 0) for t in picture.iter("text") if t.get("text-anchor") == "middle"}
+        dot = next(float(c.get("cx") or 0) for c in picture.iter("circle"))
+        assert (dot - ticks["0%"]) / (ticks["100%"] - ticks["0%"]) == pytest.approx(expected, abs=1e-3)
+
+
+def test_who_when_and_which_code_are_told_and_no_password(made: Any) -> None:
+    page, card = render(made()), model_card(made())
+    for text in ("2024-03-09 08:15 UTC by ann", "0123456789ab", "f" * 64):
+        assert text in page
+        assert text in card
+    assert "hunter2" not in page + card
+    assert "postgresql://***@server/mlflow" in page
+
+
+def test_drift_is_a_table_with_bounds_where_there_was_a_champion(made: Any) -> None:
+    values = made()
+    assert "no champion to compare" in render(values)
+    exceeded, within = Measure("KS", 0.31254, 0.1), Measure("PSI", 0.05, 0.2)
+    columns = (
+        ColumnDrift("amount", "numeric", (exceeded, within), "KS", 1e-9, (0.0, 0.025), (50.0, 61.5)),
+        ColumnDrift("category", "categorical", (within,), "chi-square", 0.4),
+    )
+    drift = Drift("version 1", (10_000, 5_000), columns, {"online": "it is declared as numeric now"})
+    page = render(dataclasses.replace(values, drift=drift))
+    assert Cells(page).row("amount") == (
+        *("amount", "0.3125", "0.0500", "1e-09 (KS)"),
+        *("50 → 61.5", "0.00% → 2.50%"),
+    )
+    assert Cells(page).row("category", "")[2:4] == ("0.0500", "0.4 (chi-square)")
+    assert "KS (≤ 0.1)" in page
+    assert "drift in amount<" in page
+    assert "online was not compared: it is declared as numeric now" in page
+
+
+def test_importance_finds_the_hyperparameter_that_matters(made: Any) -> None:
+    values = made(**CASES["200 trials"])
+    weights = importances(values.found, values.settings.search)
+    assert sum(weights.values()) == pytest.approx(1)
+    assert max(weights, key=lambda name: weights[name]) == "learning_rate"
+    few = dataclasses.replace(values.found, trials=values.found.trials[:3])
+    assert importances(few, values.settings.search) == {}
+
+
+@given(low=st.floats(1e-6, 1e6), width=st.floats(1e-3, 1e6), most=st.integers(1, 8), log=st.booleans())
+def test_ticks_are_round_few_and_on_the_axis(low: float, width: float, most: int, log: bool) -> None:
+    axis = Axis("x", low, low + width * (low if log else 1), log=log, most_ticks=most)
+    assert len(axis.ticks) <= most + 1
+    for tick in axis.ticks:
+        assert -1e-6 <= axis.share(tick) <= 1 + 1e-6
+    if not log and len(axis.ticks) > 1:
+        step = (axis.ticks[-1] - axis.ticks[0]) / (len(axis.ticks) - 1)
+        assert f"{step:.2e}"[:4] in {"1.00", "2.00", "5.00"}
+
+
+def test_a_card_fits_into_a_versions_description(made: Any) -> None:
+    card = model_card(made(**CASES["many slices"]))
+    assert len(card) <= MOST_CHARACTERS
+    assert "more checks are in the report" in card
+    assert card.endswith("**Report:** /store/runs/march/report.html\n")
+
+
+MEASURE = """
+const found = [];
+for (const frame of document.querySelectorAll("iframe")) {
+  const page = frame.contentDocument.documentElement, faults = [];
+  if (page.scrollWidth > page.clientWidth) faults.push(`is ${page.scrollWidth} pixels wide`);
+  for (const picture of page.querySelectorAll("figure > svg")) {
+    const edge = picture.getBoundingClientRect(), name = picture.getAttribute("aria-label");
+    const texts = [...picture.querySelectorAll("text")].map(text => [text.textContent, text.getBoundingClientRect()]);
+    texts.forEach(([text, box], position) => {
+      if (box.left < edge.left - 1 || box.right > edge.right + 1) faults.push(`${name}: ${text} is cut off`);
+      for (const [other, its] of texts.slice(position + 1)) {
+        const across = Math.min(box.right, its.right) - Math.max(box.left, its.left);
+        const down = Math.min(box.bottom, its.bottom) - Math.max(box.top, its.top);
+        if (across > 1 && down > 3) faults.push(`${name}: ${text} meets ${other}`);
+      }
+    });
+  }
+  found.push({page: frame.title, pictures: page.querySelectorAll("figure > svg").length, faults});
+}
+const result = document.createElement("pre");
+result.textContent = "measured " + JSON.stringify(found) + " end";
+document.body.append(result);
+"""
+
+
+def test_in_a_browser_nothing_overflows_or_overlaps_at_400_and_1400_pixels(made: Any, tmp_path: Path) -> None:
+    browser = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if browser is None:
+        pytest.skip("no chromium on the path to lay the page out with; apt-get install chromium")
+    frames = "".join(
+        f'<iframe title="{case} at {width}" style="border:0;height:900px;width:{width}px" '
+        f'srcdoc="{html.escape(render(made(**options)))}"></iframe>'
+        for case, options in CASES.items()
+        for width in (400, 1400)
+    )
+    page = tmp_path / "frames.html"
+    page.write_text(f"<meta charset=utf-8>{frames}<script>onload = () => {{ {MEASURE} }}</script>")
+    quiet = ("background-networking", "component-update", "sync", "gpu")
+    done = subprocess.run(
+        [
+            *(browser, "--headless", "--no-sandbox", "--no-first-run", *(f"--disable-{what}" for what in quiet)),
+            *(f"--user-data-dir={tmp_path / 'profile'}", "--dump-dom", page.as_uri()),
+        ],
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    answer = re.search("<pre>measured (.*) end</pre>", done.stdout, flags=re.DOTALL)
+    assert answer, done.stderr[-2_000:]
+    measured = json.loads(html.unescape(answer[1]))
+    assert len(measured) == 2 * len(CASES)
+    assert min(one["pictures"] for one in measured) >= 7
+    assert {one["page"]: one["faults"] for one in measured if one["faults"]} == {}
+
+
+def test_a_run_writes_its_page_and_its_versions_card_and_a_rejected_run_its_page(
+    tmp_path: Path, ray_session: None
+) -> None:
+    """And nothing of them holds an id, an entity or a raw row."""
+    for day in days(40):
+        table = card_table(day, 80)
+        cards = pa.array([f"card-{card}" for card in table["card"].to_pylist()])
+        ids = pa.array([f"transaction-{one}" for one in table["transaction_id"].to_pylist()])
+        table = table.set_column(2, "card", cards).set_column(0, "transaction_id", ids)
+        write_partition(tmp_path / "data", f"date={day}/part-0.parquet", table)
+    settings = {
+        "data": {"path": str(tmp_path / "data"), "columns": COLUMNS},
+        "folds": {"fit_days": 20, "delay_days": 2, "holdout_days": 7, "selection_shift_days": [7]},
+        "train": {"epochs": 2, "batch_size": 64, "hidden_sizes": [8]},
+        "decision": {"slices": ["category"], "bootstrap_repeats": 10},
+        "gate": {"min_f1": 0.0},
+        "storage": {"root": str(tmp_path / "store")},
+        "run": {"name": "first"},
+    }
+    path = tmp_path / "bank.yaml"
+    path.write_text(yaml.safe_dump(settings))
+    registered = pipeline.run(load_settings(path, []), Quiet())
+    # A run of its own, with what the first one found up to its evaluation.
+    concluded = shutil.ignore_patterns("run.json", "lease", "gate.json", "register.json", "outcome.json", "report.html")
+    shutil.copytree(registered.folder, Path(registered.folder).with_name("second"), ignore=concluded)
+    rejected = pipeline.run(load_settings(path, ["run.name=second", "gate.min_f1=1.0"]), Quiet())
+    uri = f"sqlite:///{tmp_path / 'store' / 'mlflow.db'}"
+    client = mlflow.MlflowClient(uri, registry_uri=uri)
+    version = client.get_model_version("fraud-detection-production", "1")
+    for outcome, verdict in ((registered, "Registered as version 1"), (rejected, "Rejected by the gate")):
+        assert outcome.report
+        page = Path(outcome.report).read_text()
+        assert verdict in page
+        assert Cells(page).row("ROC AUC")[1] == f"{(outcome.evaluation or {})['metrics']['auc_roc']:.4f}"
+        written = page + version.description + (Path(outcome.folder) / "curves.json").read_text()
+        assert not re.search(r"card-\d|transaction-\d", written)
+    assert version.description.startswith("# fraud-detection-production: run first")
+    assert [entry.path for entry in client.list_artifacts(version.run_id) if entry.path == "report.html"]
