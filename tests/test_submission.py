@@ -1,4 +1,4 @@
-"""`fraud-ray submit` and `fraud-ray jobs` on KubeRay: manifests, and a Kubernetes API on this machine that takes them."""
+"""`fraud-ray submit` and `fraud-ray jobs` on KubeRay: the manifests, and a Kubernetes API that takes them."""
 
 from __future__ import annotations
 
@@ -238,8 +238,7 @@ def test_a_failed_run_gets_its_next_attempt(api: Api) -> None:
 
 
 STATES = {
-    "pending": [{}, {"jobDeploymentStatus": "Initializing"}, {"jobDeploymentStatus": "Suspended"}]
-    + [{"jobDeploymentStatus": "Retrying", "jobStatus": ""}],
+    "pending": [{}, {"jobDeploymentStatus": "Suspended"}, {"jobDeploymentStatus": "Retrying", "jobStatus": ""}],
     "running": [{"jobDeploymentStatus": "Running", "jobStatus": "RUNNING"}],
     "failed": [{"jobDeploymentStatus": "ValidationFailed"}, {"jobDeploymentStatus": "Failed", "jobStatus": "FAILED"}],
     "stopped": [{"jobDeploymentStatus": "Complete", "jobStatus": "STOPPED"}],
