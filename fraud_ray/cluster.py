@@ -70,9 +70,13 @@ def inside_ray_job() -> bool:
 
 
 def refuse_temporary_folders(settings: Settings) -> None:
+    """`refuse_relative_folders` inside a Ray job; elsewhere nothing is wrong with them."""
+    if inside_ray_job():
+        refuse_relative_folders(settings)
+
+
+def refuse_relative_folders(settings: Settings) -> None:
     """Raises SettingsError where a Ray job would store in its own working folder, which ends with it."""
-    if not inside_ray_job():
-        return
     for key, value in (("storage.root", settings.storage.root), ("registry.uri", settings.registry.uri)):
         path = _local_path(value) if value else None
         if path and not path.is_absolute():

@@ -11,6 +11,7 @@ from fraud_ray.progress import Progress
 from fraud_ray.run import Outcome, open_run
 from fraud_ray.settings import Loaded, Settings
 from fraud_ray.storage import Storage
+from fraud_ray.storage_check import check_storage
 
 if TYPE_CHECKING:
     from fraud_ray.stages import Stages
@@ -37,6 +38,7 @@ def run(loaded: Loaded, progress: Progress, until: str | None = None) -> Outcome
 
         session.enter_context(connect(settings))
         check_resources(settings)
+        check_storage(storage)
         stages = session.enter_context(Stages.of(loaded, source, storage, held, progress, until))
         try:
             return _through(stages)

@@ -6,11 +6,15 @@ import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
 from fraud_ray.run import Outcome
 from tests.line import Start, local
+
+if TYPE_CHECKING:
+    from tests.kube.schema import Definitions
 
 os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
 
@@ -106,3 +110,18 @@ def handbook() -> Path:
 def crds() -> Path:
     """Folder with KubeRay's resource definitions."""
     return _external("FRAUD_RAY_CRDS", "ray-project/kuberay, helm-chart/kuberay-operator/crds, release 1.7.0")
+
+
+@pytest.fixture(scope="session")
+def definitions(crds: Path) -> Definitions:
+    """What an API server with KubeRay would check objects with."""
+    from tests.kube.schema import Definitions
+
+    return Definitions(crds)
+
+
+@pytest.fixture(scope="session")
+def kubectl(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from tests.kube.render import find_kubectl
+
+    return find_kubectl(tmp_path_factory.mktemp("kubectl"))

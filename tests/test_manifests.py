@@ -12,7 +12,7 @@ import yaml
 
 from fraud_ray.settings import load_settings
 from tests.kube.policy import at, pods, quantity, violations
-from tests.kube.render import Document, find_kubectl, render, with_components
+from tests.kube.render import Document, render, with_components
 from tests.kube.schema import Definitions
 
 ROOT = Path(__file__).parent.parent
@@ -41,16 +41,6 @@ EXTERNAL = {
     "Secret/fraud-storage",
     "LocalQueue/fraud",
 }
-
-
-@pytest.fixture(scope="session")
-def kubectl(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return find_kubectl(tmp_path_factory.mktemp("kubectl"))
-
-
-@pytest.fixture(scope="session")
-def definitions(crds: Path) -> Definitions:
-    return Definitions(crds)
 
 
 def only(documents: list[Document], kind: str, name: str | None = None) -> Document:

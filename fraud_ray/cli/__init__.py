@@ -11,7 +11,20 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from fraud_ray.cli import audit, data, drift, models, reproduce, run, runs, score, settings, ui
+from fraud_ray.cli import (
+    audit,
+    data,
+    drift,
+    jobs,
+    models,
+    reproduce,
+    run,
+    runs,
+    score,
+    settings,
+    submit,
+    ui,
+)
 from fraud_ray.cli.faults import Commands
 
 app = typer.Typer(
@@ -48,6 +61,8 @@ app.command()(reproduce.reproduce)
 app.add_typer(models.app, name="models")
 app.add_typer(audit.app, name="audit")
 app.command()(ui.ui)
+app.command()(submit.submit)
+app.add_typer(jobs.app, name="jobs")
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:

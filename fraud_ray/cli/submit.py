@@ -1,0 +1,66 @@
+"""`fraud-ray submit`: a run as a job elsewhere."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from typing import Annotated
+
+import typer
+
+from fraud_ray.cli.jobs import DASHBOARD, Address, To, TokenFile, as_values, of_kuberay, of_ray
+from fraud_ray.cli.options import AsJson, Config, Overrides
+
+
+def submit(
+    config: Config,
+    overrides: Overrides = None,
+    name: Annotated[
+        str | None,
+        typer.Option("--name", help="The run's name; may hold the data's date, as in 'fraud-{as_of:%Y-%m}'."),
+    ] = None,
+    to: To = "kuberay",
+    render: Annotated[
+        bool, typer.Option("--render", help="kuberay: print the manifests, for kubectl apply -f - or Git, and end.")
+    ] = False,
+    address: Address = DASHBOARD,
+    token_file: TokenFile = None,
+    as_json: AsJson = False,
+) -> None:
+    """Submit a run, as a RayJob with a cluster of its own or to a Ray that is up.
+
+    The same command again answers with the job that is under way or done; after a failure, or a stop, it makes the
+    next attempt, which resumes. Invalid settings end it before anything is submitted.
+    """
+    from fraud_ray.settings import load_settings
+    from fraud_ray.submission import jobs
+    from fraud_ray.submission.order import order
+
+    if to == "kuberay":
+        from fraud_ray.submission.render import fill, render_overlay, to_yaml
+
+        template = render_overlay(load_settings(config, overrides or ()).settings.cluster.overlay)
+        placed = order(config, overrides or [], name, template.line)
+        documents = fill(template, placed, 1)
+        if render:
+            typer.echo(to_yaml(documents), nl=False)
+            return
+        where = of_kuberay(template)
+    elif render:
+        raise typer.BadParameter("goes with --to kuberay", param_hint="--render")
+    else:
+        placed = order(config, overrides or [], name)
+        where = of_ray(address, token_file)
+    attempt, is_new = jobs.submit(where, placed)
+    if as_json:
+        typer.echo(json.dumps({**as_values(attempt), "new": is_new}, indent=1))
+        return
+    told = "submitted as job" if is_new else f"is {attempt.state} as job"
+    typer.echo(f"run '{attempt.run}' {told} {attempt.name}\n\nNext:")
+    options = ["--to", "ray"] if to == "ray" else ["-c", str(config), *_overlay(overrides or [])]
+    for purpose, words in (("what it prints", ["logs", "-f"]), ("its settings", ["show"]), ("end it", ["stop"])):
+        typer.echo(f"  {shlex.join(['fraud-ray', 'jobs', *words, attempt.name, *options])}  # {purpose}")
+
+
+def _overlay(overrides: list[str]) -> list[str]:
+    return [word for override in overrides if override.startswith("cluster.overlay=") for word in ("--set", override)]

@@ -1,0 +1,103 @@
+"""What is submitted: the words that start a run, with settings that are valid and a name that is settled."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from fraud_ray.cluster import refuse_relative_folders
+from fraud_ray.data.source import open_source
+from fraud_ray.errors import DataError, ServerError, SettingsError
+from fraud_ray.run import run_name
+from fraud_ray.settings import Loaded, Settings, load_settings
+
+_PROGRAM = ("python", "jobs/pipeline.py")
+
+
+@dataclass(frozen=True)
+class Order:
+    """A run to submit. words: its command line, as a program gets it; config: the file that its settings come from."""
+
+    run: str
+    settings: Settings
+    words: tuple[str, ...]
+    config: Path
+
+    def attempt_name(self, number: int) -> str:
+        return f"{self.run}-{number}"
+
+
+@dataclass(frozen=True)
+class CommandLine:
+    """A command line of jobs/pipeline.py, taken apart."""
+
+    program: tuple[str, ...]
+    config: str
+    overrides: tuple[str, ...] = ()
+    name: str | None = None
+
+    @classmethod
+    def parse(cls, words: Sequence[str], where: str) -> CommandLine:
+        """Raises SettingsError for other words than a program and its -c, --set and --name."""
+        start = next((index for index, word in enumerate(words) if word.startswith("-")), len(words))
+        options: dict[str, list[str]] = {"-c": [], "--set": [], "--name": []}
+        pairs = words[start:]
+        if len(pairs) % 2 or any(option not in options for option in pairs[::2]):
+            raise SettingsError(
+                f"{where}: '{' '.join(words)}' should be jobs/pipeline.py with -c, --set and --name only"
+            )
+        for option, value in zip(pairs[::2], pairs[1::2], strict=True):
+            options[option].append(value)
+        if len(options["-c"]) != 1:
+            raise SettingsError(f"{where}: '{' '.join(words)}' names no configuration with -c")
+        return cls(tuple(words[:start]), options["-c"][0], tuple(options["--set"]), next(iter(options["--name"]), None))
+
+    def words(self) -> tuple[str, ...]:
+        named = ("--name", self.name) if self.name else ()
+        overrides = (word for override in self.overrides for word in ("--set", override))
+        return (*self.program, "-c", self.config, *overrides, *named)
+
+
+def order(config: Path, overrides: Sequence[str], name: str | None, template: CommandLine | None = None) -> Order:
+    """The run of this configuration with these overrides.
+
+    template: the command line that the job has by itself; its overrides come first, its name last. name: may hold the
+    data's date, which is looked up; a run without any name gets its default one. Raises SettingsError for invalid
+    settings, folders that no job can see, and a name that depends on data which cannot be read from here.
+    """
+    base = template or CommandLine(_PROGRAM, config.as_posix())
+    every = (*base.overrides, *overrides)
+    loaded = load_settings(config, every)
+    pattern = name or loaded.settings.run.name or base.name
+    if pattern is not None:
+        loaded = load_settings(config, [*every, f"run.name={json.dumps(pattern)}"])
+    refuse_relative_folders(loaded.settings)
+    _refuse_relative_data(loaded.settings)
+    run = _settled_name(loaded)
+    line = CommandLine(base.program, base.config, every, run)
+    return Order(run, loaded.settings, line.words(), config)
+
+
+def _refuse_relative_data(settings: Settings) -> None:
+    path = settings.data.path
+    if "://" not in path and not Path(path).expanduser().is_absolute():
+        raise SettingsError(
+            f"data.path is {path}, relative to a working folder that holds code alone where a job runs. Give an "
+            "absolute path on a shared volume, or a URI: --set data.path=…"
+        )
+
+
+def _settled_name(loaded: Loaded) -> str:
+    pattern = loaded.settings.run.name
+    if pattern is not None and "{" not in pattern:
+        return pattern
+    try:
+        source = open_source(loaded.settings.data)
+    except (DataError, ServerError) as fault:
+        raise SettingsError(
+            f"the run's name {f'{pattern!r} ' if pattern else ''}comes from its data, which cannot be read from here: "
+            f"{fault}\nGive a name without a date: --name …"
+        ) from fault
+    return run_name(loaded, source.fingerprint, source.as_of)

@@ -1,0 +1,207 @@
+"""Jobs on a Ray that is up, with a token: `fraud-ray submit --to ray`, and a RayJob's own command line, as rendered."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from mlflow import MlflowClient
+
+from tests.line import REPOSITORY, local
+from tests.rays import BIN, Head, head
+
+MODEL = "fraud-detection-production"
+SPACE = "search.space={learning_rate: [0.001, 0.002, 0.003, 0.004]}"
+SEARCH = (SPACE, "search.concurrency=1", "train.epochs=4", "train.patience_epochs=null")
+
+
+@pytest.fixture(scope="module")
+def ray_up(kubectl: Path) -> Iterator[Head]:
+    """A head with the environment that the manifests give theirs."""
+    rendered = _render(kubectl, "--set", "cluster.overlay=dev")
+    (container,) = rendered["spec"]["rayClusterSpec"]["headGroupSpec"]["template"]["spec"]["containers"]
+    environment = {variable["name"]: variable["value"] for variable in container["env"]}
+    with head(REPOSITORY, environment) as up:
+        yield up
+
+
+def sets(overrides: list[str]) -> list[str]:
+    return [word for override in overrides for word in ("--set", override)]
+
+
+def fraud_ray(environment: dict[str, str], *arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [str(BIN / "fraud-ray"), *arguments]
+    return subprocess.run(command, cwd=REPOSITORY, env=environment, capture_output=True, text=True, timeout=300)
+
+
+def told(done: subprocess.CompletedProcess[str]) -> Any:
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+def wait_until(condition: Callable[[], Any], seconds: float = 180) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def ledger(store: Path, run: str) -> dict[str, bytes]:
+    """The finished trials of a run."""
+    return {file.name: file.read_bytes() for file in (store / f"runs/{run}/search/ledger").glob("*.json")}
+
+
+def lease(store: Path, run: str) -> dict[str, Any]:
+    newest = max((store / f"runs/{run}/lease").glob("*.json"))
+    return json.loads(newest.read_text())
+
+
+def test_without_its_token_nothing_is_listed_or_submitted(ray_up: Head) -> None:
+    stranger = {k: v for k, v in ray_up.environment.items() if k not in {"RAY_AUTH_TOKEN", "RAY_AUTH_MODE"}}
+    stranger["HOME"] = "/nonexistent"  # where a token might lie
+    for arguments in (["list"], ["stop", "march"]):
+        done = fraud_ray(stranger, "jobs", *arguments, "--to", "ray")
+        assert done.returncode == 1
+        assert "asks for its token: set RAY_AUTH_TOKEN, or give --token-file" in done.stderr
+    wrong = fraud_ray({**stranger, "RAY_AUTH_TOKEN": "0" * 32}, "jobs", "list", "--to", "ray")
+    assert wrong.returncode == 1
+    assert "asks for its token" in wrong.stderr
+
+
+def test_a_submitted_job_is_watched_read_and_stopped_and_its_run_could_go_on(
+    ray_up: Head, simulated: Path, store: Path, tmp_path: Path
+) -> None:
+    token = tmp_path / "token"
+    token.write_text(f"{ray_up.token}\n")
+    known = {k: v for k, v in ray_up.environment.items() if k not in {"RAY_AUTH_TOKEN", "RAY_AUTH_MODE"}}
+    where = ["--to", "ray", "--token-file", str(token)]
+    overrides = sets(local(simulated, store, [*SEARCH, "train.epochs=60"])[1])
+    order = ["submit", "-c", "configs/local.yaml", *overrides, "--name", "april", *where]
+
+    invalid = fraud_ray(known, *order, "--set", "train.epochs=0")
+    assert invalid.returncode == 2
+    assert "train.epochs should be greater than 0" in invalid.stderr
+    outside = fraud_ray(known, *order, "-c", str(tmp_path / "local.yaml"))
+    assert outside.returncode == 2
+    assert told(fraud_ray(known, "jobs", "list", *where, "--json")) == []
+
+    submitted = told(fraud_ray(known, *order, "--json"))
+    assert (submitted["name"], submitted["new"]) == ("april-1", True)
+    assert told(fraud_ray(known, *order, "--json"))["new"] is False
+    with subprocess.Popen(
+        [BIN / "fraud-ray", "jobs", "logs", "april", "--follow", *where],
+        cwd=REPOSITORY,
+        env=known,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as following:
+        wait_until((store / "runs/april/search").exists)
+        shown = told(fraud_ray(known, "jobs", "show", "april", *where, "--json"))
+        assert shown["state"] == "running"
+        assert shown["settings"]["train"]["epochs"] == 60
+        assert shown["settings"]["storage"]["root"] == str(store)
+        assert fraud_ray(known, "jobs", "stop", "april", *where).returncode == 0
+        read = following.communicate(timeout=60)[0]
+    assert re.search("✓ prepare .* fit and .* holdout rows", read)
+    assert "terminated; a run goes on from here with the same command" in read
+    listed = told(fraud_ray(known, "jobs", "list", *where, "--json"))
+    assert [(job["name"], job["run"], job["state"]) for job in listed] == [("april-1", "april", "stopped")]
+    assert "✓ prepare" in fraud_ray(known, "jobs", "logs", "april-1", *where).stdout
+    assert lease(store, "april")["released"]
+    assert not (store / "runs/april/outcome.json").exists()
+
+
+def test_a_rendered_rayjob_that_is_killed_and_stopped_in_the_search_finishes_without_repeating_trials(
+    ray_up: Head, simulated: Path, store: Path, kubectl: Path
+) -> None:
+    overrides = local(simulated, store, [*SEARCH, "train.dropout=0.05", f"registry.uri=sqlite:///{store}/mlflow.db"])[1]
+    # One shell word with everything that a shell might take: the overlay's simulate stays, as nothing is to be made.
+    overrides = [o for o in overrides if not o.startswith("simulate=")]
+    job = _render(kubectl, *sets(["cluster.overlay=dev", *overrides]))
+    assert "runtimeEnvYAML" not in job["spec"], "its working folder is the image's"
+
+    first = _submit_as_kuberay(ray_up, job, "first")
+    wait_until(lambda: len(ledger(store, "june")) >= 1)
+    os.kill(lease(store, "june")["pid"], signal.SIGKILL)
+    assert _ended(ray_up, first) == "FAILED"
+    finished = ledger(store, "june")
+    assert 1 <= len(finished) < 4
+
+    second = _submit_as_kuberay(ray_up, job, "second")
+    wait_until(lambda: len(ledger(store, "june")) > len(finished))
+    subprocess.run([BIN / "ray", "job", "stop", second], env=ray_up.environment, check=True, capture_output=True)
+    assert _ended(ray_up, second) == "STOPPED"
+    assert lease(store, "june")["released"]
+    assert {name: ledger(store, "june")[name] for name in finished} == finished
+    finished = ledger(store, "june")
+
+    third = _submit_as_kuberay(ray_up, job, "third")
+    assert _ended(ray_up, third) == "SUCCEEDED", _log(ray_up, third)
+    assert len(ledger(store, "june")) == 4
+    assert {name: ledger(store, "june")[name] for name in finished} == finished
+    outcome = (store / "runs/june/outcome.json").stat()
+    began = time.monotonic()
+    fourth = _submit_as_kuberay(ray_up, job, "fourth")
+    assert _ended(ray_up, fourth) == "SUCCEEDED"
+    assert time.monotonic() - began < 30
+    assert "✓" not in _log(ray_up, fourth), "no stage ran"
+    assert f"registered {MODEL} version 1, champion" in _log(ray_up, fourth)
+    assert (store / "runs/june/outcome.json").stat() == outcome
+
+    client = MlflowClient(f"sqlite:///{store}/mlflow.db")
+    (version,) = client.search_model_versions(f"name = '{MODEL}'")
+    logged = client.get_run(version.run_id).data.params
+    submitted = yaml.safe_load(job["metadata"]["annotations"]["fraud-ray/settings"])
+    assert logged["train.dropout"] == "0.05"
+    assert logged["train.epochs"] == str(submitted["train"]["epochs"]) == "4"
+    assert logged["gate.min_f1"] == str(submitted["gate"]["min_f1"])
+
+
+def _render(kubectl: Path, *options: str) -> dict[str, Any]:
+    """The RayJob of run `june`, as `fraud-ray submit --render` prints it."""
+    environment = {**os.environ, "PATH": f"{kubectl.parent}{os.pathsep}{os.environ['PATH']}"}
+    order = ["submit", "-c", "configs/cluster.yaml", "--name", "june", "--render", *options]
+    printed = fraud_ray(environment, *order)
+    assert printed.returncode == 0, printed.stderr
+    return next(document for document in yaml.safe_load_all(printed.stdout) if document["kind"] == "RayJob")
+
+
+def _submit_as_kuberay(up: Head, job: dict[str, Any], name: str) -> str:
+    """The command of KubeRay's submitter pod (its GetK8sJobCommand), with the entrypoint put into it as it is."""
+    line = f"ray job submit --address {up.dashboard} --no-wait --submission-id {name} -- {job['spec']['entrypoint']} ;"
+    done = subprocess.run(["bash", "-ce", "--", line], env=up.environment, cwd="/", capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return name
+
+
+def _ended(up: Head, name: str) -> str:
+    """The status of a job when it has ended."""
+    from ray.job_submission import JobStatus
+
+    client = _client(up)
+    statuses: list[JobStatus] = []
+    wait_until(lambda: statuses.append(client.get_job_status(name)) or statuses[-1].is_terminal())
+    return str(statuses[-1].value)
+
+
+def _log(up: Head, name: str) -> str:
+    return str(_client(up).get_job_logs(name))
+
+
+def _client(up: Head) -> Any:
+    from ray.job_submission import JobSubmissionClient
+
+    os.environ["RAY_API_SERVER_ADDRESS"] = up.dashboard
+    try:
+        return JobSubmissionClient(up.dashboard, headers={"Authorization": f"Bearer {up.token}"})
+    finally:
+        del os.environ["RAY_API_SERVER_ADDRESS"]
