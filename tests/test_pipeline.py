@@ -126,17 +126,6 @@ def test_a_hyperparameter_that_is_set_leaves_the_search_and_the_plan_says_so(run
     assert "learning_rate is set, so it leaves search.space" in outcome.plan
 
 
-def test_two_workers_give_the_model_of_one_with_the_same_steps(run: Start, store: Path) -> None:
-    one, two = (
-        run(f"run.name=workers-{workers}", f"train.workers={workers}", "train.learning_rate=0.004", "train.epochs=4")
-        for workers in (1, 2)
-    )
-    curves = [json.loads((store / f"runs/workers-{n}/refit/curve.json").read_text()) for n in (1, 2)]
-    assert curves[0][0]["steps"] == curves[1][0]["steps"] > 10
-    scores = [o.evaluation["metrics"]["average_precision"] for o in (one, two) if o.evaluation]
-    assert scores[0] == pytest.approx(scores[1], abs=0.01)
-
-
 def test_more_workers_than_the_cluster_has_are_refused_before_anything_is_prepared(run: Start, store: Path) -> None:
     with pytest.raises(SettingsError, match=r"64 ranks .*there is room for 2"):
         run("train.workers=64")

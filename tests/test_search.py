@@ -10,13 +10,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from sklearn.metrics import average_precision_score
 
 from fraud_ray.errors import FraudRayError
-from fraud_ray.rows import PreparedFold
+from fraud_ray.evaluation import network_logits
+from fraud_ray.model.network import FraudNetwork
+from fraud_ray.rows import PreparedFold, load
 from fraud_ray.settings import Settings, TrainSettings, parse_settings
 from fraud_ray.storage import Storage
 from fraud_ray.training.search import SearchOutcome, Trial, concurrency, enumerate_space, search, selection_logits
-from fraud_ray.training.trainer import CURVE, Fitted, refit
+from fraud_ray.training.trainer import CURVE, Fitted, network_shape, refit
 from tests.prepared import FEATURES, made_fold
 
 RATES = {"low": 0.0005, "high": 0.02, "log": True}
@@ -140,7 +143,7 @@ def test_a_search_that_runs_out_of_time_keeps_what_it_has(
     ray_session: None, folds: list[PreparedFold], storage: Storage
 ) -> None:
     settings = made_settings(
-        {"learning_rate": [0.001, 0.01]}, train={"epochs": 100_000, "patience_epochs": None}, time_budget_s=6
+        {"learning_rate": [0.001, 0.01]}, train={"epochs": 100_000, "patience_epochs": None}, time_budget_s=20
     )
     outcome, _ = searched(folds, settings, storage, "runs/late")
     assert all(t.status == "stopped" for t in outcome.trials)
@@ -156,8 +159,26 @@ def test_a_search_in_which_every_trial_fails_says_why(
     for fold in gone:
         for part in fold.holdout.parts:
             empty.put(part.key, storage.get(part.key) or b"")
-    with pytest.raises(FraudRayError, match=r"no trial reached the end of an epoch; the first fault: .*part-0"):
+    with pytest.raises(FraudRayError, match=r"no trial reached the end of an epoch; the first fault: .*part-[01]"):
         searched(gone, settings, empty, "runs/faulty")
+
+
+def test_two_workers_give_the_model_of_one_with_the_same_steps(
+    ray_session: None, folds: list[PreparedFold], storage: Storage
+) -> None:
+    rows = load(storage, folds[0].holdout)
+    scores, steps = [], []
+    for workers in (1, 2):
+        train = {"workers": workers, "epochs": 12, "batch_size": 128, "learning_rate": 0.01, "dropout": 0.0}
+        settings = made_settings({}, train=train).train
+        fitted = refit(folds[0], settings, 12, storage, f"runs/{workers}-workers", quiet)
+        network = FraudNetwork(network_shape(len(FEATURES), (), settings))
+        network.load_state_dict(fitted.weights)
+        scores.append(average_precision_score(rows.label, network_logits(network.eval(), rows)))
+        steps.append([row["steps"] for row in fitted.curve])
+    assert steps[0] == steps[1] == [24] * 12
+    assert min(scores) > 3 * rows.label.mean()
+    assert scores[0] == pytest.approx(scores[1], abs=0.01)
 
 
 def test_training_goes_on_after_a_worker_was_killed(

@@ -193,7 +193,7 @@ class _Watcher(tune.Callback):
         self.finished, self.update = finished, update
         self.done = len(known)
         self.best = max((t.average_precision or 0.0 for t in known.values()), default=0.0)
-        self.epochs: dict[str, int] = {}
+        self.running: dict[str, tuple[Any, int]] = {}  # trials, and the epoch that each has reached
 
     def __reduce__(self) -> Any:
         # Tune saves its callbacks; this one belongs to the driver, and no state of Tune's is read back.
@@ -203,8 +203,8 @@ class _Watcher(tune.Callback):
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
     ) -> None:
         self.best = max(self.best, result.get(METRIC, 0.0))
-        self.epochs[trial.trial_id] = result["epoch"]
-        running = ", ".join(str(epoch) for epoch in self.epochs.values())
+        self.running[trial.trial_id] = trial, result["epoch"]
+        running = ", ".join(str(epoch) for _, epoch in self.running.values())
         self.update(self.done, self.total, f"best AP {self.best:.4f}; running at epoch {running}")
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
@@ -212,6 +212,11 @@ class _Watcher(tune.Callback):
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         self._conclude(trial, _last_line(trial.error_file))
+
+    def conclude_the_rest(self) -> None:
+        """Concludes what ran when the time was up: Tune ends such trials without a word."""
+        for trial, _ in list(self.running.values()):
+            self._conclude(trial, None)
 
     def _conclude(self, trial: Any, fault: str | None) -> None:
         point = _point(trial.config, self.settings.search)
@@ -229,7 +234,7 @@ class _Watcher(tune.Callback):
             fault=fault,
         )
         self.storage.put_json(_ledger_key(self.folder, name), asdict(result))
-        self.epochs.pop(trial.trial_id, None)
+        self.running.pop(trial.trial_id, None)
         self.done += 1
         self.finished(result)
         self.update(self.done, self.total, f"best AP {self.best:.4f}")
@@ -291,6 +296,7 @@ def _run_tune(
         ),
     )
     tuner.fit()
+    watcher.conclude_the_rest()
 
 
 def _own_resources(settings: Settings) -> dict[str, float]:
