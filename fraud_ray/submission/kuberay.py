@@ -26,7 +26,10 @@ from fraud_ray.submission.render import (
     fill,
 )
 
-_KIND: dict[str, Any] = {"group": "ray.io", "version": "v1", "plural": "rayjobs"}
+_PATIENCE: dict[str, Any] = {
+    "_request_timeout": 30
+}  # seconds, per try; a log that is followed may be silent for longer
+_RAYJOBS: dict[str, Any] = {"group": "ray.io", "version": "v1", "plural": "rayjobs", **_PATIENCE}
 _CONFLICT, _NOT_FOUND = 409, 404
 
 
@@ -50,7 +53,7 @@ class KubeRayJobs:
     def attempts(self) -> list[Attempt]:
         with self._reported():
             found = self.objects.list_namespaced_custom_object(
-                **_KIND, namespace=self.namespace, label_selector=RUN_LABEL
+                **_RAYJOBS, namespace=self.namespace, label_selector=RUN_LABEL
             )
         return sorted((_attempt(job) for job in found["items"]), key=by_age)
 
@@ -60,7 +63,7 @@ class KubeRayJobs:
             self._create_settings(settings)
             try:
                 self.objects.create_namespaced_custom_object(
-                    **_KIND, namespace=self.namespace, body=job, field_validation="Strict"
+                    **_RAYJOBS, namespace=self.namespace, body=job, field_validation="Strict"
                 )
             except ApiException as fault:
                 if fault.status == _CONFLICT:
@@ -71,7 +74,9 @@ class KubeRayJobs:
     def logs(self, attempt: Attempt, follow: bool) -> Iterator[str]:
         with self._reported():
             # KubeRay calls the submitter's Job like the RayJob; its pod prints the driver's log.
-            pods = self.core.list_namespaced_pod(self.namespace, label_selector=f"job-name={attempt.name}").items
+            pods = self.core.list_namespaced_pod(
+                self.namespace, label_selector=f"job-name={attempt.name}", **_PATIENCE
+            ).items
             started = [pod for pod in pods if pod.status and pod.status.phase not in {None, "Pending"}]
             if not started:
                 raise ServerError(
@@ -88,17 +93,17 @@ class KubeRayJobs:
     def stop(self, attempt: Attempt) -> None:
         with self._reported():
             # By its finalizer KubeRay first stops the Ray job, then takes the cluster down.
-            self.objects.delete_namespaced_custom_object(**_KIND, namespace=self.namespace, name=attempt.name)
+            self.objects.delete_namespaced_custom_object(**_RAYJOBS, namespace=self.namespace, name=attempt.name)
 
     def _create_settings(self, settings: Document) -> None:
         """One that exists is right, by its name; looked for first, as the schedule may not create any."""
         name = settings["metadata"]["name"]
         try:
-            self.core.read_namespaced_config_map(name, self.namespace)
+            self.core.read_namespaced_config_map(name, self.namespace, **_PATIENCE)
         except ApiException as fault:
             if fault.status != _NOT_FOUND:
                 raise
-            self.core.create_namespaced_config_map(self.namespace, settings)
+            self.core.create_namespaced_config_map(self.namespace, settings, **_PATIENCE)
 
     @contextmanager
     def _reported(self) -> Iterator[None]:

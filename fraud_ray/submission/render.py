@@ -21,7 +21,6 @@ from fraud_ray.submission.order import CommandLine, Order
 OVERLAYS = Path("cluster/overlays")
 RUN_LABEL, ATTEMPT_LABEL, SETTINGS_ANNOTATION = "fraud-ray/run", "fraud-ray/attempt", "fraud-ray/settings"
 LONGEST_NAME = 47  # KubeRay's limit for a RayJob: it appends to the name
-_KUSTOMIZE_S = 120
 
 Document = dict[str, Any]
 
@@ -59,7 +58,7 @@ def render_overlay(overlay: str | None) -> Template:
             f"there is no kubectl on the PATH, which renders {folder}; install it "
             "(https://kubernetes.io/docs/tasks/tools), or submit from a pod of the image, which holds one"
         )
-    made = subprocess.run([kubectl, "kustomize", folder], capture_output=True, text=True, timeout=_KUSTOMIZE_S)
+    made = subprocess.run([kubectl, "kustomize", folder], capture_output=True, text=True)
     if made.returncode:
         raise SettingsError(f"kubectl kustomize {folder}: {made.stderr.strip()}")
     documents = [document for document in yaml.safe_load_all(made.stdout) if document]
