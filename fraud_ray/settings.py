@@ -8,7 +8,7 @@ import json
 import re
 import types
 import typing
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
@@ -708,7 +708,7 @@ class Settings(Frozen):
 
     def identity(self) -> dict[str, Any]:
         """Dotted keys and values of every setting that can change a run's result."""
-        return dict(_flat(_result_relevant(self)))
+        return dict(dotted(_result_relevant(self)))
 
     def resolved(self) -> dict[str, Any]:
         """All settings with every default filled in, as JSON types."""
@@ -884,10 +884,11 @@ def _result_relevant(model: BaseModel) -> dict[str, Any]:
     return kept
 
 
-def _flat(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+def dotted(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """The dotted keys and the values of nested mappings; an empty one is a value."""
     for key, value in tree.items():
-        if isinstance(value, dict) and value:
-            yield from _flat(value, f"{prefix}{key}.")
+        if isinstance(value, Mapping) and value:
+            yield from dotted(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", value
 

@@ -28,7 +28,7 @@ from mlflow.utils.mlflow_tags import MLFLOW_DATASET_CONTEXT, MLFLOW_PARENT_RUN_I
 
 from fraud_ray.errors import ServerError, SettingsError
 from fraud_ray.provenance import without_passwords
-from fraud_ray.settings import RegistrySettings
+from fraud_ray.settings import RegistrySettings, dotted
 
 Status = Literal["FINISHED", "FAILED", "KILLED"]
 _T = TypeVar("_T")
@@ -85,7 +85,7 @@ class Tracking:
                 self.client.update_run(found.info.run_id, status="RUNNING")
                 for key, value in wanted.items():
                     self.client.set_tag(found.info.run_id, key, value)
-            self._log_params(found, dict(_flat(params)))
+            self._log_params(found, dict(dotted(params)))
             if dataset is not None:
                 self._log_dataset(found, dataset)
             return TrackedRun(self, found.info.run_id, run)
@@ -372,14 +372,6 @@ def _curve_points(curve: Sequence[Mapping[str, Any]], start_ms: int, epoch_ms: f
         for key, value in _numbers(row)
         if key != "epoch"
     ]
-
-
-def _flat(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in tree.items():
-        if isinstance(value, Mapping) and value:
-            yield from _flat(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
 
 
 def _batches(items: Sequence[_T], size: int) -> Iterator[Sequence[_T]]:
