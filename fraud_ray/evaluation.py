@@ -40,8 +40,7 @@ def assemble(
     fold, of the winner at its best epoch. origin: where the model comes from, kept in the bundle.
     """
     calibration, threshold = calibrate(storage, selection, selection_logits, decision)
-    shape = network_shape(len(final.encoder.feature_names), final.encoder.code_sizes, train)
-    bundle = Bundle(final.encoder, shape, weights, calibration, threshold, train.model_dump(mode="json"))
+    bundle = bundle_of(final, weights, train, calibration, threshold)
     rows = load(storage, final.holdout, with_roles=True)
     probabilities = calibration.apply(network_logits(bundle.network(), rows))
     evaluation = evaluate(probabilities, rows, threshold, decision)
@@ -54,6 +53,18 @@ def assemble(
         for file in sorted(Path(scratch).iterdir()):
             storage.put(f"{folder}/{file.name}", file.read_bytes())
     return evaluation, curves
+
+
+def bundle_of(
+    fold: PreparedFold,
+    weights: dict[str, torch.Tensor],
+    train: TrainSettings,
+    calibration: Calibration,
+    threshold: float,
+) -> Bundle:
+    """The model that was trained on a fold with these settings."""
+    shape = network_shape(len(fold.encoder.feature_names), fold.encoder.code_sizes, train)
+    return Bundle(fold.encoder, shape, weights, calibration, threshold, train.model_dump(mode="json"))
 
 
 def calibrate(

@@ -33,7 +33,7 @@ _RECORD = "run.json"
 class Outcome:
     """What a run came to.
 
-    status: registered, rejected, or `stopped after <stage>`. evaluation, gate, version: the JSON of
+    status: registered, rejected, backtested, or `stopped after <stage>`. evaluation, gate, version: the JSON of
     decision.metrics.Evaluation, decision.gate.GateDecision and registry.versions.RegisteredVersion, where the run got
     so far. report: where its page lies. timings: seconds a stage, those of earlier starts included.
     """
@@ -272,7 +272,9 @@ def _declare(loaded: Loaded, storage: Storage, name: str, fingerprint: str) -> N
 
 def _identity(loaded: Loaded, fingerprint: str) -> dict[str, Any]:
     """What makes two runs the same, as JSON types."""
-    return json.loads(json.dumps({**loaded.settings.identity(), FINGERPRINT: fingerprint}, default=str))
+    return json.loads(
+        json.dumps({**loaded.settings.identity(), **loaded.beside, FINGERPRINT: fingerprint}, default=str)
+    )
 
 
 def _folder(name: str) -> str:

@@ -40,6 +40,7 @@ from fraud_ray.errors import SettingsError
 Share = Annotated[float, Field(gt=0, lt=1)]
 Probability = Annotated[float, Field(ge=0, le=1)]
 Encoding = Literal["standard", "signed_log"]
+Reference = Literal["logistic_regression", "random_forest", "xgboost", "lightgbm"]
 
 # A setting marked so may change between two starts of the same run: it cannot change the result.
 NO_EFFECT: dict[str, Any] = {"affects_result": False}
@@ -517,6 +518,14 @@ class GateSettings(Frozen):
     """Whether the champion, scored on the same holdout, must not be better in average precision."""
 
 
+class BacktestSettings(Frozen):
+    shift_days: Annotated[tuple[NonNegativeInt, ...], Field(min_length=1)] = (0, 7, 14, 21)
+    """One final fold an entry, that many days before the final fold of a run."""
+    references: tuple[Reference, ...] = typing.get_args(Reference)
+    """Models fitted beside the network on the same folds and columns, with as many trials; those whose package is not
+    installed are left out (extra `compare`)."""
+
+
 class DriftSettings(Frozen):
     action: Literal["ignore", "warn", "fail"] = Field(default="ignore", json_schema_extra=NO_EFFECT)
     """What `run` does when the data has drifted from what the champion was fitted on: `ignore` measures and reports
@@ -603,6 +612,7 @@ class Settings(Frozen):
     search: SearchSettings = SearchSettings()
     decision: DecisionSettings = DecisionSettings()
     gate: GateSettings = GateSettings()
+    backtest: BacktestSettings = Field(default=BacktestSettings(), json_schema_extra=NO_EFFECT)
     drift: DriftSettings = DriftSettings()
     registry: RegistrySettings = RegistrySettings()
     storage: StorageSettings = Field(default=StorageSettings(), json_schema_extra=NO_EFFECT)
@@ -722,11 +732,15 @@ def settings_hash(settings: Settings) -> str:
 
 @dataclass(frozen=True)
 class Loaded:
-    """Settings as read, the name of the configuration they came from, and remarks for the plan line."""
+    """Settings as read, the name of the configuration they came from, and remarks for the plan line.
+
+    beside: what else tells one run from another, by dotted key.
+    """
 
     settings: Settings
     config: str
     notes: tuple[str, ...] = ()
+    beside: Mapping[str, Any] | None = None
 
 
 def load_settings(path: str | Path, overrides: typing.Sequence[str] = ()) -> Loaded:

@@ -13,6 +13,7 @@ import typer
 
 from fraud_ray.cli import (
     audit,
+    backtest,
     data,
     drift,
     jobs,
@@ -51,6 +52,7 @@ def _fraud_ray(
 
 
 app.command()(run.run)
+app.command()(backtest.backtest)
 app.command()(data.simulate)
 app.command()(data.validate)
 app.command()(drift.drift)

@@ -1,9 +1,10 @@
-"""Bootstrap intervals of the metrics that a model is judged by, from weights on scores sorted once."""
+"""Bootstrap intervals of a model's metrics, and of two models' differences, from weights on scores sorted once."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 
 import numpy as np
 import numpy.typing as npt
@@ -52,6 +53,96 @@ def intervals(
             low, high = np.quantile(defined, tails)
             found[name] = (float(low), float(high))
     return found
+
+
+@dataclass(frozen=True)
+class Difference:
+    """By how much a model's metric exceeds another's, the same rows drawn for both.
+
+    error: standard deviation over the draws; low, high: the interval.
+    """
+
+    value: float
+    error: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Scored:
+    """One model's scores (rows,) of a holdout, and the threshold from which on they are alerts."""
+
+    scores: Array
+    threshold: float
+
+
+def differences(
+    model: Sequence[Scored],
+    others: Mapping[str, Sequence[Scored]],
+    labels: Sequence[Array],
+    entities: Sequence[Array] | None,
+    repeats: int,
+    confidence: float,
+    seed: int,
+) -> dict[str, dict[str, Difference]]:
+    """By how much a model's NAMES, each the mean over some holdouts, exceed those of others; by name of the other.
+
+    model, others' values, labels and entities: one entry a holdout; labels (rows,), 0 or 1, and entities (rows,) are
+    the holdout's. Whole entities are drawn where they are given, for all holdouts at once, since a card's transactions
+    of two weeks are no more independent than those of one; else rows, stratified. Every model is measured on the same
+    draws. A metric that is undefined in all of them has no difference.
+    Raises ValueError for no repeats.
+    """
+    if not repeats:
+        raise ValueError("a difference needs draws")
+    frauds = [checked(one.scores, label)[1] for one, label in zip(model, labels, strict=True)]
+    rankings = [_rankings(scored, frauds) for scored in (model, *others.values())]
+    rng = np.random.default_rng(seed)
+    drawn = _by_entity(entities, repeats, rng) if entities is not None else _by_class(frauds, repeats, rng)
+    whole = [np.ones(len(fraud), np.int32) for fraud in frauds]
+    # A draw at a time: all of them together would be as many copies of the rows.
+    estimates = np.array([[_mean(ranked, weights) for ranked in rankings] for weights in chain([whole], drawn)])
+    tails = [(1 - confidence) / 2, (1 + confidence) / 2]
+    found: dict[str, dict[str, Difference]] = {other: {} for other in others}
+    for position, other in enumerate(others, 1):
+        exceeds = estimates[:, 0] - estimates[:, position]
+        for name, value, draws in zip(NAMES, exceeds[0], exceeds[1:].T, strict=True):
+            defined = draws[np.isfinite(draws)]
+            if np.isfinite(value) and len(defined):
+                low, high = np.quantile(defined, tails)
+                found[other][name] = Difference(float(value), float(defined.std()), float(low), float(high))
+    return found
+
+
+def _rankings(scored: Sequence[Scored], frauds: Sequence[Bool]) -> list[tuple[Array, Ranking]]:
+    """For each holdout the order of its rows from the highest score down, and the ranking."""
+    found = []
+    for one, fraud in zip(scored, frauds, strict=True):
+        values, _ = checked(one.scores, fraud)
+        order = np.argsort(-values, kind="stable")
+        found.append((order, Ranking.of(values[order], fraud[order], one.threshold)))
+    return found
+
+
+def _mean(rankings: Sequence[tuple[Array, Ranking]], weights: Sequence[Array]) -> Float64:
+    """NAMES, each the mean over the holdouts, whose rows are counted `weights` (rows,) times."""
+    each = [ranking.metrics(of[order]) for (order, ranking), of in zip(rankings, weights, strict=True)]
+    return np.mean(each, axis=0)
+
+
+def _by_entity(entities: Sequence[Array], repeats: int, rng: np.random.Generator) -> Iterator[list[Array]]:
+    names, of_row = np.unique(np.concatenate(list(entities)), return_inverse=True)
+    ends = np.cumsum([len(entity) for entity in entities])[:-1]
+    for drawn in _clustered(of_row.astype(np.int32), len(names), repeats, rng):
+        yield np.split(drawn, ends)
+
+
+def _by_class(frauds: Sequence[Bool], repeats: int, rng: np.random.Generator) -> Iterator[list[Array]]:
+    draws = [
+        _stratified(fraud, repeats, generator) for fraud, generator in zip(frauds, rng.spawn(len(frauds)), strict=True)
+    ]
+    for _ in range(repeats):
+        yield [next(of) for of in draws]
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from scipy.stats import binomtest
 
-from fraud_ray.decision.cuts import Array, Cuts, Float64, checked
+from fraud_ray.decision.cuts import Array, Bool, Cuts, Float64, checked
 
 MAX_POINTS = 200
 
@@ -127,10 +127,24 @@ def calibration_points(probabilities: Array, labels: Array, bins: int = 10, conf
     at 0, and the probabilities near a threshold share the last. Empty steps are left out.
     """
     values, fraud = checked(probabilities, labels)
-    step = np.minimum((values * bins).astype(np.int64), bins - 1)
-    rows, probability, frauds = (
-        np.bincount(step, weights=weights, minlength=bins) for weights in (None, values, fraud)
-    )
+    return _reliability(np.minimum((values * bins).astype(np.int64), bins - 1), values, fraud, confidence)
+
+
+def alert_calibration_points(probabilities: Array, labels: Array, threshold: float, bins: int = 5) -> Points:
+    """The same of the rows at or above a threshold, in bins of equal count by score, lowest first; empty without any.
+
+    Intervals are of 99 %, since all bins are looked at together. Equal probabilities share a bin.
+    """
+    values, fraud = checked(probabilities, labels)
+    alert = values >= threshold
+    values, fraud = values[alert], fraud[alert]
+    lower = np.searchsorted(np.sort(values), values, side="left")
+    return _reliability(lower * bins // max(len(values), 1), values, fraud, confidence=0.99)
+
+
+def _reliability(of_row: Array, values: Float64, fraud: Bool, confidence: float) -> Points:
+    """Mean probability and fraud rate, with its interval, of the rows (rows,) of each group; empty ones left out."""
+    rows, probability, frauds = (np.bincount(of_row, weights=weights) for weights in (None, values, fraud))
     filled = np.flatnonzero(rows)
     intervals = [share_interval(int(frauds[i]), int(rows[i]), confidence) for i in filled]
     return {
