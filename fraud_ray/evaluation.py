@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from fraud_ray.decision.calibration import choose_threshold, fit_calibration
+from fraud_ray.decision.calibration import Costs, choose_threshold, fit_calibration
 from fraud_ray.decision.curves import Curves
 from fraud_ray.decision.metrics import Evaluation, evaluate
 from fraud_ray.model.bundle import Bundle
@@ -79,7 +79,10 @@ def calibrate(
     scores = np.concatenate(list(logits))
     calibration = fit_calibration(scores, labels, decision.calibration)
     days = sum(_days(rows) for rows in holdouts) or None
-    return calibration, choose_threshold(calibration.apply(scores), labels, decision.threshold, days)
+    costs = None
+    if decision.cost_per_alert is not None and all("amount" in rows.roles for rows in holdouts):
+        costs = Costs(np.concatenate([rows.roles["amount"] for rows in holdouts]), decision.cost_per_alert)
+    return calibration, choose_threshold(calibration.apply(scores), labels, decision.threshold, days, costs)
 
 
 def network_logits(network: FraudNetwork, rows: Rows, batch_rows: int = 8_192) -> np.ndarray[Any, np.dtype[np.float32]]:

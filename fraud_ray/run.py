@@ -272,9 +272,8 @@ def _declare(loaded: Loaded, storage: Storage, name: str, fingerprint: str) -> N
 
 def _identity(loaded: Loaded, fingerprint: str) -> dict[str, Any]:
     """What makes two runs the same, as JSON types."""
-    return json.loads(
-        json.dumps({**loaded.settings.identity(), **loaded.beside, FINGERPRINT: fingerprint}, default=str)
-    )
+    told = {**loaded.settings.identity(), **(loaded.beside or {}), FINGERPRINT: fingerprint}
+    return json.loads(json.dumps(told, default=str))
 
 
 def _folder(name: str) -> str:

@@ -462,15 +462,17 @@ def _branch_of_threshold(value: Any) -> str | None:
         return "<recall>"
     if isinstance(value, AlertsPerDay) or (isinstance(value, dict) and "alerts_per_day" in value):
         return "<alerts>"
-    return "<probability>" if _is_number(value) else "<rule>" if value == "max_f1" else None
+    return "<probability>" if _is_number(value) else "<rule>" if value in ("max_f1", "min_cost") else None
 
 
 ThresholdRule = Annotated[
-    Annotated[Literal["max_f1"], Tag("<rule>")]
+    Annotated[Literal["max_f1", "min_cost"], Tag("<rule>")]
     | Annotated[Probability, Tag("<probability>")]
     | Annotated[RecallAtPrecision, Tag("<recall>")]
     | Annotated[AlertsPerDay, Tag("<alerts>")],
-    _alternatives(_branch_of_threshold, "max_f1, a probability, {recall_at_precision: …} or {alerts_per_day: …}"),
+    _alternatives(
+        _branch_of_threshold, "max_f1, min_cost, a probability, {recall_at_precision: …} or {alerts_per_day: …}"
+    ),
 ]
 
 
@@ -478,8 +480,11 @@ class DecisionSettings(Frozen):
     calibration: Literal["none", "platt", "isotonic"] = "platt"
     """How scores become probabilities; fitted on the selection holdouts."""
     threshold: ThresholdRule = "max_f1"
-    """`max_f1`, a fixed probability, `{recall_at_precision: 0.9}` or `{alerts_per_day: 100}`; chosen on the
-    selection holdouts."""
+    """`max_f1`, `min_cost`, a fixed probability, `{recall_at_precision: 0.9}` or `{alerts_per_day: 100}`; chosen on the
+    selection holdouts. `min_cost`: a missed fraud costs its amount, an alert `cost_per_alert`."""
+    cost_per_alert: PositiveFloat | None = None
+    """What it costs to look into an alert, in the currency of the amount; null: not known, and no money saved is
+    reported."""
     precision_at: tuple[PositiveInt, ...] = (100, 1_000)
     """k of precision at k."""
     card_precision_at: PositiveInt = 100
@@ -679,6 +684,10 @@ class Settings(Frozen):
             needs("timestamp", "folds.remove_compromised")
             if self.folds.kind != "time":
                 raise ValueError("folds.remove_compromised goes with folds.kind: time")
+        if self.decision.threshold == "min_cost":
+            needs("amount", "decision.threshold: min_cost")
+            if self.decision.cost_per_alert is None:
+                raise ValueError("decision.threshold: min_cost needs decision.cost_per_alert, what an alert costs")
         if isinstance(self.decision.threshold, AlertsPerDay):
             needs("timestamp", "decision.threshold.alerts_per_day")
             if self.folds.max_holdout_rows:
@@ -740,7 +749,7 @@ class Loaded:
     settings: Settings
     config: str
     notes: tuple[str, ...] = ()
-    beside: Mapping[str, Any] | None = None
+    beside: dict[str, Any] | None = None
 
 
 def load_settings(path: str | Path, overrides: typing.Sequence[str] = ()) -> Loaded:

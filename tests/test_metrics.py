@@ -270,6 +270,17 @@ def test_an_evaluation_holds_every_figure_and_survives_json():
     assert Evaluation.from_json(json.loads(json.dumps(found.to_json()))) == found
 
 
+def test_money_is_counted_where_an_amount_is_declared():
+    labels = np.array([1, 1, 0, 0, 1], np.int8)
+    amounts = np.array([100.0, 40.0, 500.0, 7.0, np.nan])
+    rows = Rows(np.zeros((5, 1), np.float32), np.zeros((5, 0), np.int32), labels, {"amount": amounts})
+    scores = np.array([0.9, 0.2, 0.8, 0.1, 0.7])
+    metrics = evaluate(scores, rows, 0.5, DecisionSettings(bootstrap_repeats=0, cost_per_alert=10)).metrics
+    assert metrics["amount_recall"] == pytest.approx(100 / 140)
+    assert metrics["money_saved"] == pytest.approx(100 - 3 * 10)
+    assert "money_saved" not in evaluate(scores, rows, 0.5, DecisionSettings(bootstrap_repeats=0)).metrics
+
+
 def test_what_needs_an_undeclared_role_is_left_out():
     rows = simulated(500)
     bare = Rows(rows.features, rows.codes, rows.label)
