@@ -75,6 +75,7 @@ def record_run(
         "threshold": outcome.evaluation["threshold"],
         "metrics": outcome.evaluation["metrics"],
         "checks": outcome.gate["checks"],
+        "comparison": outcome.comparison,
         "bundle": bundle_hashes(storage, outcome.name),
         "mlflow_run": run.id,
     }
@@ -101,8 +102,10 @@ def bundle_hashes(storage: Storage, run: str) -> dict[str, str]:
     return {name: hashlib.sha256(content).hexdigest() for name, content in contents.items() if content is not None}
 
 
-def promote(tracking: Tracking, storage: Storage, version: int | None = None) -> Move:
+def promote(tracking: Tracking, storage: Storage, version: int | None = None, reason: str = "") -> Move:
     """Makes a version the champion, by default the challenger; the former champion is remembered for `rollback`.
+
+    reason: why, for the record.
 
     Raises SettingsError for a version that does not exist, or where there is no challenger.
     """
@@ -118,7 +121,7 @@ def promote(tracking: Tracking, storage: Storage, version: int | None = None) ->
             return None
         return chosen, former if champion is None else [*former, champion]
 
-    return _move(tracking, storage, "promote", choose, version)
+    return _move(tracking, storage, "promote", choose, version, reason)
 
 
 def rollback(tracking: Tracking, storage: Storage) -> Move:
@@ -146,6 +149,7 @@ def _move(
     event: Literal["promote", "rollback"],
     choose: Callable[[RegisteredModel, list[int]], Choice],
     version: int | None = None,
+    reason: str = "",
 ) -> Move:
     cut_short = _complete(tracking, storage)
     if cut_short and cut_short.event == event and version in (None, cut_short.version):
@@ -163,7 +167,7 @@ def _move(
             raise SettingsError(f"{model.name} has no version {chosen}; {_there(tracking, model)}")
         kept = {alias: holder for alias, holder in model.aliases.items() if (alias, holder) != (CHALLENGER, chosen)}
         told = _facts_of_move(tracking, described, {**kept, CHAMPION: chosen}, model.aliases.get(CHAMPION))
-        return {**told, "former": former}
+        return {**told, "former": former, **({"reason": reason} if reason else {})}
 
     record = audit.append(storage, event, facts)
     if record is None:

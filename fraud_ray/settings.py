@@ -538,6 +538,15 @@ class DriftSettings(Frozen):
     are still labelled as legitimate do."""
 
 
+class RetrainSettings(Frozen):
+    metric: Literal["f1_score", "average_precision", "auc_roc"] | None = None
+    """What champion and challenger are compared by; by default the first of them that the gate bounds, else F1."""
+    margin: NonNegativeFloat = 0.005
+    """How much better than the champion a challenger has to be to take its place."""
+    repeats: PositiveInt = 1_000
+    """Resamples of the paired bootstrap; its interval, at decision.confidence, has to lie above 0."""
+
+
 class RegistrySettings(Frozen):
     uri: str | None = None
     """MLflow's tracking and registry URI; by default sqlite below storage.root."""
@@ -610,6 +619,7 @@ class Settings(Frozen):
     decision: DecisionSettings = DecisionSettings()
     gate: GateSettings = GateSettings()
     drift: DriftSettings = DriftSettings()
+    retrain: RetrainSettings = RetrainSettings()
     registry: RegistrySettings = RegistrySettings()
     storage: StorageSettings = Field(default=StorageSettings(), json_schema_extra=NO_EFFECT)
     cache: CacheSettings = Field(default=CacheSettings(), json_schema_extra=NO_EFFECT)

@@ -23,6 +23,7 @@ from fraud_ray.settings import Range, Settings
 
 if TYPE_CHECKING:
     from fraud_ray.data.drift import Drift
+    from fraud_ray.decision.comparison import Comparison
     from fraud_ray.registry.versions import RegisteredVersion
     from fraud_ray.training.search import SearchOutcome
 
@@ -45,7 +46,7 @@ class ReportValues:
 
     data: where the partitions lie; rows, partitions: how many they are. folds: selection folds, then the final one.
     version: None while nothing is registered. timings: seconds a stage. drift: None where there was no champion to
-    compare with.
+    compare with. comparison: with the champion, after a retraining.
     """
 
     run: RunRecord
@@ -62,6 +63,7 @@ class ReportValues:
     version: RegisteredVersion | None = None
     timings: Mapping[str, float] = field(default_factory=dict)
     drift: Drift | None = None
+    comparison: Comparison | None = None
 
     @property
     def final(self) -> PreparedFold:
