@@ -58,7 +58,6 @@ def record_run(
     """
     assert outcome.evaluation is not None, "a run that came to its outcome has figures"
     assert outcome.gate is not None, "and a decision"
-    registry = settings.registry.model_copy(update={"uri": without_passwords(settings.registry.uri or "")})
     started = read_run(storage, outcome.name).record
     facts = {
         "run": outcome.name,
@@ -68,7 +67,7 @@ def record_run(
         "started": {key: started[key] for key in _STARTED},
         "data": dict(data),
         "settings_hash": settings_hash(settings),
-        "settings": settings.model_copy(update={"registry": registry}).resolved(),
+        "settings": settings.recorded(),
         "seeds": {key: value for key, value in settings.identity().items() if key.endswith(".seed")},
         "hyperparameters": outcome.hyperparameters,
         "epochs": epochs,

@@ -261,7 +261,7 @@ def _declare(loaded: Loaded, storage: Storage, name: str, fingerprint: str) -> N
         **provenance(),
         "fingerprint": fingerprint,
         "identity": identity,
-        "settings": loaded.settings.resolved(),
+        "settings": loaded.settings.recorded(),
     }
     if storage.create(key, json.dumps(record, indent=1).encode()):
         return

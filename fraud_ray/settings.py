@@ -36,6 +36,7 @@ from pydantic import (
 )
 
 from fraud_ray.errors import SettingsError
+from fraud_ray.provenance import without_passwords
 
 Share = Annotated[float, Field(gt=0, lt=1)]
 Probability = Annotated[float, Field(ge=0, le=1)]
@@ -724,12 +725,16 @@ class Settings(Frozen):
         return TrainSettings.model_validate({**self.train.model_dump(), **hyperparameters})
 
     def identity(self) -> dict[str, Any]:
-        """Dotted keys and values of every setting that can change a run's result."""
-        return dict(dotted(_result_relevant(self)))
+        """Dotted keys and values of every setting that can change a run's result; passwords in URIs starred out."""
+        return dict(dotted(_starred(_result_relevant(self))))
 
     def resolved(self) -> dict[str, Any]:
         """All settings with every default filled in, as JSON types."""
         return self.model_dump(mode="json")
+
+    def recorded(self) -> dict[str, Any]:
+        """As `resolved`, with the passwords in URIs starred out: what is kept, and shown to others."""
+        return _starred(self.resolved())
 
 
 def settings_hash(settings: Settings) -> str:
@@ -899,6 +904,15 @@ def _result_relevant(model: BaseModel) -> dict[str, Any]:
             else model.model_dump(mode="json", include={name})[name]
         )
     return kept
+
+
+def _starred(tree: Any) -> Any:
+    """Nested values, in whose texts the user and password of each URI are starred out."""
+    if isinstance(tree, dict):
+        return {key: _starred(value) for key, value in tree.items()}
+    if isinstance(tree, list | tuple):
+        return [_starred(value) for value in tree]
+    return without_passwords(tree) if isinstance(tree, str) else tree
 
 
 def dotted(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

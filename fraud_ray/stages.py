@@ -459,7 +459,7 @@ def _start_tracking(loaded: Loaded, source: Source, run: Run) -> TrackedRun:
     settings = loaded.settings
     tags = {"fraud_ray.config": loaded.config, "fraud_ray.folder": run.folder}
     dataset = Dataset(Path(source.root).name or source.root, source.root, source.fingerprint, source.rows)
-    return connect(settings.registry).start(run.name, settings.resolved(), tags, dataset)
+    return connect(settings.registry).start(run.name, settings.recorded(), tags, dataset)
 
 
 def _told_of(trial: Trial) -> tuple[str, dict[str, Any], tuple[dict[str, Any], ...], dict[str, Any]]:

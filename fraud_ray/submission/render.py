@@ -81,7 +81,7 @@ def fill(template: Template, order: Order, number: int) -> tuple[Document, Docum
     metadata = job["metadata"]
     metadata["name"] = name
     metadata["labels"] = {**metadata.get("labels", {}), RUN_LABEL: order.run, ATTEMPT_LABEL: str(number)}
-    resolved = yaml.safe_dump(order.settings.resolved(), sort_keys=False, default_flow_style=None, width=110)
+    resolved = yaml.safe_dump(order.settings.recorded(), sort_keys=False, default_flow_style=None, width=110)
     metadata["annotations"] = {**metadata.get("annotations", {}), SETTINGS_ANNOTATION: resolved}
     # One quoting for two shells: the first takes it off, and `ray job submit` puts it on again for the second.
     job["spec"]["entrypoint"] = shlex.join(order.words)
