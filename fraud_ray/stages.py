@@ -135,17 +135,14 @@ class Stages:
     def validate(self) -> Census:
         with self._stage("validate") as stage:
             census = validate(self.data, self.settings.data, stage.update)
-            stage.say(
-                f"{census.rows:,} rows in {len(self.data.partitions):,} partitions keep the contract; "
-                f"{census.frauds:,} frauds ({census.frauds / census.rows:.2%})"
-            )
+            stage.say(str(census))
             return census
 
     def plan(self, census: Census) -> Folds:
         with self._stage("plan") as stage:
             folds = plan_folds(self.data, census, self.settings.data, self.settings.folds)
             self.plan_lines = [
-                *(f"fold {fold.name}: {fold.span}" for fold in folds.all),
+                *str(folds).splitlines(),
                 _search_plan(self.settings),
                 *self.loaded.notes,
             ]
@@ -187,12 +184,7 @@ class Stages:
     def prepare(self, folds: Folds) -> Prepared:
         with self._stage("prepare") as stage:
             prepared = prepare(self.data, folds, self.settings, self.storage, stage.update)
-            final = prepared.final
-            stage.say(
-                f"{final.fit.rows:,} fit and {final.holdout.rows:,} holdout rows, {len(prepared.selection)} selection "
-                f"fold{'s' if len(prepared.selection) > 1 else ''}, {len(final.encoder.feature_names)} features"
-                + (f"; {prepared.remark}" if prepared.remark else "")
-            )
+            stage.say(str(prepared))
             cache.note_use(self.storage, self.run.name, prepared.key, prepared.writer)
             if not prepared.cached:  # what it replaced may be of no use to anybody now
                 cache.prune(self.storage, None, only=prepared.key, but=self.run.name)
@@ -214,13 +206,7 @@ class Stages:
                 return found
 
             found = self.run.once("search", compute, SearchOutcome.to_json, SearchOutcome.from_json)
-            best = found.best
-            chosen = ", ".join(f"{name} {value}" for name, value in best.hyperparameters.items()) or "settings as given"
-            kept = f", {found.reused} kept" if found.reused else ""
-            stage.say(
-                f"{_counted(len(found.trials), 'trial')}{kept}; best: {chosen}, "
-                f"selection AP {best.average_precision:.4f} at epoch {best.best_epoch}"
-            )
+            stage.say(str(found))
             return found
 
     def refit(self, prepared: Prepared, found: SearchOutcome) -> Fitted:
@@ -233,12 +219,7 @@ class Stages:
                 lambda fitted: {"epochs": len(fitted.curve)},
                 lambda _: load_fitted(self.storage, folder),
             )
-            last = fitted.curve[-1]
-            ranks = f"{_counted(train.workers, 'rank')} ({'GPU' if train.use_gpu else 'CPU'})"
-            stage.say(
-                f"{_counted(len(fitted.curve), 'epoch')} on {ranks}, loss {last['loss']:.4f}, "
-                f"{last['rows_per_second']:,.0f} rows/s"
-            )
+            stage.say(f"{fitted} on {_counted(train.workers, 'rank')} ({'GPU' if train.use_gpu else 'CPU'})")
             return fitted
 
     def evaluate(self, prepared: Prepared, found: SearchOutcome, fitted: Fitted) -> Evaluation:
@@ -266,10 +247,7 @@ class Stages:
             self._tell("log_curve", fitted.curve).result()
             self._tell("log_metrics", evaluation.metrics).result()
             self._tell("log_json", evaluation.to_json(), "evaluation.json").result()
-            stage.say(
-                f"{evaluation.rows:,} holdout rows, {evaluation.frauds:,} frauds: "
-                + ", ".join(f"{key} {evaluation.metrics[key]:.4f}" for key in ("average_precision", "f1_score"))
-            )
+            stage.say(str(evaluation))
             return evaluation
 
     def gate(self, prepared: Prepared, evaluation: Evaluation) -> GateDecision:
@@ -285,7 +263,7 @@ class Stages:
 
             decision = self.run.once("gate", compute, GateDecision.to_json, GateDecision.from_json)
             self._tell("log_json", decision.to_json(), "gate.json").result()
-            stage.say(("passed: " if decision.passed else "rejected: ") + decision.reason)
+            stage.say(str(decision))
             return decision
 
     def register(self, made: Made) -> RegisteredVersion | None:

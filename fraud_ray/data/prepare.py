@@ -27,7 +27,7 @@ MERGE_AT = 64
 Result = TypeVar("Result")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Prepared:
     """All folds, encoded, below prepared/<key>/<writer>/ in the storage.
 
@@ -40,6 +40,14 @@ class Prepared:
     remark: str
     selection: tuple[rows.PreparedFold, ...]
     final: rows.PreparedFold
+
+    def __repr__(self) -> str:
+        folds, final = len(self.selection), self.final
+        return (
+            f"{final.fit.rows:,} fit and {final.holdout.rows:,} holdout rows, {folds} selection fold"
+            f"{'s' if folds > 1 else ''}, {len(final.encoder.feature_names)} features"
+            + (f"; {self.remark}" if self.remark else "")
+        )
 
 
 def prepare(source: Source, folds: Folds, settings: Settings, storage: Storage, update: Update) -> Prepared:
