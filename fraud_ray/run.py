@@ -35,7 +35,8 @@ class Outcome:
 
     status: registered, rejected, backtested, or `stopped after <stage>`. evaluation, gate, version: the JSON of
     decision.metrics.Evaluation, decision.gate.GateDecision and registry.versions.RegisteredVersion, where the run got
-    so far. report: where its page lies. timings: seconds a stage, those of earlier starts included.
+    so far. comparison: after a retraining against a champion, the JSON of decision.comparison.Comparison with its
+    message. report: where its page lies. timings: seconds a stage, those of earlier starts included.
     """
 
     name: str
@@ -47,14 +48,18 @@ class Outcome:
     evaluation: dict[str, Any] | None = None
     gate: dict[str, Any] | None = None
     version: dict[str, Any] | None = None
+    comparison: dict[str, Any] | None = None
     report: str | None = None
     timings: dict[str, float] = field(default_factory=dict)
 
     @classmethod
-    def of_gate(cls, passed: bool, **values: Any) -> Outcome:
-        """The outcome of a run that went through, with the status and exit code that the gate's decision gives it."""
-        status, exit_code = ("registered", EXIT_DONE) if passed else ("rejected", EXIT_REJECTED)
-        return cls(status=status, exit_code=exit_code, **values)
+    def of_gate(cls, passed: bool, champion_stays: bool = False, **values: Any) -> Outcome:
+        """The outcome of a run that went through, with the status and exit code that the gate's decision gives it.
+
+        champion_stays: a rejected model was to take the place of one that goes on working.
+        """
+        exit_code = EXIT_DONE if passed or champion_stays else EXIT_REJECTED
+        return cls(status="registered" if passed else "rejected", exit_code=exit_code, **values)
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -208,7 +213,7 @@ def read_run(storage: Storage, name: str) -> RunRecord:
     """A run with its settings, state and outcome; raises SettingsError that names the runs there are."""
     record = storage.get_json(f"{_folder(name)}/{_RECORD}")
     if record is None:
-        known = ", ".join(_names(storage)) or "none yet"
+        known = ", ".join(run_names(storage)) or "none yet"
         raise SettingsError(f"no run '{name}' at {storage.path('runs')}; there are: {known}")
     outcome = read_outcome(storage, name)
     holder = None if outcome else holder_of(storage, name)
@@ -227,7 +232,7 @@ def read_run(storage: Storage, name: str) -> RunRecord:
 
 def list_runs(storage: Storage) -> list[RunRecord]:
     """All runs, oldest first."""
-    return sorted((read_run(storage, name) for name in _names(storage)), key=lambda run: run.created)
+    return sorted((read_run(storage, name) for name in run_names(storage)), key=lambda run: run.created)
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, tuple[str, str]]:
@@ -240,7 +245,8 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, tup
     return {key: (shown(old, key), shown(new, key)) for key in keys if shown(old, key) != shown(new, key)}
 
 
-def _names(storage: Storage) -> list[str]:
+def run_names(storage: Storage) -> list[str]:
+    """The names of all runs, in order."""
     keys = (key.split("/") for key in storage.keys("runs"))
     return [parts[1] for parts in keys if len(parts) == 3 and parts[2] == _RECORD]
 
@@ -255,7 +261,7 @@ def _declare(loaded: Loaded, storage: Storage, name: str, fingerprint: str) -> N
         **provenance(),
         "fingerprint": fingerprint,
         "identity": identity,
-        "settings": loaded.settings.resolved(),
+        "settings": loaded.settings.recorded(),
     }
     if storage.create(key, json.dumps(record, indent=1).encode()):
         return

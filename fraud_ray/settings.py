@@ -10,7 +10,7 @@ import types
 import typing
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from datetime import date
+from datetime import date, timedelta
 from pathlib import Path
 from typing import Annotated, Any, Literal
 from zoneinfo import available_timezones
@@ -36,6 +36,7 @@ from pydantic import (
 )
 
 from fraud_ray.errors import SettingsError
+from fraud_ray.provenance import without_passwords
 
 Share = Annotated[float, Field(gt=0, lt=1)]
 Probability = Annotated[float, Field(ge=0, le=1)]
@@ -552,6 +553,15 @@ class DriftSettings(Frozen):
     are still labelled as legitimate do."""
 
 
+class RetrainSettings(Frozen):
+    metric: Literal["f1_score", "average_precision", "auc_roc"] | None = None
+    """What champion and challenger are compared by; by default the first of them that the gate bounds, else F1."""
+    margin: NonNegativeFloat = 0.005
+    """How much better than the champion a challenger has to be to take its place."""
+    repeats: PositiveInt = 1_000
+    """Resamples of the paired bootstrap; its interval, at decision.confidence, has to lie above 0."""
+
+
 class RegistrySettings(Frozen):
     uri: str | None = None
     """MLflow's tracking and registry URI; by default sqlite below storage.root."""
@@ -566,6 +576,12 @@ class RegistrySettings(Frozen):
 class StorageSettings(Frozen):
     root: str = Field(default=".fraud_ray", json_schema_extra=NO_EFFECT)
     """Folder or URI of runs and prepared data; on a cluster shared by all nodes."""
+
+
+class CacheSettings(Frozen):
+    max_staleness: timedelta | None = timedelta(days=7)
+    """Age from which prepared data is computed anew, as an ISO 8601 duration such as P7D or PT12H; PT0S: always;
+    null: never."""
 
 
 class ClusterSettings(Frozen):
@@ -619,8 +635,10 @@ class Settings(Frozen):
     gate: GateSettings = GateSettings()
     backtest: BacktestSettings = Field(default=BacktestSettings(), json_schema_extra=NO_EFFECT)
     drift: DriftSettings = DriftSettings()
+    retrain: RetrainSettings = RetrainSettings()
     registry: RegistrySettings = RegistrySettings()
     storage: StorageSettings = Field(default=StorageSettings(), json_schema_extra=NO_EFFECT)
+    cache: CacheSettings = Field(default=CacheSettings(), json_schema_extra=NO_EFFECT)
     cluster: ClusterSettings = Field(default=ClusterSettings(), json_schema_extra=NO_EFFECT)
     run: RunSettings = Field(default=RunSettings(), json_schema_extra=NO_EFFECT)
 
@@ -726,12 +744,16 @@ class Settings(Frozen):
         return TrainSettings.model_validate({**self.train.model_dump(), **hyperparameters})
 
     def identity(self) -> dict[str, Any]:
-        """Dotted keys and values of every setting that can change a run's result."""
-        return dict(dotted(_result_relevant(self)))
+        """Dotted keys and values of every setting that can change a run's result; passwords in URIs starred out."""
+        return dict(dotted(_starred(_result_relevant(self))))
 
     def resolved(self) -> dict[str, Any]:
         """All settings with every default filled in, as JSON types."""
         return self.model_dump(mode="json")
+
+    def recorded(self) -> dict[str, Any]:
+        """As `resolved`, with the passwords in URIs starred out: what is kept, and shown to others."""
+        return _starred(self.resolved())
 
 
 def settings_hash(settings: Settings) -> str:
@@ -907,6 +929,15 @@ def _result_relevant(model: BaseModel) -> dict[str, Any]:
     return kept
 
 
+def _starred(tree: Any) -> Any:
+    """Nested values, in whose texts the user and password of each URI are starred out."""
+    if isinstance(tree, dict):
+        return {key: _starred(value) for key, value in tree.items()}
+    if isinstance(tree, list | tuple):
+        return [_starred(value) for value in tree]
+    return without_passwords(tree) if isinstance(tree, str) else tree
+
+
 def dotted(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     """The dotted keys and the values of nested mappings; an empty one is a value."""
     for key, value in tree.items():
@@ -953,6 +984,8 @@ def _shown(value: Any) -> str:
         return value.human_readable()
     if isinstance(value, str):
         return value
+    if isinstance(value, timedelta):
+        return TypeAdapter(timedelta).dump_python(value, mode="json")
     return json.dumps(value, default=str)
 
 
@@ -964,6 +997,7 @@ _TYPE_NAMES = {
     int: "integer",
     float: "number",
     date: "date",
+    timedelta: "duration",
 }
 _BOUNDS = {Gt: (">", "gt"), Ge: (">=", "ge"), Lt: ("<", "lt"), Le: ("<=", "le")}
 

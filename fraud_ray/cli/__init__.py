@@ -14,6 +14,7 @@ import typer
 from fraud_ray.cli import (
     audit,
     backtest,
+    cache,
     data,
     drift,
     jobs,
@@ -52,6 +53,7 @@ def _fraud_ray(
 
 
 app.command()(run.run)
+app.command()(run.retrain)
 app.command()(backtest.backtest)
 app.command()(data.simulate)
 app.command()(data.validate)
@@ -62,6 +64,7 @@ app.add_typer(runs.app, name="runs")
 app.command()(reproduce.reproduce)
 app.add_typer(models.app, name="models")
 app.add_typer(audit.app, name="audit")
+app.add_typer(cache.app, name="cache")
 app.command()(ui.ui)
 app.command()(submit.submit)
 app.add_typer(jobs.app, name="jobs")

@@ -38,16 +38,15 @@ def intervals(
         return {}
     order = np.argsort(-values, kind="stable")
     ranking = Ranking.of(values[order], fraud[order], threshold)
-    rng = np.random.default_rng(seed)
-    if entity is None:
-        draws = _stratified(fraud[order], repeats, rng)
-    else:
-        names, of_row = np.unique(entity, return_inverse=True)
-        draws = _clustered(of_row[order].astype(np.int32), len(names), repeats, rng)
-    estimates = np.array([ranking.metrics(weights) for weights in draws]).reshape(-1, len(NAMES))
+    draws = _draws(fraud[order], None if entity is None else entity[order], repeats, seed)
+    return _percentiles([ranking.metrics(weights) for weights in draws], confidence)
+
+
+def _percentiles(estimates: list[Float64], confidence: float) -> dict[str, tuple[float, float]]:
+    """Low and high of each of NAMES over estimates, each (NAMES,), without undefined ones."""
     tails = [(1 - confidence) / 2, (1 + confidence) / 2]
     found = {}
-    for name, estimate in zip(NAMES, estimates.T, strict=True):
+    for name, estimate in zip(NAMES, np.array(estimates).reshape(-1, len(NAMES)).T, strict=True):
         defined = estimate[np.isfinite(estimate)]
         if len(defined):
             low, high = np.quantile(defined, tails)
@@ -70,9 +69,9 @@ class Difference:
 
 @dataclass(frozen=True)
 class Scored:
-    """One model's scores (rows,) of a holdout, and the threshold from which on they are alerts."""
+    """What a model says of a holdout: probabilities (rows,), and the threshold from which on it alerts."""
 
-    scores: Array
+    probabilities: Array
     threshold: float
 
 
@@ -90,27 +89,23 @@ def differences(
     model, others' values, labels and entities: one entry a holdout; labels (rows,), 0 or 1, and entities (rows,) are
     the holdout's. Whole entities are drawn where they are given, for all holdouts at once, since a card's transactions
     of two weeks are no more independent than those of one; else rows, stratified. Every model is measured on the same
-    draws. A metric that is undefined in all of them has no difference.
-    Raises ValueError for no repeats.
+    draws, so that what both owe to the same rows cancels out. Metrics are left out as `intervals` does.
     """
-    if not repeats:
-        raise ValueError("a difference needs draws")
-    frauds = [checked(one.scores, label)[1] for one, label in zip(model, labels, strict=True)]
+    frauds = [checked(one.probabilities, label)[1] for one, label in zip(model, labels, strict=True)]
     rankings = [_rankings(scored, frauds) for scored in (model, *others.values())]
     rng = np.random.default_rng(seed)
     drawn = _by_entity(entities, repeats, rng) if entities is not None else _by_class(frauds, repeats, rng)
     whole = [np.ones(len(fraud), np.int32) for fraud in frauds]
     # A draw at a time: all of them together would be as many copies of the rows.
     estimates = np.array([[_mean(ranked, weights) for ranked in rankings] for weights in chain([whole], drawn)])
-    tails = [(1 - confidence) / 2, (1 + confidence) / 2]
-    found: dict[str, dict[str, Difference]] = {other: {} for other in others}
+    found = {}
     for position, other in enumerate(others, 1):
-        exceeds = estimates[:, 0] - estimates[:, position]
-        for name, value, draws in zip(NAMES, exceeds[0], exceeds[1:].T, strict=True):
-            defined = draws[np.isfinite(draws)]
-            if np.isfinite(value) and len(defined):
-                low, high = np.quantile(defined, tails)
-                found[other][name] = Difference(float(value), float(defined.std()), float(low), float(high))
+        value, *drawn_values = estimates[:, 0] - estimates[:, position]
+        values, errors = (dict(zip(NAMES, of.tolist(), strict=True)) for of in (value, np.nanstd(drawn_values, axis=0)))
+        found[other] = {
+            name: Difference(values[name], errors[name], low, high)
+            for name, (low, high) in _percentiles(drawn_values, confidence).items()
+        }
     return found
 
 
@@ -118,7 +113,7 @@ def _rankings(scored: Sequence[Scored], frauds: Sequence[Bool]) -> list[tuple[Ar
     """For each holdout the order of its rows from the highest score down, and the ranking."""
     found = []
     for one, fraud in zip(scored, frauds, strict=True):
-        values, _ = checked(one.scores, fraud)
+        values, _ = checked(one.probabilities, fraud)
         order = np.argsort(-values, kind="stable")
         found.append((order, Ranking.of(values[order], fraud[order], one.threshold)))
     return found
@@ -200,6 +195,15 @@ class Ranking:
                     2 * hits / (alerts + frauds),
                 ]
             )
+
+
+def _draws(fraud: Bool, entity: Array | None, repeats: int, seed: int) -> Iterator[Array]:
+    """How often each row counts, (rows,), in one resample after the other."""
+    rng = np.random.default_rng(seed)
+    if entity is None:
+        return _stratified(fraud, repeats, rng)
+    names, of_row = np.unique(entity, return_inverse=True)
+    return _clustered(of_row.astype(np.int32), len(names), repeats, rng)
 
 
 def _stratified(fraud: Bool, repeats: int, rng: np.random.Generator) -> Iterator[Array]:

@@ -38,12 +38,17 @@ STATE, CURVE, LOGITS = "state.pt", "curve.json", "best.npz"
 Job = dict[str, Any]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Fitted:
     """A network after its last epoch: weights by name, and a dictionary an epoch."""
 
     weights: dict[str, torch.Tensor]
     curve: tuple[dict[str, Any], ...]
+
+    def __repr__(self) -> str:
+        epochs, last = len(self.curve), self.curve[-1]
+        told = f"{epochs:,} epoch{'' if epochs == 1 else 's'}, loss {last['loss']:.4f}"
+        return f"{told}, {last['rows_per_second']:,.0f} rows/s"
 
 
 def place(fold: PreparedFold, settings: TrainSettings, storage: Storage, with_holdout: bool) -> dict[str, Any]:
