@@ -494,6 +494,8 @@ class DecisionSettings(Frozen):
     """Resamples behind each interval; 0: none."""
     confidence: Share = 0.95
     """Level of the intervals."""
+    importance_rows: NonNegativeInt = 20_000
+    """Rows of a selection holdout on which each column's importance is measured, all frauds among them; 0: none."""
     slices: tuple[str, ...] = ()
     """Categorical columns whose values are evaluated one by one."""
     seed: NonNegativeInt = 42

@@ -35,6 +35,10 @@ def score(
     registry: Annotated[
         str | None, typer.Option("--registry", metavar="URI", help="MLflow's registry, in place of registry.uri.")
     ] = None,
+    reasons: Annotated[
+        bool,
+        typer.Option("--reasons", help="Also write which columns weigh most in each alert, and in which direction."),
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Score every row of partitioned parquet: the same partitions, with probability, decision and model version added.
@@ -42,6 +46,10 @@ def score(
     Each partition appears whole or not at all. The same command again keeps those that the same model has made from
     the same input, and does what is left. Ends with exit code 4, and nothing scored, if a column that the model reads
     is missing or of a wrong type.
+
+    With [bold]--reasons[/] alerts also have reason_1 to reason_3, the columns that weigh most, and effect_1 to
+    effect_3, what each adds to the log-odds of fraud (below 0: it speaks against fraud), compared with a typical
+    transaction: integrated gradients of the network, summed over a column's encodings.
     """
     from fraud_ray.cli.display import Display
     from fraud_ray.cli.tables import print_scored
@@ -49,7 +57,7 @@ def score(
 
     where, cluster = _settings(config, overrides, registry)
     with Display().stage("score") as stage:
-        opened = open_model(model, where)
+        opened = open_model(model, where, with_reasons=reasons)
         scored = score_partitions(opened, source, target, cluster, stage.update)
         stage.say(f"{scored.partitions - scored.kept:,} partitions scored, {scored.kept:,} kept")
     if as_json:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
@@ -41,7 +41,8 @@ class Evaluation:
     """All figures of one model on one holdout.
 
     metrics: by name, without those undefined on these rows; intervals: (low, high) by metric; best_possible:
-    average_precision and f1_score of the true probability on the same rows, None where it is not declared.
+    average_precision and f1_score of the true probability on the same rows, None where it is not declared. importance:
+    what average precision on a selection holdout loses by each column that is shuffled, the largest loss first.
     """
 
     rows: int
@@ -52,6 +53,7 @@ class Evaluation:
     best_possible: dict[str, float] | None
     confusion: Confusion
     slices: tuple[SliceEvaluation, ...]
+    importance: dict[str, float] = field(default_factory=dict)
 
     def __repr__(self) -> str:
         shown = [name for name in ("average_precision", "f1_score") if name in self.metrics]

@@ -28,6 +28,7 @@ from fraud_ray.model.scorer import GRAPH, GraphScorer
 FORMAT = 1
 WEIGHTS, ENCODER, INFO = "weights.safetensors", "encoder.json", "bundle.json"
 PROFILE = "profile.json"
+PARTS = (WEIGHTS, ENCODER, INFO)  # what a model is read back from
 
 
 @dataclass(frozen=True)
