@@ -123,6 +123,6 @@ def test_a_reference_model_learns_from_as_many_trials_as_it_is_given(
 
 def test_a_reference_model_whose_package_is_missing_is_left_out_with_a_note(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda package: None if package == "xgboost" else package)
-    there, notes = references.split_by_package(("xgboost", "random_forest"))
+    there, notes = story.split_by_package(("xgboost", "random_forest"))
     assert there == ("random_forest",)
     assert notes == ("xgboost is left out: it needs the extra 'compare'",)

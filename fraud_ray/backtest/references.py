@@ -7,7 +7,6 @@ fitted on every final fold. A fit is a Ray task on one CPU.
 
 from __future__ import annotations
 
-import importlib.util
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,23 +16,18 @@ import numpy as np
 import ray
 from scipy.special import logit
 from sklearn.metrics import average_precision_score
+from sklearn.model_selection import ParameterGrid, ParameterSampler
 
 from fraud_ray.backtest.result import Candidate, Choice
 from fraud_ray.rows import PreparedFold, Rows, load
-from fraud_ray.settings import Reference, SearchSettings
+from fraud_ray.settings import Reference
 from fraud_ray.storage import Storage
 from fraud_ray.training.loop import Float32
-from fraud_ray.training.search import Hyperparameters, enumerate_space
+
+Space = dict[str, tuple[Any, ...]]
 
 # Beyond these a probability, which a forest gives as 0 or 1, has no logit.
 _PROBABILITIES = (1e-7, 1 - 1e-7)
-
-
-def split_by_package(names: Sequence[Reference]) -> tuple[tuple[Reference, ...], tuple[str, ...]]:
-    """Those that can be fitted here, and a note on each of the others."""
-    there = tuple(name for name in names if importlib.util.find_spec(_KINDS[name].package))
-    absent = (name for name in names if name not in there)
-    return there, tuple(f"{name} is left out: it needs the extra 'compare'" for name in absent)
 
 
 def fit_reference(
@@ -47,11 +41,10 @@ def fit_reference(
 ) -> Candidate:
     """Chooses a reference model's hyperparameters on the selection folds, and fits it on every final fold."""
     began = time.monotonic()
-    space = SearchSettings(space=_KINDS[name].space, algorithm="random", trials=trials, seed=seed)
-    points: list[Hyperparameters] = [{}, *enumerate_space(space)][:trials]
+    points = _points(_KINDS[name].space, trials, seed)
     total, done = len(points) * len(selection) + len(final), 0
 
-    def holdout_logits(wanted: Sequence[tuple[Hyperparameters, PreparedFold]]) -> list[Float32]:
+    def holdout_logits(wanted: Sequence[tuple[dict[str, Any], PreparedFold]]) -> list[Float32]:
         nonlocal done
         tasks = [_fit_and_score.remote(name, point, seed, storage, fold) for point, fold in wanted]
         found = []
@@ -74,8 +67,16 @@ def fit_reference(
     return Candidate(choice, by_point[best], tuple(last))
 
 
+def _points(space: Space, trials: int, seed: int) -> list[dict[str, Any]]:
+    """The library's own proposal, then distinct points of the space, as many as it holds."""
+    drawn = min(trials - 1, len(ParameterGrid(space)))
+    return [{}, *ParameterSampler(space, drawn, random_state=seed)]
+
+
 @ray.remote(num_cpus=1)
-def _fit_and_score(name: Reference, point: Hyperparameters, seed: int, storage: Storage, fold: PreparedFold) -> Float32:
+def _fit_and_score(
+    name: Reference, point: Mapping[str, Any], seed: int, storage: Storage, fold: PreparedFold
+) -> Float32:
     fit, holdout = load(storage, fold.fit), load(storage, fold.holdout)
     x = _matrix(fit)
     model = _KINDS[name].make(point, seed, list(range(fit.features.shape[1], x.shape[1])))
@@ -120,23 +121,19 @@ def _lightgbm(point: Mapping[str, Any], seed: int, codes: list[int]) -> Any:
 
 @dataclass(frozen=True)
 class _Kind:
-    """package: what has to be installed; make: an estimator from a point of the space, a seed, and the
-    positions of the columns that are codes."""
+    """make: an estimator from a point of the space, a seed, and the positions of the columns that are codes."""
 
-    package: str
-    space: dict[str, tuple[Any, ...]]
+    space: Space
     make: Callable[[Mapping[str, Any], int, list[int]], Any]
 
 
 _KINDS: dict[Reference, _Kind] = {
-    "logistic_regression": _Kind("sklearn", {"C": (0.001, 0.01, 0.1, 1.0, 10.0, 100.0)}, _logistic_regression),
+    "logistic_regression": _Kind({"C": (0.001, 0.01, 0.1, 1.0, 10.0, 100.0)}, _logistic_regression),
     "random_forest": _Kind(
-        "sklearn",
         {"max_depth": (10, 20, None), "min_samples_leaf": (1, 3, 10), "max_features": ("sqrt", 0.5)},
         _random_forest,
     ),
     "xgboost": _Kind(
-        "xgboost",
         {
             "n_estimators": (50, 100, 200),
             "max_depth": (3, 4, 6),
@@ -148,7 +145,6 @@ _KINDS: dict[Reference, _Kind] = {
         _xgboost,
     ),
     "lightgbm": _Kind(
-        "lightgbm",
         {
             "n_estimators": (50, 100, 200),
             "num_leaves": (7, 15, 31),

@@ -6,6 +6,7 @@ once.
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import replace
@@ -17,10 +18,11 @@ from fraud_ray.errors import FraudRayError, SettingsError
 from fraud_ray.pipeline import simulate_if_absent
 from fraud_ray.progress import Progress
 from fraud_ray.run import Outcome, Run, open_run
-from fraud_ray.settings import Loaded, Settings
+from fraud_ray.settings import Loaded, Reference, Settings
 from fraud_ray.storage import Storage
 from fraud_ray.storage_check import check_storage
 
+_EXTRA = ("xgboost", "lightgbm")  # references whose packages, of the same names, come with the extra `compare`
 RESULT, PICTURE = "backtest.json", "backtest.svg"
 
 
@@ -31,8 +33,6 @@ def backtest(loaded: Loaded, progress: Progress) -> Backtest:
     """
     settings, storage = loaded.settings, Storage.at(loaded.settings.storage.root)
     shifts = final_shifts(settings)
-    from fraud_ray.backtest.references import split_by_package
-
     references, notes = split_by_package(settings.backtest.references)
     with ExitStack() as session:
         if settings.simulate:
@@ -76,6 +76,13 @@ def final_shifts(settings: Settings) -> tuple[int, ...]:
             f"folds.selection_shift_days to {needed} or more, or lower backtest.shift_days"
         )
     return shifts
+
+
+def split_by_package(names: Sequence[Reference]) -> tuple[tuple[Reference, ...], tuple[str, ...]]:
+    """Those references that can be fitted here, and a note on each of the others."""
+    there = tuple(name for name in names if name not in _EXTRA or importlib.util.find_spec(name))
+    absent = (name for name in names if name not in there)
+    return there, tuple(f"{name} is left out: it needs the extra 'compare'" for name in absent)
 
 
 def _named(loaded: Loaded, shifts: Sequence[int], references: Sequence[str]) -> Loaded:
