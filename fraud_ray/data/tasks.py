@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import pickle
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -22,16 +23,18 @@ TASKS_PER_CPU = 8
 
 
 def map_tasks(
-    function: Callable[[Item], Result], items: Sequence[Item], weights: Sequence[int]
+    function: Callable[[Item], Result], items: Sequence[Item], weights: Sequence[int], least: int = 1
 ) -> Iterator[tuple[int, Result]]:
     """Applies a function to every item, and yields (position of the item, result) in the order in which tasks finish.
 
-    weights: what each item costs, such as its rows; light neighbours share a task. Function, items and results are
-    pickled. Needs a connected Ray. A FraudRayError of the function is raised here, as it was.
+    weights: what each item costs, such as its rows; light neighbours share a task. least: weight that is worth a task's
+    start. Function, items and results are pickled. Needs a connected Ray. A FraudRayError of the function is raised
+    here, as it was.
     """
     import ray
 
-    tasks = _grouped(weights, TASKS_PER_CPU * int(ray.cluster_resources().get("CPU", 1)))
+    most = TASKS_PER_CPU * int(ray.cluster_resources().get("CPU", 1))
+    tasks = _grouped(weights, min(most, math.ceil(sum(weights) / least)))
     if not tasks:
         return
     batches = [{"work": pickle.dumps([(position, items[position]) for position in task])} for task in tasks]

@@ -38,6 +38,8 @@ from fraud_ray.storage import Storage
 VERSION = 1
 # Rows that a bucket holds, where the settings do not say how many buckets there are: some hundred bytes each.
 ROWS_A_BUCKET = 500_000
+# Rows of which each pass makes a task of its own, and not of fewer: some tenths of a second.
+ROWS_A_TASK = 200_000
 
 _NEVER = -(2**62)  # microseconds since 1970
 
@@ -224,7 +226,7 @@ class _Passes:
     ) -> list[Result]:
         """The results in the order of the items."""
         results: dict[int, Result] = {}
-        for position, result in map_tasks(function, items, weights):
+        for position, result in map_tasks(function, items, weights, ROWS_A_TASK):
             results[position] = result
             self.done = min(self.done + weights[position], self.total)
             self.update(self.done, self.total, name)
