@@ -122,12 +122,7 @@ def gather(task: int, job: Job, newest: int, state: str | None, labels: pa.Table
         rows = _with_labels(rows, labels)
     asked = np.arange(rows.num_rows) >= sum(block.num_rows for block in known)
     columns = compute(_transactions(rows, definition), asked, measures, definition.windows.decimals)
-    made = pa.record_batch(
-        {
-            "row": np.concatenate([block["row"].to_numpy() for block in blocks]),
-            **{name: values.astype(np.float32) for name, values in columns.items()},
-        }
-    )
+    made = pa.record_batch({"row": np.concatenate([block["row"].to_numpy() for block in blocks]), **columns})
     cuts = np.cumsum([0, *(block.num_rows for block in blocks)]).tolist()
     job.storage.put(job.gathered(task), _written([made.slice(begin, end - begin) for begin, end in pairwise(cuts)]))
     held = rows.filter(pc.greater(rows["time"], newest - definition.horizon(entity)))
