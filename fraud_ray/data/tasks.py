@@ -38,7 +38,7 @@ def map_tasks(
     if not tasks:
         return
     batches = [{"work": pickle.dumps([(position, items[position]) for position in task])} for task in tasks]
-    with _quiet():
+    with _one_operator():
         waiting = ray.data.from_items(batches, override_num_blocks=len(batches))
         finished = waiting.map(partial(_run, function=function))
         for row in finished.iter_rows():
@@ -71,13 +71,16 @@ def _grouped(weights: Sequence[int], tasks: int) -> list[list[int]]:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
-    """No progress bars, and errors alone on the console; Ray Data's log file keeps everything."""
+def _one_operator() -> Iterator[None]:
+    """All CPUs for the one operator, no progress bars, and errors alone on the console; Ray Data's log file keeps
+    everything."""
     from ray.data import DataContext
 
     context = DataContext.get_current().copy()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
+    # Each execution has one operator, from which a reservation for others would only keep CPUs: of two, one.
+    context.op_resource_reservation_enabled = False
     consoles = [h for h in logging.getLogger("ray.data").handlers if isinstance(h, logging.StreamHandler)]
     levels = [console.level for console in consoles]
     for console in consoles:
