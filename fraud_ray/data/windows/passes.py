@@ -68,8 +68,8 @@ class Job:
 class Scattered:
     """What scattering finds in one partition.
 
-    first, last: times in microseconds; types: by entity, `text` or `integers`; identity: SHA-256, in hexadecimal, over
-    what windows read of it but for the labels, so that the same transactions are known again.
+    first, last: times in microseconds; types: of entities and ids by column, `text` or `integers`; identity: SHA-256,
+    in hexadecimal, over what windows read of it but for the labels, so that the same transactions are known again.
     """
 
     violations: tuple[Violation, ...]
@@ -91,9 +91,9 @@ def scatter(item: tuple[int, Partition], job: Job) -> Scattered:
         return Scattered(tuple(violations))
     needed = _needed(table, definition)
     digest = hashlib.sha256(_written([pa.record_batch({n: c for n, c in needed.items() if n != _LABEL})]))
-    types = {}
+    types = {data.of_kind("id"): _type_of(needed[_ID])} if _ID in needed else {}
     for name in definition.by_entity:
-        entities = _names(table[name])
+        entities = names(table[name])
         bucket = _bucket_of(entities, job.buckets)
         order = np.argsort(bucket, kind="stable")
         block = pa.record_batch({**needed, "entity": entities}).take(pa.array(order))
@@ -101,7 +101,7 @@ def scatter(item: tuple[int, Partition], job: Job) -> Scattered:
         blocks = [block.slice(int(begin), int(end - begin)) for begin, end in pairwise(cuts)]
         job.storage.put(job.scattered(name, index), _written(blocks))
         digest.update(_written([pa.record_batch({"entity": entities})]))
-        types[name] = "integers" if pa.types.is_integer(entities.type) else "text"
+        types[name] = _type_of(entities)
     times = needed["time"].to_numpy()
     return Scattered((), int(times.min()), int(times.max()), types, digest.hexdigest())
 
@@ -110,7 +110,7 @@ def gather(task: int, job: Job, newest: int, state: str | None, labels: pa.Table
     """One bucket of one entity, by its place in `job.tasks`.
 
     newest: time of the newest transaction, in microseconds; state: folder of the state that is extended; labels: id
-    (text) and label of earlier transactions, known by now.
+    and label of earlier transactions, known by now.
     """
     entity, bucket = job.tasks[task]
     definition = job.definition
@@ -174,7 +174,7 @@ def _of_calendar(table: pa.Table, job: Job, partition: Partition) -> dict[str, n
 
 
 def _needed(table: pa.Table, definition: Definition) -> dict[str, pa.Array]:
-    """What every block holds beside its entity: the row's place, time, values, texts, label and, as text, the id."""
+    """What every block holds beside its entity: the row's place, time, values, texts, label and id."""
     data = definition.data
     label, identifier = data.label, data.of_kind("id")
     columns: dict[str, Any] = {
@@ -183,14 +183,17 @@ def _needed(table: pa.Table, definition: Definition) -> dict[str, pa.Array]:
         **{f"{_VALUE}{name}": pc.cast(table[name], pa.float64(), safe=False) for name in definition.values},
         **{f"{_TEXT}{name}": strings(table[name]) for name in definition.texts},
         _LABEL: pc.cast(table[label], pa.int8()) if label in table.column_names else pa.nulls(len(table), pa.int8()),
-        **({} if identifier is None else {_ID: strings(table[identifier])}),
+        **({} if identifier is None else {_ID: names(table[identifier])}),
     }
     return {n: c.combine_chunks() if isinstance(c, pa.ChunkedArray) else c for n, c in columns.items()}
 
 
 def _with_labels(rows: pa.Table, labels: pa.Table) -> pa.Table:
     """The rows with the labels that have come since."""
-    found = pc.index_in(rows[_ID], labels["id"])
+    held, come = rows[_ID], labels["id"]
+    if held.type != come.type:
+        held, come = strings(held), strings(come)
+    found = pc.index_in(held, come)
     label = pc.coalesce(labels["label"].take(found), rows[_LABEL])
     return rows.set_column(rows.column_names.index(_LABEL), _LABEL, label)
 
@@ -205,12 +208,16 @@ def _transactions(rows: pa.Table, definition: Definition) -> Transactions:
     )
 
 
-def _names(column: pa.ChunkedArray) -> pa.Array:
-    """Entities as int64 or text; missing, also the empty text, as null."""
+def names(column: pa.ChunkedArray) -> pa.Array:
+    """Entities or ids as int64 or text; missing, also the empty text, as null."""
     if pa.types.is_integer(column.type):
         return pc.cast(column, pa.int64()).combine_chunks()
     texts = strings(column).combine_chunks()
     return pc.if_else(pc.equal(texts, ""), None, texts)
+
+
+def _type_of(names: pa.Array) -> str:
+    return "integers" if pa.types.is_integer(names.type) else "text"
 
 
 def _bucket_of(entities: pa.Array, buckets: int) -> npt.NDArray[np.int16]:

@@ -28,7 +28,7 @@ from fraud_ray.data.keys import BUCKETS
 from fraud_ray.data.source import Source, read_partition
 from fraud_ray.data.tasks import Update, map_tasks
 from fraud_ray.data.windows.definition import Definition
-from fraud_ray.data.windows.passes import Job, Scattered, assemble, gather, scatter
+from fraud_ray.data.windows.passes import Job, Scattered, assemble, gather, names, scatter
 from fraud_ray.errors import DataError
 from fraud_ray.model.encoder import strings
 from fraud_ray.settings import DataSettings
@@ -52,8 +52,8 @@ class State:
     """What lies below windows/<key>/.
 
     definition: fingerprint of the windows; newest: time of the newest transaction, in microseconds since 1970; types:
-    by entity, `text` or `integers`; counted: partitions that it has seen, by the hash of their content, with the names
-    they had; parent: key of the state that was extended.
+    of entities and ids by column, `text` or `integers`; counted: partitions that it has seen, by the hash of their
+    content, with the names they had; parent: key of the state that was extended.
     """
 
     key: str
@@ -120,7 +120,7 @@ def extend(
 
 
 def read_labels(source: Source, data: DataSettings) -> pa.Table:
-    """Labels by id: columns `id` (text) and `label` (int8). Raises DataError for partitions without either."""
+    """Labels by id: columns `id` (int64 or text) and `label` (int8). Raises DataError for partitions without either."""
     identifier = data.of_kind("id")
     if identifier is None:
         raise DataError("labels are fed by id; declare a column of kind 'id' under data.columns")
@@ -132,7 +132,9 @@ def read_labels(source: Source, data: DataSettings) -> pa.Table:
                 raise DataError(
                     f"{partition.shown}: column '{name}' is missing; labels need '{identifier}' beside them"
                 )
-        tables.append(pa.table({"id": strings(table[identifier]), "label": pc.cast(table[data.label], pa.int8())}))
+        tables.append(pa.table({"id": names(table[identifier]), "label": pc.cast(table[data.label], pa.int8())}))
+    if len({table.schema for table in tables}) > 1:
+        tables = [table.set_column(0, "id", strings(table["id"])) for table in tables]
     return pa.concat_tables(tables)
 
 
