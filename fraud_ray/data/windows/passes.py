@@ -91,7 +91,8 @@ def scatter(item: tuple[int, Partition], job: Job) -> Scattered:
         return Scattered(tuple(violations))
     needed = _needed(table, definition)
     digest = hashlib.sha256(_written([pa.record_batch({n: c for n, c in needed.items() if n != _LABEL})]))
-    types = {data.of_kind("id"): _type_of(needed[_ID])} if _ID in needed else {}
+    identifier = data.of_kind("id")
+    types = {} if identifier is None else {identifier: _type_of(needed[_ID])}
     for name in definition.by_entity:
         entities = names(table[name])
         bucket = _bucket_of(entities, job.buckets)
