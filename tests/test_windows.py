@@ -23,9 +23,10 @@ from hypothesis import strategies as st
 from fraud_ray.data.contract import ContractViolation
 from fraud_ray.data.source import Source, open_source
 from fraud_ray.data.windows import state as states
+from fraud_ray.data.windows.daily import read_labels
 from fraud_ray.data.windows.definition import DAY, Definition, Measure
 from fraud_ray.data.windows.measures import compute
-from fraud_ray.data.windows.state import Windowed, add_windows, extend, load_state, read_labels
+from fraud_ray.data.windows.state import Windowed, add_windows, extend, load_state
 from fraud_ray.data.windows.timeline import Transactions
 from fraud_ray.errors import DataError
 from fraud_ray.settings import Settings

@@ -82,29 +82,31 @@ class Scattered:
 def scatter(item: tuple[int, Partition], job: Job) -> Scattered:
     """One partition, with its position in the source."""
     index, partition = item
-    definition, data = job.definition, job.definition.data
-    table = read_partition(job.root, partition, data, definition.reads)
-    has_labels = data.label in table.column_names
-    checked = [name for name in definition.reads if name != data.label or has_labels or job.needs_labels]
-    violations = check_columns(table, {name: data.columns[name] for name in checked}, partition.shown)
+    definition = job.definition
+    table, violations = _checked(partition, job.root, definition, job.needs_labels)
     if violations or not table.num_rows:
         return Scattered(tuple(violations))
-    needed = _needed(table, definition)
-    digest = hashlib.sha256(_written([pa.record_batch({n: c for n, c in needed.items() if n != _LABEL})]))
-    identifier = data.of_kind("id")
+    needed, entities = _needed(table, definition), _entities(table, definition)
+    identifier = definition.data.of_kind("id")
     types = {} if identifier is None else {identifier: _type_of(needed[_ID])}
-    for name in definition.by_entity:
-        entities = names(table[name])
-        bucket = _bucket_of(entities, job.buckets)
+    for name, of_rows in entities.items():
+        bucket = _bucket_of(of_rows, job.buckets)
         order = np.argsort(bucket, kind="stable")
-        block = pa.record_batch({**needed, "entity": entities}).take(pa.array(order))
+        block = pa.record_batch({**needed, "entity": of_rows}).take(pa.array(order))
         cuts = np.searchsorted(bucket[order], np.arange(job.buckets + 1))
         blocks = [block.slice(int(begin), int(end - begin)) for begin, end in pairwise(cuts)]
         job.storage.put(job.scattered(name, index), _written(blocks))
-        digest.update(_written([pa.record_batch({"entity": entities})]))
-        types[name] = _type_of(entities)
+        types[name] = _type_of(of_rows)
     times = needed["time"].to_numpy()
-    return Scattered((), int(times.min()), int(times.max()), types, digest.hexdigest())
+    return Scattered((), int(times.min()), int(times.max()), types, _identity(needed, entities))
+
+
+def identify(partition: Partition, root: str, definition: Definition) -> str | None:
+    """The identity of a partition of this source; None where it has no rows, or columns that break the contract."""
+    table, violations = _checked(partition, root, definition, needs_labels=False)
+    if violations or not table.num_rows:
+        return None
+    return _identity(_needed(table, definition), _entities(table, definition))
 
 
 def gather(task: int, job: Job, newest: int, state: str | None, labels: pa.Table | None) -> None:
@@ -172,6 +174,29 @@ def _of_calendar(table: pa.Table, job: Job, partition: Partition) -> dict[str, n
     else:  # a hive key
         times = read_partition(job.root, partition, definition.data, [name])[name]
     return {made: calendar(kind, times, definition.windows) for made, kind in definition.calendar.items()}
+
+
+def _checked(
+    partition: Partition, root: str, definition: Definition, needs_labels: bool
+) -> tuple[pa.Table, list[Violation]]:
+    """What windows read of a partition, and what of it breaks the contract."""
+    data = definition.data
+    table = read_partition(root, partition, data, definition.reads)
+    has_labels = data.label in table.column_names
+    checked = [name for name in definition.reads if name != data.label or has_labels or needs_labels]
+    return table, check_columns(table, {name: data.columns[name] for name in checked}, partition.shown)
+
+
+def _identity(needed: dict[str, pa.Array], entities: dict[str, pa.Array]) -> str:
+    digest = hashlib.sha256()
+    for columns in ({name: column for name, column in needed.items() if name != _LABEL}, entities):
+        if columns:
+            digest.update(_written([pa.record_batch(columns)]))
+    return digest.hexdigest()
+
+
+def _entities(table: pa.Table, definition: Definition) -> dict[str, pa.Array]:
+    return {name: names(table[name]) for name in definition.by_entity}
 
 
 def _needed(table: pa.Table, definition: Definition) -> dict[str, pa.Array]:

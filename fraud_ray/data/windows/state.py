@@ -21,17 +21,14 @@ from functools import partial
 from typing import TypeVar
 
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from fraud_ray.data.contract import ContractViolation
 from fraud_ray.data.keys import BUCKETS
-from fraud_ray.data.source import Source, read_partition
+from fraud_ray.data.source import Source
 from fraud_ray.data.tasks import Update, map_tasks
 from fraud_ray.data.windows.definition import Definition
-from fraud_ray.data.windows.passes import Job, Scattered, assemble, gather, names, scatter
+from fraud_ray.data.windows.passes import Job, Scattered, assemble, gather, scatter
 from fraud_ray.errors import DataError
-from fraud_ray.model.encoder import strings
-from fraud_ray.settings import DataSettings
 from fraud_ray.storage import Storage
 
 # Part of the key: raise it when the same data and declarations come to give other columns.
@@ -83,7 +80,10 @@ def load_state(storage: Storage, key: str) -> State:
     """Raises DataError where there is none."""
     manifest = storage.get_json(_manifest(key))
     if manifest is None:
-        raise DataError(f"no window state at {storage.path(_folder(key))}; compute the windows of the history first")
+        raise DataError(
+            f"no window state at {storage.path(_folder(key))}; compute the windows of the history first, or name the "
+            "storage.root below which that was done"
+        )
     return State(**manifest)
 
 
@@ -117,25 +117,6 @@ def extend(
             "of the history with the model's own declarations first"
         )
     return _computed(source, definition, storage, update, state, labels)
-
-
-def read_labels(source: Source, data: DataSettings) -> pa.Table:
-    """Labels by id: columns `id` (int64 or text) and `label` (int8). Raises DataError for partitions without either."""
-    identifier = data.of_kind("id")
-    if identifier is None:
-        raise DataError("labels are fed by id; declare a column of kind 'id' under data.columns")
-    tables = []
-    for partition in source.partitions:
-        table = read_partition(source.root, partition, data, [identifier, data.label])
-        for name in (identifier, data.label):
-            if name not in table.column_names:
-                raise DataError(
-                    f"{partition.shown}: column '{name}' is missing; labels need '{identifier}' beside them"
-                )
-        tables.append(pa.table({"id": names(table[identifier]), "label": pc.cast(table[data.label], pa.int8())}))
-    if len({table.schema for table in tables}) > 1:
-        tables = [table.set_column(0, "id", strings(table["id"])) for table in tables]
-    return pa.concat_tables(tables)
 
 
 def _computed(
