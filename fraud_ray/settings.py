@@ -190,47 +190,52 @@ class FoldSettings(Frozen):
 
 
 _OF_CALENDAR = {"weekend", "night", "hour_sin", "hour_cos"}
-_OF_LABELS = {"frauds", "fraud_share", "since_last_fraud", "since_first_fraud"}
-_OF_PAST = {"since_previous", "ratio_to_mean", "ratio_to_max", "deviations"}
-_WITHOUT_COLUMN = _OF_CALENDAR | _OF_LABELS | {"count", "since_previous"}
+_OF_PAST = {"since_last", "since_first", "streak", "since_streak", "ratio_to_mean", "ratio_to_max", "deviations"}
+_WITHOUT_COLUMN = _OF_CALENDAR | {"count", "share", "since_last", "since_first", "streak", "since_streak"}
 
 
 class WindowColumnSettings(Frozen):
     compute: Literal[
         "count",
+        "share",
         "sum",
         "mean",
+        "min",
         "max",
         "std",
         "distinct",
-        "since_previous",
+        "since_last",
+        "since_first",
+        "streak",
+        "since_streak",
         "ratio_to_mean",
         "ratio_to_max",
         "deviations",
-        "frauds",
-        "fraud_share",
-        "since_last_fraud",
-        "since_first_fraud",
         "weekend",
         "night",
         "hour_sin",
         "hour_cos",
     ]
-    """What the column holds. Of the entity's transactions in the window: `count`; `sum`, `mean`, `max` and `std` of a
-    column; number of `distinct` values. Of its earlier ones: days `since_previous`; the transaction's value over their
-    mean (`ratio_to_mean`) and maximum (`ratio_to_max`), and its distance from their mean in standard deviations
-    (`deviations`). Of those whose label is known: number of `frauds`, `fraud_share`, days `since_last_fraud` and
-    `since_first_fraud`. Of the time alone: `weekend`, `night`, the hour on a circle (`hour_sin`, `hour_cos`)."""
+    """What the column holds, of the entity's transactions in the window: their `count`, and the `share` that is
+    `among`; `sum`, `mean`, `min`, `max`, `std` and number of `distinct` values of a column; days `since_last` and
+    `since_first` of them; the `streak` of latest ones that are all `among`, and the days `since_streak` began; the
+    transaction's own value over their mean (`ratio_to_mean`) or maximum (`ratio_to_max`), and its distance from their
+    mean in standard deviations (`deviations`). Of the time alone: `weekend`, `night`, and the hour on a circle
+    (`hour_sin`, `hour_cos`)."""
     entity: str | None = None
     """Column whose equal values belong together: customer, card, terminal, merchant or device."""
     of: str | None = None
-    """Column that is summed, compared, or counted distinct."""
+    """Column whose values are summed, compared, or counted distinct."""
     days: tuple[PositiveFloat, ...] = ()
     """Lengths of windows; each gives a column, with the length in place of `{days}` in the name."""
+    among: Literal["all", "frauds", "legitimate"] = "all"
+    """Which transactions count. By their label, which is known label_delay_days later; one that has no label by then is
+    legitimate."""
     delay_days: NonNegativeFloat | None = None
     """The window ends that long before the transaction; by default 0, and label_delay_days where labels are read."""
     current: bool = True
-    """Whether a window without delay holds the transaction itself."""
+    """Whether the transaction itself is in its window, where that has no delay and the column is not of the past alone
+    (`since_…`, `streak`, `ratio_…`, `deviations`)."""
 
     @property
     def is_boolean(self) -> bool:
@@ -238,7 +243,7 @@ class WindowColumnSettings(Frozen):
 
     @property
     def reads_labels(self) -> bool:
-        return self.compute in _OF_LABELS
+        return self.among != "all"
 
     @property
     def is_of_past(self) -> bool:
@@ -254,13 +259,14 @@ class WindowColumnSettings(Frozen):
     def _complete(self) -> WindowColumnSettings:
         if self.looks_back and (self.entity is None or not self.days):
             raise ValueError(f"'{self.compute}' needs 'entity' and 'days'")
-        if not self.looks_back and (self.entity, self.days, self.delay_days, self.current) != (None, (), None, True):
+        beside = (self.entity, self.of, self.days, self.among, self.delay_days, self.current)
+        if not self.looks_back and beside != (None, None, (), "all", None, True):
             raise ValueError(f"'{self.compute}' is of the timestamp alone; declare nothing beside it")
         if (self.of is None) != (self.compute in _WITHOUT_COLUMN):
             need = "takes no" if self.of else "needs"
             raise ValueError(f"'{self.compute}' {need} 'of', the column that it is computed of")
-        if self.is_of_past and (self.delay_days or not self.current):
-            raise ValueError(f"'{self.compute}' is of all that came before; leave out 'delay_days' and 'current'")
+        if self.compute in {"share", "streak", "since_streak"} and self.among == "all":
+            raise ValueError(f"'{self.compute}' of all transactions says nothing; give 'among'")
         return self
 
 
