@@ -39,7 +39,7 @@ from fraud_ray.errors import SettingsError
 
 Share = Annotated[float, Field(gt=0, lt=1)]
 Probability = Annotated[float, Field(ge=0, le=1)]
-Encoding = Literal["standard", "signed_log"]
+Encoding = Literal["standard", "signed_log", "piecewise_linear"]
 
 # A setting marked so may change between two starts of the same run: it cannot change the result.
 NO_EFFECT: dict[str, Any] = {"affects_result": False}
@@ -85,7 +85,7 @@ class ColumnSettings(Frozen):
     values: tuple[str, ...] | None = None
     """The only values that the contract allows, for a categorical column; by default any."""
     encodings: tuple[Encoding, ...] | None = None
-    """How a number enters the network, each way standardised; by default `prepare.numeric_encodings`."""
+    """How a number enters the network; by default `prepare.numeric_encodings`. Empty: only through ratios."""
 
     @property
     def is_feature(self) -> bool:
@@ -315,7 +315,12 @@ class WindowsSettings(Frozen):
 
 class PrepareSettings(Frozen):
     numeric_encodings: tuple[Encoding, ...] = ("standard", "signed_log")
-    """How numeric columns enter the network, each way standardised on fit rows."""
+    """How numeric columns enter the network: standardised on fit rows, plain and after a signed logarithm; in pieces
+    with edges at quantiles of the fit rows and of their frauds."""
+    piecewise_bins: PositiveInt = 8
+    """piecewise_linear: parts of equal size that the edges divide all fit rows into, and the frauds likewise."""
+    ratios: dict[str, tuple[str, str]] = {}
+    """Further numbers by name: [numerator, denominator], two columns that the model reads. Encoded like a column."""
     min_category_rows: PositiveInt = 20
     """Categories with fewer fit rows share the rare bucket."""
     max_categories: PositiveInt = 1_000
@@ -678,6 +683,12 @@ class Settings(Frozen):
                 )
         if self.gate.slices and not self.decision.slices:
             raise ValueError("gate.slices judges the slices of decision.slices, which names none: name a column there")
+        for name, columns in self.prepare.ratios.items():
+            if name in self.data.columns:
+                raise ValueError(f"prepare.ratios.{name} has the name of a column; give it another")
+            for column in columns:
+                if column not in self.data.features or self.data.columns[column].kind == "categorical":
+                    raise ValueError(f"prepare.ratios.{name} names '{column}', which is no number that the model reads")
         for name in self.decision.slices:
             if name not in self.data.columns or self.data.columns[name].kind != "categorical":
                 raise ValueError(f"decision.slices names '{name}', which is no categorical column of data.columns")

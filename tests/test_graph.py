@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from fraud_ray.evaluation import network_logits
 from fraud_ray.model.bundle import Bundle, open_graph
 from fraud_ray.model.calibration import Calibration
-from fraud_ray.model.encoder import Encoder, FeatureColumn, Statistics
+from fraud_ray.model.encoder import Encoder, FeatureColumn, Ratio, Statistics
 from fraud_ray.model.graph import build_graph
 from fraud_ray.model.network import FraudNetwork, NetworkShape
 from fraud_ray.model.scorer import GraphScorer
@@ -24,12 +24,13 @@ from fraud_ray.rows import Rows
 
 BOTH = ("standard", "signed_log")
 COLUMNS = (
-    FeatureColumn("amount", "numeric", BOTH),
+    FeatureColumn("amount", "numeric", (*BOTH, "piecewise_linear")),
     FeatureColumn("balance", "numeric", ("standard",)),
     FeatureColumn("known", "boolean", ("standard",)),
     FeatureColumn("merchant", "categorical"),
     FeatureColumn("country", "categorical"),
 )
+RATIOS = (Ratio("amount_by_balance", "amount", "balance", (*BOTH, "piecewise_linear")),)
 CALIBRATIONS = {
     "platt": Calibration(slope=1.5, intercept=-1.0),
     "isotonic": Calibration("isotonic", knots=((-3.0, 0.001), (-0.5, 0.1), (0.0, 0.1), (0.2, 0.8), (3.0, 0.99))),
@@ -55,7 +56,9 @@ def made_bundle(
     columns: tuple[FeatureColumn, ...], calibration: Calibration, seed: int = 0, members: int = 1
 ) -> Bundle:
     data = table(2_000, seed)
-    encoder = Encoder.fit(columns, Statistics.of(data, columns))
+    ratios = RATIOS if {"amount", "balance"} <= {column.name for column in columns} else ()
+    label = (np.random.default_rng(seed).random(len(data)) < 0.1).astype(np.int8)
+    encoder = Encoder.fit(columns, Statistics.of(data, columns, ratios, label), ratios=ratios)
     torch.manual_seed(seed)
     shape = NetworkShape(len(encoder.feature_names), encoder.code_sizes, (16, 8), 0.3, members)
     network = FraudNetwork(shape)
