@@ -347,12 +347,22 @@ PositiveWeight = Annotated[
 
 
 class TrainSettings(Frozen):
+    network: Literal["mlp", "residual"] = "mlp"
+    """mlp: one layer after the other; residual: blocks that each add their output to their input."""
     hidden_sizes: tuple[PositiveInt, ...] = (128, 64)
-    """Units of the hidden layers."""
+    """Units of the hidden layers; residual: units throughout, then the hidden units of each block."""
+    activation: Literal["relu", "silu"] = "relu"
+    """What follows a hidden layer."""
+    layer_norm: bool = False
+    """Whether hidden units are normalised, before each activation or at the start of each block."""
+    embedding_size: PositiveInt | None = None
+    """Size of a learned embedding for each categorical column; null: one-hot."""
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.3
     """Share of hidden units dropped in training."""
     members: PositiveInt = 1
     """Networks trained side by side, whose mean probability counts."""
+    member_weights: Literal["own", "shared"] = "own"
+    """Whether members have weights of their own, or share them but for scales of inputs and outputs (TabM)."""
     loss: Literal["bce", "focal"] = "bce"
     """Loss on logits."""
     focal_gamma: NonNegativeFloat = 2.0
