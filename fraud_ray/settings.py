@@ -28,10 +28,12 @@ from pydantic import (
     NonNegativeInt,
     PositiveFloat,
     PositiveInt,
+    SerializerFunctionWrapHandler,
     Tag,
     TypeAdapter,
     ValidationError,
     field_validator,
+    model_serializer,
     model_validator,
 )
 
@@ -405,6 +407,17 @@ class TrainSettings(Frozen):
     """How often training is recovered from its checkpoint after a worker died."""
 
 
+def _as_tuple(value: Any) -> Any:
+    return tuple(tuple(v) if isinstance(v, list) else v for v in value) if isinstance(value, list | tuple) else value
+
+
+def _as_alternatives(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list | tuple) else (value,)
+
+
+Conditions = dict[str, Annotated[tuple[Any, ...], BeforeValidator(_as_alternatives)]]
+
+
 class Range(Frozen):
     low: float
     """Smallest value."""
@@ -412,6 +425,8 @@ class Range(Frozen):
     """Largest value."""
     log: bool = False
     """Draw evenly on a logarithmic scale."""
+    when: Conditions = {}
+    """Searched only where these hyperparameters have this value, or one of these."""
 
     @model_validator(mode="after")
     def _ordered(self) -> Range:
@@ -422,26 +437,64 @@ class Range(Frozen):
         return self
 
 
-def _as_tuple(value: Any) -> Any:
-    return tuple(tuple(v) if isinstance(v, list) else v for v in value) if isinstance(value, list | tuple) else value
+class Listed(Frozen):
+    values: Annotated[tuple[Any, ...], BeforeValidator(_as_tuple), Field(min_length=1)]
+    """The values to choose from."""
+    when: Conditions = {}
+    """Searched only where these hyperparameters have this value, or one of these."""
 
+    @property
+    def plain(self) -> list[Any]:
+        """The values as JSON gives them back, so that a point and its stored form have the same identity."""
+        values: list[Any] = json.loads(json.dumps(self.values))
+        return values
 
-Choices = Annotated[tuple[Any, ...], BeforeValidator(_as_tuple), Field(min_length=1)]
+    @model_serializer(mode="wrap")
+    def _short(self, dump: SerializerFunctionWrapHandler) -> Any:
+        return dump(self) if self.when else self.plain
 
 
 def _branch_of_options(value: Any) -> str | None:
-    return "<range>" if isinstance(value, dict | Range) else "<list>" if isinstance(value, list | tuple) else None
+    if isinstance(value, Listed | list | tuple) or (isinstance(value, dict) and "values" in value):
+        return "<list>"
+    return "<range>" if isinstance(value, dict | Range) else None
+
+
+def _listed(value: Any) -> Any:
+    return {"values": value} if isinstance(value, list | tuple) else value
 
 
 Options = Annotated[
-    Annotated[Range, Tag("<range>")] | Annotated[Choices, Tag("<list>")],
+    Annotated[Range, Tag("<range>")] | Annotated[Listed, BeforeValidator(_listed), Tag("<list>")],
     _alternatives(_branch_of_options, "a list of values or {low: …, high: …, log: true or false}"),
 ]
 
 
+# What `search.space: default` stands for.
+DEFAULT_SPACE: Mapping[str, Any] = types.MappingProxyType(
+    {
+        "network": ["mlp", "residual"],
+        "hidden_sizes": [[64, 64], [128, 64], [256, 128]],
+        "activation": ["relu", "silu"],
+        "layer_norm": [False, True],
+        "dropout": {"low": 0.0, "high": 0.5},
+        "learning_rate": {"low": 0.0005, "high": 0.01, "log": True},
+        "weight_decay": {"low": 0.001, "high": 0.3, "log": True, "when": {"optimizer": "adamw"}},
+        "members": [1, 4, 8],
+        "member_weights": {"values": ["own", "shared"], "when": {"members": [4, 8]}},
+    }
+)
+
+
+def _spelled_out(space: Any) -> Any:
+    return dict(DEFAULT_SPACE) if space == "default" else space
+
+
 class SearchSettings(Frozen):
-    space: dict[str, Options] = {}
-    """Hyperparameters of `train` to search: a list of values, or {low, high, log}. Empty: one trial."""
+    space: Annotated[dict[str, Options], BeforeValidator(_spelled_out)] = {}
+    """Hyperparameters of `train` to search: a list of values, or {low, high, log}; {values, when: {NAME: VALUE}} and
+    {low, high, log, when} only where an earlier one has a value. `default`: a space that did well on the handbook's
+    folds, for random and tpe. Empty: one trial."""
     algorithm: Literal["grid", "random", "tpe"] = "grid"
     """grid: every combination of the lists; random; tpe: Optuna's estimator."""
     trials: PositiveInt = 16
@@ -717,11 +770,19 @@ class Settings(Frozen):
                 f"{key} is a range, which a grid cannot enumerate; "
                 "list its values, or set search.algorithm to random or tpe"
             )
-        for value in (options.low, options.high) if isinstance(options, Range) else options:
-            try:
-                self.train_with({name: value})
-            except ValidationError as fault:
-                raise ValueError(f"{key}: {value!r} {_wording(fault.errors()[0])}") from None
+        names = list(self.search.space)
+        for other in options.when:
+            if other not in TrainSettings.model_fields:
+                raise ValueError(f"{key}.when: train has no '{other}'{_nearest(other, TrainSettings.model_fields)}")
+            if other in names and names.index(other) >= names.index(name):
+                raise ValueError(f"{key}.when: '{other}' has to stand before '{name}' in search.space")
+        tried = {name: (options.low, options.high) if isinstance(options, Range) else options.values, **options.when}
+        for setting, values in tried.items():
+            for value in values:
+                try:
+                    self.train_with({setting: value})
+                except ValidationError as fault:
+                    raise ValueError(f"{key}: {value!r} {_wording(fault.errors()[0])}") from None
 
     def train_with(self, hyperparameters: dict[str, Any]) -> TrainSettings:
         """The train settings with a trial's hyperparameters in their place, validated."""
@@ -818,9 +879,11 @@ def _override(raw: dict[str, Any], overrides: typing.Sequence[str]) -> tuple[str
             value = _read_yaml(text)
         except yaml.YAMLError:
             raise SettingsError(f"--set {key}: '{text}' is not a YAML value; quote it") from None
+        _spell_out_space(raw)
         _put(raw, key.split("."), value)
         keys.append(key)
     notes = []
+    _spell_out_space(raw)
     space = (raw.get("search") or {}).get("space") or {}
     for key in keys:
         section, _, name = key.partition(".")
@@ -828,6 +891,12 @@ def _override(raw: dict[str, Any], overrides: typing.Sequence[str]) -> tuple[str
             del space[name]
             notes.append(f"{name} is set, so it leaves search.space")
     return tuple(notes)
+
+
+def _spell_out_space(raw: dict[str, Any]) -> None:
+    """Lets overrides change and remove what `search.space: default` stands for."""
+    if isinstance(raw.get("search"), dict) and "space" in raw["search"]:
+        raw["search"]["space"] = _spelled_out(raw["search"]["space"])
 
 
 def _put(raw: dict[str, Any], path: list[str], value: Any) -> None:
