@@ -316,7 +316,7 @@ class WindowsSettings(Frozen):
 
 
 class PrepareSettings(Frozen):
-    numeric_encodings: tuple[Encoding, ...] = ("standard", "signed_log")
+    numeric_encodings: Annotated[tuple[Encoding, ...], Field(min_length=1)] = ("standard", "signed_log")
     """How numeric columns enter the network: standardised on fit rows, plain and after a signed logarithm; in pieces
     with edges at quantiles of the fit rows and of their frauds."""
     piecewise_bins: PositiveInt = 8
@@ -942,7 +942,7 @@ def _wording(error: Any) -> str:
         return "should be a mapping"
     if error["type"] == "tuple_type":
         return "should be a list"
-    return re.sub("^(Value error, |Value (?=should)|Input (?=should))", "", error["msg"])
+    return re.sub("^(Value error, |(Value|Input|Tuple) (?=should))| after validation", "", error["msg"])
 
 
 def _nearest(name: str, known: typing.Iterable[str]) -> str:

@@ -66,6 +66,7 @@ REFUSED = {
     "search.space.droput=[0.1]": "search.space.droput: train has no such setting; did you mean 'dropout'?",
     "search.space.workers=[1, 2]": "search.space.workers changes where training runs",
     "search.space.dropout={low: 0.1, high: 0.5}": "search.space.dropout is a range, which a grid cannot enumerate",
+    "prepare.numeric_encodings=[]": "prepare.numeric_encodings should have at least 1 item, not 0 (given: [])",
     "prepare.ratios={amount: [amount, amount]}": "prepare.ratios.amount has the name of a column; give it another",
     "prepare.ratios={share: [amount, category]}": "prepare.ratios.share names 'category', which is no number that the",
     "search.space.members={values: [1], when: {los: focal}}": "search.space.members.when: train has no 'los'; did you",
