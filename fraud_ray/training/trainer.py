@@ -16,7 +16,7 @@ import uuid
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
@@ -109,7 +109,8 @@ def load_fitted(storage: Storage, folder: str) -> Fitted:
 
 def network_shape(features: int, code_sizes: tuple[int, ...], settings: TrainSettings) -> NetworkShape:
     """The network that these settings ask for on so many features and categories."""
-    return NetworkShape(features, code_sizes, settings.hidden_sizes, settings.dropout, settings.members)
+    chosen = {field.name for field in fields(NetworkShape)} - {"features", "code_sizes"}
+    return NetworkShape(features, code_sizes, **{name: getattr(settings, name) for name in chosen})
 
 
 def train_on_workers(
