@@ -208,7 +208,7 @@ def read_run(storage: Storage, name: str) -> RunRecord:
     """A run with its settings, state and outcome; raises SettingsError that names the runs there are."""
     record = storage.get_json(f"{_folder(name)}/{_RECORD}")
     if record is None:
-        known = ", ".join(_names(storage)) or "none yet"
+        known = ", ".join(run_names(storage)) or "none yet"
         raise SettingsError(f"no run '{name}' at {storage.path('runs')}; there are: {known}")
     outcome = read_outcome(storage, name)
     holder = None if outcome else holder_of(storage, name)
@@ -227,7 +227,7 @@ def read_run(storage: Storage, name: str) -> RunRecord:
 
 def list_runs(storage: Storage) -> list[RunRecord]:
     """All runs, oldest first."""
-    return sorted((read_run(storage, name) for name in _names(storage)), key=lambda run: run.created)
+    return sorted((read_run(storage, name) for name in run_names(storage)), key=lambda run: run.created)
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, tuple[str, str]]:
@@ -240,7 +240,8 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, tup
     return {key: (shown(old, key), shown(new, key)) for key in keys if shown(old, key) != shown(new, key)}
 
 
-def _names(storage: Storage) -> list[str]:
+def run_names(storage: Storage) -> list[str]:
+    """The names of all runs, in order."""
     keys = (key.split("/") for key in storage.keys("runs"))
     return [parts[1] for parts in keys if len(parts) == 3 and parts[2] == _RECORD]
 

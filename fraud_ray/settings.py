@@ -10,7 +10,7 @@ import types
 import typing
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from datetime import date
+from datetime import date, timedelta
 from pathlib import Path
 from typing import Annotated, Any, Literal
 from zoneinfo import available_timezones
@@ -554,6 +554,12 @@ class StorageSettings(Frozen):
     """Folder or URI of runs and prepared data; on a cluster shared by all nodes."""
 
 
+class CacheSettings(Frozen):
+    max_staleness: timedelta | None = timedelta(days=7)
+    """Age from which prepared data is computed anew, as an ISO 8601 duration such as P7D or PT12H; PT0S: always;
+    null: never."""
+
+
 class ClusterSettings(Frozen):
     address: str | None = None
     """Ray's address; by default RAY_ADDRESS, else a Ray is started here."""
@@ -606,6 +612,7 @@ class Settings(Frozen):
     drift: DriftSettings = DriftSettings()
     registry: RegistrySettings = RegistrySettings()
     storage: StorageSettings = Field(default=StorageSettings(), json_schema_extra=NO_EFFECT)
+    cache: CacheSettings = Field(default=CacheSettings(), json_schema_extra=NO_EFFECT)
     cluster: ClusterSettings = Field(default=ClusterSettings(), json_schema_extra=NO_EFFECT)
     run: RunSettings = Field(default=RunSettings(), json_schema_extra=NO_EFFECT)
 
@@ -930,6 +937,8 @@ def _shown(value: Any) -> str:
         return value.human_readable()
     if isinstance(value, str):
         return value
+    if isinstance(value, timedelta):
+        return TypeAdapter(timedelta).dump_python(value, mode="json")
     return json.dumps(value, default=str)
 
 
@@ -941,6 +950,7 @@ _TYPE_NAMES = {
     int: "integer",
     float: "number",
     date: "date",
+    timedelta: "duration",
 }
 _BOUNDS = {Gt: (">", "gt"), Ge: (">=", "ge"), Lt: ("<", "lt"), Le: ("<=", "le")}
 

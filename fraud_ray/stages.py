@@ -12,6 +12,7 @@ from typing import Any
 
 import ray
 
+from fraud_ray import cache
 from fraud_ray.champion import evaluate_champion
 from fraud_ray.data.contract import Census, validate
 from fraud_ray.data.drift import Drift
@@ -177,8 +178,11 @@ class Stages:
             stage.say(
                 f"{final.fit.rows:,} fit and {final.holdout.rows:,} holdout rows, {len(prepared.selection)} selection "
                 f"fold{'s' if len(prepared.selection) > 1 else ''}, {len(final.encoder.feature_names)} features"
-                + ("; cached" if prepared.cached else "")
+                + (f"; {prepared.remark}" if prepared.remark else "")
             )
+            cache.note_use(self.storage, self.run.name, prepared.key, prepared.writer)
+            if not prepared.cached:  # what it replaced may be of no use to anybody now
+                cache.prune(self.storage, None, only=prepared.key, but=self.run.name)
             return prepared
 
     def search(self, prepared: Prepared) -> SearchOutcome:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from dataclasses import dataclass
 from functools import lru_cache
@@ -13,6 +14,8 @@ from obstore.exceptions import AlreadyExistsError, BaseError
 from obstore.store import LocalStore, ObjectStore, from_url
 
 from fraud_ray.errors import ServerError
+
+_PIECE = 4 * 2**20  # bytes that are hashed at a time
 
 
 @dataclass(frozen=True)
@@ -58,6 +61,18 @@ class Storage:
                 return bytes(obstore.get(_open(self.root), key).bytes())
             except FileNotFoundError:
                 return None
+
+    def sha256(self, key: str) -> str | None:
+        """Hash of the content, in hexadecimal, read piece by piece; None where the key is absent."""
+        with _Reported(self, key):
+            try:
+                stream = obstore.get(_open(self.root), key).stream(min_chunk_size=_PIECE)
+            except FileNotFoundError:
+                return None
+            digest = hashlib.sha256()
+            for piece in stream:
+                digest.update(piece)
+            return digest.hexdigest()
 
     def exists(self, key: str) -> bool:
         with _Reported(self, key):

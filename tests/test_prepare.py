@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import json
+import os
+from collections.abc import Callable
+from dataclasses import replace
 from datetime import date, timedelta
 from pathlib import Path
 from typing import Any
@@ -12,13 +16,16 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
+from typer.testing import CliRunner
 
-from fraud_ray import rows
+from fraud_ray import cache, rows
+from fraud_ray.cli import app
 from fraud_ray.data.contract import validate
 from fraud_ray.data.folds import Folds, plan_folds
 from fraud_ray.data.prepare import Prepared, feature_columns, prepare
 from fraud_ray.data.source import Source, open_source
 from fraud_ray.errors import DataError
+from fraud_ray.lease import hold
 from fraud_ray.model.encoder import Encoder, Statistics
 from fraud_ray.settings import Settings
 from fraud_ray.storage import Storage
@@ -84,7 +91,7 @@ def test_a_partition_becomes_one_part_of_each_side_and_the_part_tells_what_is_in
     write_days(tmp_path / "data", 12)
     result = prepared(tmp_path / "data", storage)
     assert [part.key for part in result.final.holdout.parts] == [
-        f"prepared/{result.key}/final/holdout/part-{i:05d}.arrow" for i in (10, 11)
+        f"prepared/{result.key}/{result.writer}/final/holdout/part-{i:05d}.arrow" for i in (10, 11)
     ]
     for part in (*result.final.fit.parts, *result.final.holdout.parts):
         content = storage.get(part.key)
@@ -131,20 +138,122 @@ def test_the_same_again_is_found_and_other_settings_or_data_are_not(tmp_path, st
     assert len({first.key, *(other.key for other in others)}) == 5
 
 
-@pytest.mark.parametrize("damage", ["part missing", "part cut", "manifest missing", "manifest cut"])
-def test_a_damaged_entry_is_prepared_anew(damage, tmp_path, storage, ray_session):
+DAMAGES: dict[str, Callable[[bytes], bytes]] = {
+    "cut": lambda content: content[:100],
+    "one bit": lambda content: content[:-100] + bytes([content[-100] ^ 1]) + content[-99:],
+}
+
+
+@pytest.mark.parametrize("victim", ["part", "manifest"])
+@pytest.mark.parametrize("damage", ["missing", "cut", "one bit"])
+def test_a_damaged_entry_is_named_and_prepared_anew_and_its_parts_are_not_used(
+    victim, damage, tmp_path, storage, ray_session
+):
     write_days(tmp_path / "data", 12)
     first = prepared(tmp_path / "data", storage)
-    victim, how = damage.split()
     key = first.final.fit.parts[1].key if victim == "part" else f"prepared/{first.key}/manifest.json"
-    if how == "missing":
+    if damage == "missing":
         storage.delete([key])
     else:
-        storage.put(key, storage.get(key)[:100])
+        storage.put(key, DAMAGES[damage](storage.get(key)))
     again = prepared(tmp_path / "data", storage)
     assert not again.cached
-    assert again.final == first.final
-    assert prepared(tmp_path / "data", storage).cached
+    if (victim, damage) != ("manifest", "missing"):
+        assert again.remark == (
+            f"warning: {storage.path(key)} {'was' if victim == 'manifest' else 'is'} "
+            f"{'missing' if damage == 'missing' else 'damaged'}, so it was computed anew"
+        )
+    assert again.writer != first.writer
+    assert [part.sha256 for part in again.final.fit.parts] == [part.sha256 for part in first.final.fit.parts]
+    found = prepared(tmp_path / "data", storage)
+    assert found.cached
+    assert found.writer == again.writer
+
+
+def aged(storage: Storage, key: str, days: float) -> None:
+    """Makes an entry older than it is."""
+    entry = cache.read_entry(storage, key)
+    storage.put(f"prepared/{key}/manifest.json", replace(entry, made=entry.made - timedelta(days=days)).to_bytes())
+
+
+def test_an_entry_is_used_for_seven_days_and_says_how_old_it_is(tmp_path, storage, ray_session):
+    write_days(tmp_path / "data", 12)
+    first = prepared(tmp_path / "data", storage)
+    aged(storage, first.key, 6.9)
+    found = prepared(tmp_path / "data", storage)
+    assert (found.cached, found.remark) == (True, "cached 6 days ago")
+    aged(storage, first.key, 1.1)
+    stale = prepared(tmp_path / "data", storage)
+    assert not stale.cached
+    assert stale.remark == (
+        "computed anew, as the entry is 8 days old, which is over the cache.max_staleness of 7 days"
+    )
+    aged(storage, first.key, 8)
+    assert prepared(tmp_path / "data", storage, cache={"max_staleness": None}).cached
+    assert not prepared(tmp_path / "data", storage, cache={"max_staleness": "PT0S"}).cached
+
+
+def test_a_partition_that_was_touched_makes_another_entry(tmp_path, storage, ray_session):
+    write_days(tmp_path / "data", 12)
+    first = prepared(tmp_path / "data", storage)
+    os.utime(tmp_path / "data" / f"date={days(12)[10]}" / "part-0.parquet")
+    again = prepared(tmp_path / "data", storage)
+    assert not again.cached
+    assert again.key != first.key
+
+
+def test_two_that_prepare_the_same_at_once_end_with_one_entry(tmp_path, storage, ray_session, monkeypatch):
+    write_days(tmp_path / "data", 12)
+    publish, others = cache.publish, []
+
+    def overtaken(*values: Any) -> cache.Entry:
+        monkeypatch.setattr(cache, "publish", publish)
+        others.append(prepared(tmp_path / "data", storage))  # another run, which is done first
+        return publish(*values)
+
+    monkeypatch.setattr(cache, "publish", overtaken)
+    mine = prepared(tmp_path / "data", storage)
+    (other,) = others
+    assert mine.writer == other.writer
+    assert mine.final == other.final
+    assert {key.split("/")[2] for key in storage.keys("prepared")} == {other.writer, "manifest.json"}
+
+
+def test_pruning_removes_what_is_old_or_replaced_and_nothing_that_a_run_at_work_reads(tmp_path, storage, ray_session):
+    write_days(tmp_path / "data", 12)
+    old = prepared(tmp_path / "data", storage)
+    aged(storage, old.key, 9)
+    young = prepared(tmp_path / "data", storage, prepare={"min_category_rows": 3})
+    replaced = storage.keys(f"prepared/{young.key}/{young.writer}")
+    storage.put("prepared/brokenoff/abc/final/fit/part-00000.arrow", b"a run that was killed here")
+    young = prepared(tmp_path / "data", storage, prepare={"min_category_rows": 3}, cache={"max_staleness": "PT0S"})
+    storage.put("runs/april/run.json", b"{}")
+    with hold(storage, "april"):
+        assert cache.prune(storage, timedelta(days=7)) == cache.Pruned((), 0, ("april",))  # it may come to read any
+        cache.note_use(storage, "april", old.key, old.writer)
+        pruned = cache.prune(storage, timedelta(days=7))
+        assert (pruned.entries, pruned.files, pruned.kept_for) == ((), len(replaced) + 1, ("april",))
+    pruned = cache.prune(storage, timedelta(days=7))
+    assert [entry.key for entry in pruned.entries] == [old.key]
+    assert {key.split("/")[1] for key in storage.keys("prepared")} == {young.key}
+    assert prepared(tmp_path / "data", storage, prepare={"min_category_rows": 3}).cached
+
+
+def test_the_commands_list_what_is_kept_and_remove_it(tmp_path, storage, ray_session):
+    def told(*words: str) -> Any:
+        options = ["-c", "configs/local.yaml", "--set", f"storage.root={storage.root}", "--json"]
+        done = CliRunner().invoke(app, ["cache", *words, *options])
+        assert done.exit_code == 0, done.output
+        return json.loads(done.stdout)
+
+    write_days(tmp_path / "data", 12)
+    kept = prepared(tmp_path / "data", storage)
+    parts = [part for fold in (*kept.selection, kept.final) for part in (*fold.fit.parts, *fold.holdout.parts)]
+    (listed,) = told("list")
+    assert (listed["key"], listed["parts"], listed["bytes"]) == (kept.key, len(parts), sum(p.size for p in parts))
+    assert told("prune")["removed"] == []
+    assert told("prune", "--older-than", "0") == {"removed": [listed], "files": len(parts) + 1, "kept_for": []}
+    assert told("list") == storage.keys("prepared") == []
 
 
 def test_partitions_outside_of_all_folds_are_not_read(tmp_path, storage, ray_session):

@@ -13,6 +13,7 @@ import typer
 
 from fraud_ray.cli import (
     audit,
+    cache,
     data,
     drift,
     jobs,
@@ -60,6 +61,7 @@ app.add_typer(runs.app, name="runs")
 app.command()(reproduce.reproduce)
 app.add_typer(models.app, name="models")
 app.add_typer(audit.app, name="audit")
+app.add_typer(cache.app, name="cache")
 app.command()(ui.ui)
 app.command()(submit.submit)
 app.add_typer(jobs.app, name="jobs")

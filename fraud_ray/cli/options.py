@@ -25,6 +25,9 @@ Overrides = Annotated[
         "--set", metavar="A.B=VALUE", help="Replace one setting; the value is YAML. Repeatable: --set train.epochs=100."
     ),
 ]
+NoCache = Annotated[
+    bool, typer.Option("--no-cache", help="Prepare the data anew; the same as --set cache.max_staleness=PT0S.")
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, and nothing else, on stdout.")]
 
 

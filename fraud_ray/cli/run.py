@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from fraud_ray.cli.options import AsJson, Config, Overrides
+from fraud_ray.cli.options import AsJson, Config, NoCache, Overrides
 
 if TYPE_CHECKING:
     from fraud_ray.run import Outcome
@@ -32,6 +32,7 @@ def run(
         Stage | None,
         typer.Option("--until", metavar="STAGE", help=f"Stop after a stage: {', '.join(Stage.__args__)}."),
     ] = None,
+    no_cache: NoCache = False,
     as_json: AsJson = False,
 ) -> None:
     """Train, gate and register a model: simulate (if there is no data), windows (if any are declared), validate,
@@ -46,7 +47,8 @@ def run(
     from fraud_ray.settings import load_settings
 
     named = [f"run.name={json.dumps(name)}"] if name is not None else []
-    loaded = load_settings(config, [*(overrides or ()), *named])
+    fresh = ["cache.max_staleness=PT0S"] if no_cache else []
+    loaded = load_settings(config, [*(overrides or ()), *named, *fresh])
     refuse_temporary_folders(loaded.settings)
 
     from fraud_ray import pipeline

@@ -1,18 +1,18 @@
-"""Prepared folds: for each, an encoder fitted on its fit rows, and both sides encoded; content-addressed in storage."""
+"""Prepared folds: for each, an encoder fitted on its fit rows, and both sides encoded; kept in the cache."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any, TypeVar
 
-from fraud_ray import rows
+from fraud_ray import cache, rows
 from fraud_ray.data.folds import SIDES, Folds
 from fraud_ray.data.passes import Job, encode_partition, fit_partition
-from fraud_ray.data.source import Partition, Source, list_files
+from fraud_ray.data.source import Partition, Source
 from fraud_ray.data.tasks import Update, map_tasks
 from fraud_ray.model.encoder import Encoder, FeatureColumn, Statistics
 from fraud_ray.model.profile import Profile
@@ -20,7 +20,7 @@ from fraud_ray.settings import DataSettings, PrepareSettings, Settings
 from fraud_ray.storage import Storage
 
 # Part of the key: raise it when the same data and settings come to be prepared differently.
-VERSION = 4
+VERSION = 5
 # Statistics and profiles held before they are merged: those of thousands of partitions would fill the memory.
 MERGE_AT = 64
 
@@ -29,16 +29,21 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True)
 class Prepared:
-    """All folds, encoded, below prepared/<key>/ in the storage; cached: whether they lay there already."""
+    """All folds, encoded, below prepared/<key>/<writer>/ in the storage.
+
+    cached: whether they lay there already; remark: that they did and for how long, or why they were computed anew.
+    """
 
     key: str
+    writer: str
     cached: bool
+    remark: str
     selection: tuple[rows.PreparedFold, ...]
     final: rows.PreparedFold
 
 
 def prepare(source: Source, folds: Folds, settings: Settings, storage: Storage, update: Update) -> Prepared:
-    """Encodes every fold on Ray Data, or finds it prepared from the same data with the same settings.
+    """Encodes every fold on Ray Data, or finds them in the cache, prepared from the same data with the same settings.
 
     Fit parts hold features, codes and label; holdout parts also the declared roles and the columns of
     decision.slices. A partition is read at most once to fit and once to encode, for all folds together, and becomes at
@@ -46,9 +51,9 @@ def prepare(source: Source, folds: Folds, settings: Settings, storage: Storage, 
     Raises DataError for a side that the removal of compromised entities leaves empty or with one class.
     """
     key = prepared_key(source, settings)
-    stored = _find(storage, key)
-    if stored is not None:
-        return stored
+    found = cache.find(storage, key, settings.cache.max_staleness, update)
+    if found.entry is not None:
+        return _prepared(found.entry, True, f"cached {cache.in_words(found.entry.age)} ago")
     columns = feature_columns(settings.data, settings.prepare)
     job = Job(source.root, settings.data, columns, folds, settings.decision.slices)
     passes = _Passes(source, update, job)
@@ -70,9 +75,8 @@ def prepare(source: Source, folds: Folds, settings: Settings, storage: Storage, 
     rarity = settings.prepare.min_category_rows, settings.prepare.max_categories
     encoders = {name: Encoder.fit(columns, Statistics.merge(held), *rarity) for name, held in statistics.items()}
 
-    encode = partial(
-        encode_partition, job=replace(job, folds=folds), encoders=encoders, storage=storage, prefix=f"prepared/{key}"
-    )
+    writer, folder = cache.new_folder(key)
+    encode = partial(encode_partition, job=replace(job, folds=folds), encoders=encoders, storage=storage, prefix=folder)
     parts: dict[tuple[str, str], dict[int, rows.Part]] = {(f.name, side): {} for f in folds.all for side in SIDES}
     for written in passes.run("encode", job.reads_to_encode, encode):
         for one in written:
@@ -82,9 +86,8 @@ def prepare(source: Source, folds: Folds, settings: Settings, storage: Storage, 
         rows.PreparedFold(f.name, f.span, encoders[f.name], sides[f.name, "fit"], sides[f.name, "holdout"])
         for f in folds.all
     )
-    prepared = Prepared(key, False, tuple(selection), replace(final, profile=Profile.merge(profiles)))
-    storage.put_json(_manifest(key), _to_json(prepared))  # last: it is what makes the entry visible
-    return prepared
+    value = _to_json((*selection, replace(final, profile=Profile.merge(profiles))))
+    return _prepared(cache.publish(storage, key, writer, value, found.replaced), False, found.reason)
 
 
 def feature_columns(data: DataSettings, prepare: PrepareSettings) -> tuple[FeatureColumn, ...]:
@@ -136,28 +139,8 @@ class _Passes:
             self.update(self.done, self.total, name)
 
 
-def _manifest(key: str) -> str:
-    return f"prepared/{key}/manifest.json"
-
-
-def _find(storage: Storage, key: str) -> Prepared | None:
-    """What lies prepared under a key; None where there is nothing, or a part is missing or has another size."""
-    try:
-        manifest = storage.get_json(_manifest(key))
-        prepared = None if manifest is None else _from_json(key, manifest)
-    except (ValueError, KeyError):  # a damaged manifest is as good as none
-        return None
-    if prepared is None:
-        return None
-    files = list_files(storage.path(f"prepared/{key}")) or {}
-    sizes = {f"prepared/{key}/{name}": info.size for name, info in files.items()}
-    folds = (*prepared.selection, prepared.final)
-    parts = [part for fold in folds for side in (fold.fit, fold.holdout) for part in side.parts]
-    return prepared if all(sizes.get(part.key) == part.size for part in parts) else None
-
-
-def _to_json(prepared: Prepared) -> dict[str, Any]:
-    folds = [
+def _to_json(folds: Sequence[rows.PreparedFold]) -> dict[str, Any]:
+    stored = [
         {
             "name": fold.name,
             "span": fold.span,
@@ -166,12 +149,12 @@ def _to_json(prepared: Prepared) -> dict[str, Any]:
             "holdout": [asdict(part) for part in fold.holdout.parts],
             "profile": fold.profile and fold.profile.to_json(),
         }
-        for fold in (*prepared.selection, prepared.final)
+        for fold in folds
     ]
-    return {"key": prepared.key, "folds": folds}
+    return {"folds": stored}
 
 
-def _from_json(key: str, manifest: dict[str, Any]) -> Prepared:
+def _prepared(entry: cache.Entry, cached: bool, remark: str) -> Prepared:
     def side(parts: list[dict[str, Any]]) -> rows.RowSet:
         return rows.RowSet(tuple(rows.Part(**part) for part in parts))
 
@@ -184,6 +167,6 @@ def _from_json(key: str, manifest: dict[str, Any]) -> Prepared:
             side(f["holdout"]),
             f["profile"] and Profile.from_json(f["profile"]),
         )
-        for f in manifest["folds"]
+        for f in entry.value["folds"]
     )
-    return Prepared(key, True, tuple(selection), final)
+    return Prepared(entry.key, entry.writer, cached, remark, tuple(selection), final)

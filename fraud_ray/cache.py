@@ -1,0 +1,212 @@
+"""Prepared folds that are kept by what they were computed from: entries of the storage, below prepared/<key>/.
+
+<writer>/...     the parts, below a name that nobody else writes to
+manifest.json    made once they are all there, which is what makes the entry visible; it names its writer and the hash
+                 of every part, and ends with a hash of itself
+
+Of two runs that compute the same entry at once, the one that is done first has its manifest; the other takes that and
+removes what it wrote. An entry that replaces another leaves the old parts to whoever still reads them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import uuid
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from functools import cached_property, partial
+from typing import Any
+
+from fraud_ray.data.tasks import Update, map_tasks
+from fraud_ray.lease import holder_of
+from fraud_ray.rows import Part
+from fraud_ray.run import run_names
+from fraud_ray.storage import Storage
+
+ROOT = "prepared"
+# In a run's folder: what it reads.
+_USES = "prepared.json"
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A complete entry. value: what its writer kept there, as JSON types, with every part."""
+
+    key: str
+    writer: str
+    made: datetime
+    value: dict[str, Any]
+
+    @cached_property
+    def parts(self) -> tuple[Part, ...]:
+        """All that was written below the writer's name."""
+        return tuple(_parts_in(self.value))
+
+    @property
+    def age(self) -> timedelta:
+        return datetime.now(UTC) - self.made
+
+    @property
+    def size(self) -> int:
+        """Bytes of its parts."""
+        return sum(part.size for part in self.parts)
+
+    def to_bytes(self) -> bytes:
+        """As the manifest holds it: a line of JSON, and a line with the hash of that."""
+        made = self.made.isoformat(timespec="milliseconds")
+        content = json.dumps({"writer": self.writer, "made": made, "value": self.value}).encode()
+        return content + b"\n" + hashlib.sha256(content).hexdigest().encode()
+
+    @classmethod
+    def from_bytes(cls, key: str, manifest: bytes) -> Entry | None:
+        """None for a manifest whose hash is not its own."""
+        content, _, sha256 = manifest.rpartition(b"\n")
+        if hashlib.sha256(content).hexdigest().encode() != sha256:
+            return None
+        stored = json.loads(content)
+        return cls(key, stored["writer"], datetime.fromisoformat(stored["made"]), stored["value"])
+
+
+@dataclass(frozen=True)
+class Found:
+    """What there is under a key. entry: one that may be used; else `reason` says why there is none.
+
+    replaced: writer of an entry that may not be used, and that a new one takes the place of.
+    """
+
+    entry: Entry | None
+    reason: str = ""
+    replaced: str | None = None
+
+
+def find(storage: Storage, key: str, max_staleness: timedelta | None, update: Update) -> Found:
+    """The entry under a key, if it is whole and young enough; every byte of it is read and hashed, on Ray.
+
+    max_staleness: age from which on it is not used; None: it never grows too old. update: gets bytes read, and in all.
+    """
+    manifest = storage.get(_manifest(key))
+    if manifest is None:
+        return Found(None)
+    entry = Entry.from_bytes(key, manifest)
+    if entry is None:
+        return Found(None, f"warning: {storage.path(_manifest(key))} was damaged, so it was computed anew")
+    if max_staleness is not None and entry.age >= max_staleness:
+        if not max_staleness:
+            return Found(None, f"computed anew beside an entry {in_words(entry.age)} old", entry.writer)
+        limit = f"cache.max_staleness of {in_words(max_staleness)}"
+        reason = f"computed anew, as the entry is {in_words(entry.age)} old, which is over the {limit}"
+        return Found(None, reason, entry.writer)
+    done = 0
+    for position, damage in map_tasks(partial(_damage, storage=storage), entry.parts, [p.size for p in entry.parts]):
+        if damage:
+            return Found(None, f"warning: {damage}, so it was computed anew", entry.writer)
+        done += entry.parts[position].size
+        update(done, entry.size, "check")
+    return Found(entry)
+
+
+def new_folder(key: str) -> tuple[str, str]:
+    """A writer's name, and the folder below which nobody else writes."""
+    writer = uuid.uuid4().hex[:12]
+    return writer, f"{ROOT}/{key}/{writer}"
+
+
+def publish(storage: Storage, key: str, writer: str, value: dict[str, Any], replaced: str | None) -> Entry:
+    """Makes what a writer has put there the entry, or returns the one that somebody else made meanwhile.
+
+    value: JSON types, in which each part stands as `asdict` gives it; replaced: as `Found` has it.
+    """
+    entry = Entry(key, writer, datetime.now(UTC), value)
+    if storage.create(_manifest(key), entry.to_bytes()):
+        return entry
+    there = read_entry(storage, key)
+    if there is None or there.writer == replaced:
+        storage.put(_manifest(key), entry.to_bytes())
+        return entry
+    storage.delete([part.key for part in entry.parts])
+    return there
+
+
+def read_entry(storage: Storage, key: str) -> Entry | None:
+    """The entry as its manifest describes it, unchecked; None where there is no manifest, or a damaged one."""
+    manifest = storage.get(_manifest(key))
+    return None if manifest is None else Entry.from_bytes(key, manifest)
+
+
+def list_entries(storage: Storage) -> list[Entry]:
+    """All entries, oldest first."""
+    keys = {key.split("/")[1] for key in storage.keys(ROOT)}
+    entries = (read_entry(storage, key) for key in keys)
+    return sorted((entry for entry in entries if entry), key=lambda entry: entry.made)
+
+
+def note_use(storage: Storage, run: str, key: str, writer: str) -> None:
+    """Keeps `prune` from what a run reads for as long as the run is held."""
+    storage.put_json(f"runs/{run}/{_USES}", {"key": key, "writer": writer})
+
+
+@dataclass(frozen=True)
+class Pruned:
+    """entries: that were removed; files: removed in all, with what broken-off and replaced ones left; kept_for: runs
+    at work that may still read what was left alone."""
+
+    entries: tuple[Entry, ...]
+    files: int
+    kept_for: tuple[str, ...]
+
+
+def prune(storage: Storage, max_staleness: timedelta | None, only: str = "", but: str = "") -> Pruned:
+    """Removes entries of this age or more, and what broken-off, damaged and replaced ones left.
+
+    Nothing goes that a run at work reads. A run that has not come to its data yet may be about to read, or to write,
+    any of them, and keeps them all. only: a key, for that one alone; but: a run that does not count, as it asks.
+    """
+    at_work = [run for run in run_names(storage) if run != but and holder_of(storage, run)]
+    uses = [storage.get_json(f"runs/{run}/{_USES}") for run in at_work]
+    used = {use["writer"] for use in uses if use is not None}
+    if None in uses:
+        return Pruned((), 0, tuple(at_work))
+    entries = list_entries(storage)
+    old = [e for e in entries if max_staleness is not None and e.age >= max_staleness and e.writer not in used]
+    gone = tuple(entry for entry in old if only in ("", entry.key))
+    storage.delete([_manifest(entry.key) for entry in gone])  # first: from here on nobody finds them
+    whole = {entry.writer for entry in entries} - {entry.writer for entry in gone} | used
+    manifests = {_manifest(entry.key) for entry in entries}
+    found = [key for key in storage.keys(f"{ROOT}/{only}" if only else ROOT) if key not in manifests]
+    left = [key for key in found if key.split("/")[2] not in whole]
+    storage.delete(left)
+    return Pruned(gone, len(left) + len(gone), tuple(at_work))
+
+
+def in_words(age: timedelta) -> str:
+    """A span of time in its largest unit, such as `3 hours`."""
+    seconds = age.total_seconds()
+    for unit, length in (("day", 86_400), ("hour", 3_600), ("minute", 60)):
+        if seconds >= length:
+            count = int(seconds // length)
+            return f"{count:,} {unit}{'' if count == 1 else 's'}"
+    return f"{int(seconds)} s"
+
+
+def _damage(part: Part, storage: Storage) -> str:
+    """A Ray task: what is wrong with a part; nothing where it is as it was written."""
+    sha256 = storage.sha256(part.key)
+    if sha256 == part.sha256:
+        return ""
+    return f"{storage.path(part.key)} is {'missing' if sha256 is None else 'damaged'}"
+
+
+def _parts_in(value: Any) -> Iterator[Part]:
+    if isinstance(value, Mapping):
+        if "sha256" in value:
+            yield Part(**value)
+        else:
+            yield from (part for inner in value.values() for part in _parts_in(inner))
+    elif isinstance(value, list | tuple):
+        yield from (part for inner in value for part in _parts_in(inner))
+
+
+def _manifest(key: str) -> str:
+    return f"{ROOT}/{key}/manifest.json"
