@@ -38,11 +38,11 @@ def stage(world: World) -> list[Row]:
         {
             "resident": lambda: epoch(open_fit(fold, fit_rows, settings, device=device)),
             "streamed": lambda: epoch(streamed()),
-            "example": lambda: examples_epoch(frame, BATCH, device)[1],
+            "example": lambda: examples_epoch(frame, BATCH, 0, device)[1],
         },
         repeats=3,
     )
-    limit = products_per_second(BATCH, fit_rows.features.shape[1] + sum(fold.encoder.code_sizes), device)
+    limit = products_per_second(BATCH, fit_rows.features.shape[1] + sum(fold.encoder.code_sizes), device=device)
 
     def row(stage: str, ours: str, peer: str, name: str, bound: float) -> Row:
         return Row(

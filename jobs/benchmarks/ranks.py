@@ -7,13 +7,13 @@ import statistics
 from typing import Any
 
 import ray
-import torch
 
 from benchmarks.harness import Row, Side, Target, in_turn
+from benchmarks.training import train_alone
 from benchmarks.world import MILLION, World, silent
 from fraud_ray.rows import PreparedFold
 from fraud_ray.settings import TrainSettings
-from fraud_ray.training.trainer import make_job, place, refit, run_job
+from fraud_ray.training.trainer import make_job, place, refit
 
 EPOCHS = 5
 FASTER = {4_096: 1.5, 8_192: 1.7}  # rows a rank and step, and how many times as fast two ranks are as one
@@ -74,19 +74,13 @@ def _apart(world: World, fold: PreparedFold, count: int, rows_a_rank: int) -> Si
 
     def run() -> float:
         placed = [place(fold, settings, world.storage, with_holdout=False)]
-        train = ray.remote(num_cpus=0.5)(_curve)
+        train = ray.remote(num_cpus=0.5)(train_alone)
         jobs = [make_job(world.storage, f"apart/{number}", settings, EPOCHS, placed) for number in range(count)]
         curves = ray.get([train.remote(job) for job in jobs])
         shutil.rmtree(world.storage.path("apart"))
         return sum(map(_median_speed, curves))
 
     return run
-
-
-def _curve(job: dict[str, Any]) -> list[dict[str, Any]]:
-    reported: list[dict[str, Any]] = []
-    run_job(job, 0, 1, torch.device("cpu"), reported.append)
-    return reported
 
 
 def _median_speed(curve: list[dict[str, Any]]) -> float:

@@ -17,7 +17,6 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import ray
-import torch
 
 from benchmarks.harness import Row, Target, in_turn, one_thread
 from benchmarks.training import products_per_second
@@ -64,9 +63,8 @@ def in_memory(world: World) -> list[Row]:
             },
             repeats=3,
         )
-        products = products_per_second(
-            8_192, features.shape[1] + sum(bundle.encoder.code_sizes), torch.device("cpu"), False
-        )
+        inputs = features.shape[1] + sum(bundle.encoder.code_sizes)
+        products = products_per_second(8_192, inputs, backward=False)
 
     def row(peer: str, name: str, bound: float, note: str) -> Row:
         return Row(

@@ -7,6 +7,7 @@ import os
 import shutil
 import statistics
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -16,13 +17,13 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from benchmarks.harness import GIB, Row, Target, in_turn, one_thread, peak_memory, proportional_bytes
-from benchmarks.world import MILLION, World, one_hot, open_fit
+from benchmarks.harness import GIB, Row, Target, in_turn, peak_memory, proportional_bytes
+from benchmarks.world import MILLION, World, one_hot
 from fraud_ray.evaluation import network_logits
+from fraud_ray.model.network import FraudNetwork
 from fraud_ray.rows import PreparedFold, Rows, RowSet
 from fraud_ray.settings import TrainSettings
-from fraud_ray.training.loop import fit
-from fraud_ray.training.trainer import make_job, place, run_job
+from fraud_ray.training.trainer import load_fitted, make_job, network_shape, place, run_job
 
 SEEDS = 5
 FASTER = {256: 1.5, 8_192: 2.0}  # batch size, and how many times as fast as the example's loop
@@ -31,28 +32,28 @@ FASTER = {256: 1.5, 8_192: 2.0}  # batch size, and how many times as fast as the
 def stage(world: World) -> list[Row]:
     fold = world.prepared(MILLION)
     fit_rows, holdout = world.loaded(MILLION)
-    with one_thread():
-        return [_step(fold, fit_rows, holdout, batch_size) for batch_size in FASTER]
+    frame = ray.put(pd.DataFrame({"is_fraud": fit_rows.label}).join(pd.DataFrame(one_hot(fold, fit_rows))))
+    return [_step(world, fold, fit_rows, holdout, frame, batch_size) for batch_size in FASTER]
 
 
-def _step(fold: PreparedFold, fit_rows: Rows, holdout: Rows, batch_size: int) -> Row:
-    cpu = torch.device("cpu")
-    frame = pd.DataFrame({"is_fraud": fit_rows.label}).join(pd.DataFrame(one_hot(fold, fit_rows)))
+def _step(world: World, fold: PreparedFold, fit_rows: Rows, holdout: Rows, placed: Any, batch_size: int) -> Row:
     held_out = torch.from_numpy(one_hot(fold, holdout)), torch.from_numpy(holdout.label).float()
+    own, peers = OneThread(), OneThread()
     losses: dict[str, list[float]] = {"ours": [], "example": []}
 
     def ours() -> float:
         settings = TrainSettings(optimizer="adam", batch_size=batch_size, seed=len(losses["ours"]))
-        fitted = open_fit(fold, fit_rows, settings)
-        speed: list[float] = []
-        fit([fitted], settings, lambda epoch, *_: speed.append(epoch.rows_per_second), 1)
-        logits = torch.from_numpy(network_logits(fitted.network.eval(), holdout))
+        job = make_job(world.storage, "step", settings, 1, [place(fold, settings, world.storage, False)])
+        speed = own.run(train_alone, job)[-1]["rows_per_second"]
+        network = FraudNetwork(network_shape(fit_rows.features.shape[1], fold.encoder.code_sizes, settings))
+        network.load_state_dict(load_fitted(world.storage, "step").weights)
+        shutil.rmtree(world.storage.path("step"))
+        logits = torch.from_numpy(network_logits(network.eval(), holdout))
         losses["ours"].append(float(F.binary_cross_entropy_with_logits(logits, held_out[1])))
-        return speed[0]
+        return speed
 
     def example() -> float:
-        torch.manual_seed(len(losses["example"]))
-        network, speed = examples_epoch(frame, batch_size, cpu)
+        network, speed = peers.run(examples_epoch, placed, batch_size, len(losses["example"]))
         with torch.no_grad():
             losses["example"].append(float(F.binary_cross_entropy(network.eval()(held_out[0]).squeeze(1), held_out[1])))
         return speed
@@ -66,7 +67,7 @@ def _step(fold: PreparedFold, fit_rows: Rows, holdout: Rows, batch_size: int) ->
         samples["ours"].median,
         samples["example"].median,
         "the example's loop",
-        limit=products_per_second(batch_size, held_out[0].shape[1], cpu),
+        limit=peers.run(products_per_second, batch_size, held_out[0].shape[1]),
         limit_name="its matrix products",
         memory=samples["ours"].memory,
         peer_memory=samples["example"].memory,
@@ -77,7 +78,35 @@ def _step(fold: PreparedFold, fit_rows: Rows, holdout: Rows, batch_size: int) ->
     )
 
 
-def examples_epoch(frame: pd.DataFrame, batch_size: int, device: torch.device) -> tuple[nn.Module, float]:
+def train_alone(job: dict[str, Any]) -> list[dict[str, Any]]:
+    """A job as a trial of one rank runs it, in this process; what it reported of each epoch."""
+    reported: list[dict[str, Any]] = []
+    run_job(job, 0, 1, torch.device("cpu"), reported.append)
+    return reported
+
+
+class OneThread:
+    """A process of its own, in which each side's work runs on one thread, as in a rank with one CPU."""
+
+    def __init__(self) -> None:
+        self._actor: Any = ray.remote(num_cpus=0)(_Process).remote()
+
+    def run(self, work: Callable[..., Any], *arguments: Any) -> Any:
+        return ray.get(self._actor.run.remote(work, *arguments))
+
+
+class _Process:
+    def run(self, work: Callable[..., Any], *arguments: Any) -> Any:
+        torch.set_num_threads(1)
+        return work(*arguments)
+
+
+def examples_epoch(
+    frame: pd.DataFrame,
+    batch_size: int,
+    seed: int,
+    device: torch.device = torch.device("cpu"),  # noqa: B008
+) -> tuple[nn.Module, float]:
     """An epoch as the Kubeflow example trains it: its network, loop and loss; the network and its rows/s.
 
     frame: the label `is_fraud`, then the features, which come encoded here: unscaled, as in the example, they do not
@@ -86,6 +115,7 @@ def examples_epoch(frame: pd.DataFrame, batch_size: int, device: torch.device) -
     columns = [name for name in frame.columns if name != "is_fraud"]
     inputs = torch.FloatTensor(frame[columns].values).to(device)
     labels = torch.FloatTensor(frame["is_fraud"].values).to(device)
+    torch.manual_seed(seed)
     network = examples_network(len(columns)).to(device)
     optimizer = torch.optim.Adam(network.parameters(), lr=0.001)
     criterion = nn.BCELoss()
@@ -108,7 +138,12 @@ def examples_network(inputs: int) -> nn.Module:
     )
 
 
-def products_per_second(batch_size: int, inputs: int, device: torch.device, backward: bool = True) -> float:
+def products_per_second(
+    batch_size: int,
+    inputs: int,
+    backward: bool = True,
+    device: torch.device = torch.device("cpu"),  # noqa: B008
+) -> float:
     """Rows/s of nothing but a step's matrix products: forward, then gradients of weights and of what is hidden."""
     widths = (inputs, 128, 64, 1)
     hidden = [torch.randn(batch_size, width, device=device) for width in widths]
@@ -148,7 +183,7 @@ def streamed(world: World) -> list[Row]:
             batch_size=8_192, memory_budget=GIB, residency="auto" if name == "ours" else "resident"
         )
         job = make_job(world.storage, f"streamed/{name}", settings, 1, [place(held, settings, world.storage, False)])
-        found[name] = ray.get(ray.remote(num_cpus=1)(_measured).remote(job))
+        found[name] = OneThread().run(_measured, job)
     (speed, grown), (resident, _) = found["ours"], found["resident"]
     shutil.rmtree(world.storage.path("streamed"))
     return [
@@ -182,8 +217,7 @@ def _copies(world: World, rows: RowSet, size: int) -> RowSet:
 
 def _measured(job: dict[str, Any]) -> tuple[float, int]:
     """Trains in this process; its rows/s, and by how many bytes it grew."""
-    reported: list[dict[str, Any]] = []
     before = proportional_bytes(os.getpid())
     with peak_memory() as peak:
-        run_job(job, 0, 1, torch.device("cpu"), reported.append)
+        reported = train_alone(job)
     return reported[-1]["rows_per_second"], peak.bytes - before
