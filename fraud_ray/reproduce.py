@@ -85,8 +85,10 @@ def reproduce(storage: Storage, name: str, progress: Progress, cluster: ClusterS
     data are gone.
     """
     recorded = read_run(storage, name)
-    if recorded.outcome is None or recorded.outcome.evaluation is None:
-        raise SettingsError(f"run '{name}' is {recorded.state}: only one that came to a model can be reproduced")
+    if recorded.outcome is None:
+        raise SettingsError(f"run '{name}' is {recorded.state}: only one that is concluded can be reproduced")
+    if recorded.outcome.evaluation is None:
+        raise SettingsError(f"run '{name}' is {recorded.state}: it left no model that could be reproduced")
     settings = parse_settings(recorded.record["settings"], f"{recorded.folder}/run.json")
     settings = settings.model_copy(update={"cluster": cluster or settings.cluster})
     best = _winner(storage, name)

@@ -185,6 +185,9 @@ def print_scored(scored: Scored) -> None:
     console.print(table)
     kept = f", {scored.kept:,} of them kept from before" if scored.kept else ""
     console.print(f"{scored.partitions:,} partitions{kept}, at {scored.output}", soft_wrap=True, highlight=False)
+    if scored.state:
+        before = f"{scored.counted:,} partitions were counted before; " if scored.counted else ""
+        console.print(f"{before}window state {scored.state}", soft_wrap=True, highlight=False)
     if scored.foreign:
         console.print(f"beside them lie {scored.foreign:,} parquet files that the input does not have", style="yellow")
 

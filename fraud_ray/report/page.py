@@ -221,5 +221,8 @@ def _options(options: Any) -> str:
     if options is None:
         return ""
     if isinstance(options, Range):
-        return f"{options.low:g} to {options.high:g}{', logarithmic' if options.log else ''}"
-    return "; ".join(_shown(option) for option in options)
+        searched = f"{options.low:g} to {options.high:g}{', logarithmic' if options.log else ''}"
+    else:
+        searched = "; ".join(_shown(option) for option in options.values)
+    conditions = " and ".join(f"{name} {' or '.join(map(_shown, values))}" for name, values in options.when.items())
+    return f"{searched} (with {conditions})" if conditions else searched
