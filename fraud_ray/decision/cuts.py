@@ -34,8 +34,8 @@ def checked(scores: Array, labels: Array) -> tuple[Float64, Bool]:
 
 def fraud_amounts(amounts: Array, fraud: Bool) -> Float64:
     """What missing each row (rows,) costs: its amount where it is fraud; a missing or negative amount costs nothing."""
-    known = np.nan_to_num(np.asarray(amounts, np.float64), nan=0.0)
-    return np.where(fraud, np.maximum(known, 0.0), 0.0)
+    values = np.asarray(amounts, np.float64)
+    return np.where(fraud & np.isfinite(values) & (values > 0), values, 0.0)
 
 
 @dataclass(frozen=True)
