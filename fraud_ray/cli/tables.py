@@ -39,6 +39,8 @@ def print_outcome(outcome: Outcome) -> None:
         console.print(_metrics_table(outcome.evaluation))
     if outcome.gate:
         console.print(gate_table(outcome.gate))
+    if outcome.comparison:
+        console.print(outcome.comparison["message"], soft_wrap=True, highlight=False, markup=False)
     for remark in outcome.plan:
         console.print(f"plan: {remark}", soft_wrap=True, highlight=False, markup=False)
     if outcome.hyperparameters:
