@@ -28,7 +28,7 @@ def compute(
     In float32, as a model reads them, so that files hold what it is fitted on. The other rows are history alone. Raises
     DataError for values too large to be summed exactly.
     """
-    timeline = Timeline(rows, asked, decimals)
+    timeline = Timeline(rows, asked, decimals, max(measure.delay + measure.length for measure in measures))
     return {measure.name: timeline.in_given_order(_KINDS[measure.compute](timeline, measure)) for measure in measures}
 
 

@@ -147,8 +147,9 @@ def assemble(item: tuple[int, Partition], job: Job) -> None:
         place = job.filled.index(index)
         for task, (entity, _) in enumerate(job.tasks):
             block = _read(job.storage, job.gathered(task), place)
+            rows = block["row"].to_numpy()
             for measure in definition.by_entity[entity]:
-                columns[measure.name][block["row"].to_numpy()] = block[measure.name].to_numpy()
+                columns[measure.name][rows] = block[measure.name].to_numpy()
     for name in definition.names:
         if name in table.column_names:
             raise DataError(
