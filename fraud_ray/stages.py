@@ -12,8 +12,8 @@ from typing import Any
 
 import ray
 
-from fraud_ray import cache
 from fraud_ray.champion import compare_with_champion, evaluate_champion
+from fraud_ray.data import cache
 from fraud_ray.data.contract import Census, validate
 from fraud_ray.data.drift import Drift
 from fraud_ray.data.folds import Folds, plan_folds

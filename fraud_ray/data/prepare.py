@@ -9,7 +9,8 @@ from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any, TypeVar
 
-from fraud_ray import cache, rows
+from fraud_ray import rows
+from fraud_ray.data import cache
 from fraud_ray.data.folds import SIDES, Folds
 from fraud_ray.data.passes import Job, encode_partition, fit_partition
 from fraud_ray.data.source import Partition, Source

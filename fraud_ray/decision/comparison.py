@@ -52,7 +52,7 @@ class Comparison:
     @property
     def message(self) -> str:
         """Both figures and what follows, as a sentence."""
-        verdict = "takes its place" if self.is_better else "the champion stays"
+        verdict = "the challenger takes its place" if self.is_better else "the champion stays"
         return (
             f"{SUBJECTS[self.metric]} {self.challenger:.4f} against {self.champion:.4f} of the champion, version "
             f"{self.version}, on the same {self.rows:,} rows: {self.difference:+.4f} ({self.confidence:.0%} interval "
