@@ -38,6 +38,7 @@ from pydantic import (
 )
 
 from fraud_ray.errors import SettingsError
+from fraud_ray.provenance import without_passwords
 
 Share = Annotated[float, Field(gt=0, lt=1)]
 Probability = Annotated[float, Field(ge=0, le=1)]
@@ -191,47 +192,52 @@ class FoldSettings(Frozen):
 
 
 _OF_CALENDAR = {"weekend", "night", "hour_sin", "hour_cos"}
-_OF_LABELS = {"frauds", "fraud_share", "since_last_fraud", "since_first_fraud"}
-_OF_PAST = {"since_previous", "ratio_to_mean", "ratio_to_max", "deviations"}
-_WITHOUT_COLUMN = _OF_CALENDAR | _OF_LABELS | {"count", "since_previous"}
+_OF_PAST = {"since_last", "since_first", "streak", "since_streak", "ratio_to_mean", "ratio_to_max", "deviations"}
+_WITHOUT_COLUMN = _OF_CALENDAR | {"count", "share", "since_last", "since_first", "streak", "since_streak"}
 
 
 class WindowColumnSettings(Frozen):
     compute: Literal[
         "count",
+        "share",
         "sum",
         "mean",
+        "min",
         "max",
         "std",
         "distinct",
-        "since_previous",
+        "since_last",
+        "since_first",
+        "streak",
+        "since_streak",
         "ratio_to_mean",
         "ratio_to_max",
         "deviations",
-        "frauds",
-        "fraud_share",
-        "since_last_fraud",
-        "since_first_fraud",
         "weekend",
         "night",
         "hour_sin",
         "hour_cos",
     ]
-    """What the column holds. Of the entity's transactions in the window: `count`; `sum`, `mean`, `max` and `std` of a
-    column; number of `distinct` values. Of its earlier ones: days `since_previous`; the transaction's value over their
-    mean (`ratio_to_mean`) and maximum (`ratio_to_max`), and its distance from their mean in standard deviations
-    (`deviations`). Of those whose label is known: number of `frauds`, `fraud_share`, days `since_last_fraud` and
-    `since_first_fraud`. Of the time alone: `weekend`, `night`, the hour on a circle (`hour_sin`, `hour_cos`)."""
+    """What the column holds, of the entity's transactions in the window: their `count`, and the `share` that is
+    `among`; `sum`, `mean`, `min`, `max`, `std` and number of `distinct` values of a column; days `since_last` and
+    `since_first` of them; the `streak` of latest ones that are all `among`, and the days `since_streak` began; the
+    transaction's own value over their mean (`ratio_to_mean`) or maximum (`ratio_to_max`), and its distance from their
+    mean in standard deviations (`deviations`). Of the time alone: `weekend`, `night`, and the hour on a circle
+    (`hour_sin`, `hour_cos`)."""
     entity: str | None = None
     """Column whose equal values belong together: customer, card, terminal, merchant or device."""
     of: str | None = None
-    """Column that is summed, compared, or counted distinct."""
+    """Column whose values are summed, compared, or counted distinct."""
     days: tuple[PositiveFloat, ...] = ()
     """Lengths of windows; each gives a column, with the length in place of `{days}` in the name."""
+    among: Literal["all", "frauds", "legitimate"] = "all"
+    """Which transactions count. By their label, which is known label_delay_days later; one that has no label by then is
+    legitimate."""
     delay_days: NonNegativeFloat | None = None
     """The window ends that long before the transaction; by default 0, and label_delay_days where labels are read."""
     current: bool = True
-    """Whether a window without delay holds the transaction itself."""
+    """Whether the transaction itself is in its window, where that has no delay and the column is not of the past alone
+    (`since_…`, `streak`, `ratio_…`, `deviations`)."""
 
     @property
     def is_boolean(self) -> bool:
@@ -239,7 +245,7 @@ class WindowColumnSettings(Frozen):
 
     @property
     def reads_labels(self) -> bool:
-        return self.compute in _OF_LABELS
+        return self.among != "all"
 
     @property
     def is_of_past(self) -> bool:
@@ -255,13 +261,14 @@ class WindowColumnSettings(Frozen):
     def _complete(self) -> WindowColumnSettings:
         if self.looks_back and (self.entity is None or not self.days):
             raise ValueError(f"'{self.compute}' needs 'entity' and 'days'")
-        if not self.looks_back and (self.entity, self.days, self.delay_days, self.current) != (None, (), None, True):
+        beside = (self.entity, self.of, self.days, self.among, self.delay_days, self.current)
+        if not self.looks_back and beside != (None, None, (), "all", None, True):
             raise ValueError(f"'{self.compute}' is of the timestamp alone; declare nothing beside it")
         if (self.of is None) != (self.compute in _WITHOUT_COLUMN):
             need = "takes no" if self.of else "needs"
             raise ValueError(f"'{self.compute}' {need} 'of', the column that it is computed of")
-        if self.is_of_past and (self.delay_days or not self.current):
-            raise ValueError(f"'{self.compute}' is of all that came before; leave out 'delay_days' and 'current'")
+        if self.compute in {"share", "streak", "since_streak"} and self.among == "all":
+            raise ValueError(f"'{self.compute}' of all transactions says nothing; give 'among'")
         return self
 
 
@@ -607,6 +614,15 @@ class DriftSettings(Frozen):
     are still labelled as legitimate do."""
 
 
+class RetrainSettings(Frozen):
+    metric: Literal["f1_score", "average_precision", "auc_roc"] | None = None
+    """What champion and challenger are compared by; by default the first of them that the gate bounds, else F1."""
+    margin: NonNegativeFloat = 0.005
+    """How much better than the champion a challenger has to be to take its place."""
+    repeats: PositiveInt = 1_000
+    """Resamples of the paired bootstrap; its interval, at decision.confidence, has to lie above 0."""
+
+
 class RegistrySettings(Frozen):
     uri: str | None = None
     """MLflow's tracking and registry URI; by default sqlite below storage.root."""
@@ -679,6 +695,7 @@ class Settings(Frozen):
     decision: DecisionSettings = DecisionSettings()
     gate: GateSettings = GateSettings()
     drift: DriftSettings = DriftSettings()
+    retrain: RetrainSettings = RetrainSettings()
     registry: RegistrySettings = RegistrySettings()
     storage: StorageSettings = Field(default=StorageSettings(), json_schema_extra=NO_EFFECT)
     cache: CacheSettings = Field(default=CacheSettings(), json_schema_extra=NO_EFFECT)
@@ -797,12 +814,16 @@ class Settings(Frozen):
         return TrainSettings.model_validate({**self.train.model_dump(), **hyperparameters})
 
     def identity(self) -> dict[str, Any]:
-        """Dotted keys and values of every setting that can change a run's result."""
-        return dict(dotted(_result_relevant(self)))
+        """Dotted keys and values of every setting that can change a run's result; passwords in URIs starred out."""
+        return dict(dotted(_starred(_result_relevant(self))))
 
     def resolved(self) -> dict[str, Any]:
         """All settings with every default filled in, as JSON types."""
         return self.model_dump(mode="json")
+
+    def recorded(self) -> dict[str, Any]:
+        """As `resolved`, with the passwords in URIs starred out: what is kept, and shown to others."""
+        return _starred(self.resolved())
 
 
 def settings_hash(settings: Settings) -> str:
@@ -980,6 +1001,15 @@ def _result_relevant(model: BaseModel) -> dict[str, Any]:
             else model.model_dump(mode="json", include={name})[name]
         )
     return kept
+
+
+def _starred(tree: Any) -> Any:
+    """Nested values, in whose texts the user and password of each URI are starred out."""
+    if isinstance(tree, dict):
+        return {key: _starred(value) for key, value in tree.items()}
+    if isinstance(tree, list | tuple):
+        return [_starred(value) for value in tree]
+    return without_passwords(tree) if isinstance(tree, str) else tree
 
 
 def dotted(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -197,7 +197,7 @@ def test_a_search_that_runs_out_of_time_keeps_what_it_has(
     ray_session: None, folds: list[PreparedFold], storage: Storage
 ) -> None:
     settings = made_settings(
-        {"learning_rate": [0.001, 0.01]}, train={"epochs": 100_000, "patience_epochs": None}, time_budget_s=20
+        {"learning_rate": [0.001, 0.01]}, train={"epochs": 100_000, "patience_epochs": None}, time_budget_s=12
     )
     outcome, _ = searched(folds, settings, storage, "runs/late")
     assert all(t.status == "stopped" for t in outcome.trials)
@@ -238,7 +238,7 @@ def test_two_workers_give_the_model_of_one_with_the_same_steps(
 def test_training_goes_on_after_a_worker_was_killed(
     ray_session: None, folds: list[PreparedFold], storage: Storage
 ) -> None:
-    settings = made_settings({}, train={"epochs": 60, "batch_size": 16}).train
+    settings = made_settings({}, train={"epochs": 60, "batch_size": 128}).train
     killed: list[int] = []
     curve = Path(storage.root) / "runs/killed" / CURVE
 

@@ -9,7 +9,8 @@ from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any, TypeVar
 
-from fraud_ray import cache, rows
+from fraud_ray import rows
+from fraud_ray.data import cache
 from fraud_ray.data.folds import SIDES, Folds
 from fraud_ray.data.passes import Job, encode_partition, fit_partition
 from fraud_ray.data.source import Partition, Source
@@ -27,7 +28,7 @@ MERGE_AT = 64
 Result = TypeVar("Result")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Prepared:
     """All folds, encoded, below prepared/<key>/<writer>/ in the storage.
 
@@ -40,6 +41,14 @@ class Prepared:
     remark: str
     selection: tuple[rows.PreparedFold, ...]
     final: rows.PreparedFold
+
+    def __repr__(self) -> str:
+        folds, final = len(self.selection), self.final
+        return (
+            f"{final.fit.rows:,} fit and {final.holdout.rows:,} holdout rows, {folds} selection fold"
+            f"{'s' if folds > 1 else ''}, {len(final.encoder.feature_names)} features"
+            + (f"; {self.remark}" if self.remark else "")
+        )
 
 
 def prepare(source: Source, folds: Folds, settings: Settings, storage: Storage, update: Update) -> Prepared:

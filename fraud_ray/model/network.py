@@ -257,7 +257,8 @@ class _DroppedReLU(torch.autograd.Function):
     @staticmethod
     def forward(context: Any, hidden: Tensor, dropped_of_256: int) -> Tensor:
         context.scale = 256 / (256 - dropped_of_256)
-        kept = hidden.clamp_min(0).mul_(_kept(hidden, dropped_of_256)).mul_(context.scale)
+        mask = _kept(hidden, dropped_of_256).to(hidden.dtype)
+        kept = torch.addcmul(hidden.new_zeros(()), mask, hidden, value=context.scale).relu_()
         context.save_for_backward(kept)
         return kept
 
@@ -265,4 +266,4 @@ class _DroppedReLU(torch.autograd.Function):
     def backward(context: Any, *gradients: Tensor) -> tuple[Tensor, None]:
         (kept,) = context.saved_tensors
         # A unit passes its gradient on where it was positive and kept, that is where the output is positive.
-        return torch.ops.aten.threshold_backward(gradients[0] * context.scale, kept, 0), None
+        return torch.ops.aten.threshold_backward(gradients[0], kept, 0).mul_(context.scale), None

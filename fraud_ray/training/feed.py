@@ -11,7 +11,7 @@ import threading
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -23,6 +23,7 @@ from fraud_ray.rows import Part, Rows, RowSet, from_tables, read_part, to_table
 from fraud_ray.storage import Storage
 
 Index = npt.NDArray[np.int64]
+Item = TypeVar("Item")
 
 # Rows that are gathered at once: many small batches are cut from one gathered block.
 BLOCK_ROWS = 65_536
@@ -81,9 +82,7 @@ class ResidentFeed:
         self.negatives = _negatives_drawn(self.rows, self.frauds, slot)
         self.steps = -(-(self.frauds + self.negatives) // slot.batch_size)
         self.device = device or torch.device("cpu")
-        self.features = _tensor(rows.features).to(self.device)
-        self.codes = _tensor(rows.codes).to(self.device)
-        self.labels = _tensor(rows.label).to(self.device)
+        self.features, self.codes, self.labels = on_device(rows, self.device)
         self._label_array = rows.label if self.negatives < self.rows - self.frauds else None
 
     def epoch(self, number: int) -> Iterator[Batch]:
@@ -141,12 +140,13 @@ class StreamedFeed:
         cuts = [(stop - start) * step // self.steps for step in range(self.steps + 1)]
         weighing = _weights(self.rows, self.frauds, total - self.frauds)
         step = given = 0
-        for window in _ahead(self._windows(number, start, stop)):
-            features, codes = _tensor(window.features).to(self.device), _tensor(window.codes).to(self.device)
-            labels = _tensor(window.label).to(self.device).float()
+        # In the thread that reads ahead, so that a window travels while the one before it is trained on.
+        windows = (on_device(window, self.device) for window in self._windows(number, start, stop))
+        for features, codes, labels in _ahead(windows):
+            labels = labels.float()
             weights = None if weighing is None else torch.where(labels > 0, weighing[0], weighing[1])
             used = 0
-            while step < self.steps and cuts[step + 1] <= given + len(window):
+            while step < self.steps and cuts[step + 1] <= given + len(labels):
                 cut = slice(used, cuts[step + 1] - given)
                 yield Batch(
                     features[cut],
@@ -211,6 +211,16 @@ def _weights(rows: int, frauds: int, negatives: int) -> tuple[Tensor, Tensor] | 
     return torch.tensor(scale), torch.tensor(scale * (rows - frauds) / negatives)
 
 
+def on_device(rows: Rows, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+    """Features, codes and labels as tensors: on a CPU without a copy, to a GPU from pinned memory without waiting."""
+    tensors = [_tensor(array) for array in (rows.features, rows.codes, rows.label)]
+    if device.type != "cpu":
+        with torch.cuda.device(device):  # a thread starts on the first one
+            tensors = [tensor.pin_memory().to(device, non_blocking=True) for tensor in tensors]
+    features, codes, labels = tensors
+    return features, codes, labels
+
+
 def _tensor(array: npt.NDArray[np.generic]) -> Tensor:
     with warnings.catch_warnings():
         # Arrays from the object store are read-only; nothing here writes into them.
@@ -230,12 +240,12 @@ def _cut(rows: Rows, start: int, stop: int) -> Rows:
     return Rows(rows.features[start:stop], rows.codes[start:stop], rows.label[start:stop])
 
 
-def _ahead(items: Iterator[Rows]) -> Iterator[Rows]:
+def _ahead(items: Iterator[Item]) -> Iterator[Item]:
     """Runs an iterator in a thread, one item ahead of its reader; its exception is raised here."""
-    ready: queue.Queue[Rows | BaseException | None] = queue.Queue(maxsize=1)
+    ready: queue.Queue[Item | BaseException | None] = queue.Queue(maxsize=1)
     ended = threading.Event()
 
-    def put(item: Rows | BaseException | None) -> None:
+    def put(item: Item | BaseException | None) -> None:
         while not ended.is_set():
             try:
                 ready.put(item, timeout=0.1)

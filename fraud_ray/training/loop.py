@@ -26,7 +26,8 @@ from torch.nn.parallel import DistributedDataParallel
 from fraud_ray.model.network import FraudNetwork, NetworkShape
 from fraud_ray.rows import Rows
 from fraud_ray.settings import TrainSettings
-from fraud_ray.training.feed import Batch, Feed
+from fraud_ray.training.feed import Batch, Feed, on_device
+from fraud_ray.training.optimizer import FusedAdam
 
 Float32 = npt.NDArray[np.float32]
 
@@ -66,14 +67,13 @@ class FoldFit:
         device: torch.device,
     ) -> None:
         self.feed, self.holdout, self.settings, self.device = feed, holdout, settings, device
+        self._mine = None if holdout is None else self._share_of(holdout)
         self.network = FraudNetwork(shape).to(device)
         self.wrapped: nn.Module = self.network
         if distributed.is_initialized():
             self.wrapped = DistributedDataParallel(self.network, gradient_as_bucket_view=True)
-        optimiser = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[settings.optimizer]
-        decay = {"weight_decay": settings.weight_decay} if settings.optimizer == "adamw" else {}
-        # The fused step updates all parameters in one call.
-        self.optimizer = optimiser(self.network.parameters(), lr=settings.learning_rate, fused=True, **decay)
+        decay = {"adam": 0.0, "adamw": settings.weight_decay}[settings.optimizer]
+        self.optimizer = FusedAdam(self.network.parameters(), decay)
         weight = settings.positive_weight
         positive = (feed.rows - feed.frauds) / feed.frauds if weight == "balanced" else float(weight)
         self.positive_weight = torch.tensor(positive, device=device)
@@ -84,12 +84,11 @@ class FoldFit:
         total = torch.zeros((), device=self.device)
         rows = 0.0
         for step, batch in enumerate(self.feed.epoch(number), start=(number - 1) * self.feed.steps):
-            self._set_learning_rate(step)
-            self.optimizer.zero_grad(set_to_none=True)
+            self.optimizer.zero_grad()
             with self._autocast():
                 summed = self._loss(batch)
             (summed * (_ranks() / batch.global_rows)).backward()
-            self.optimizer.step()
+            self.optimizer.step(self._learning_rate(step))
             total += summed.detach()
             rows += batch.global_rows
         if distributed.is_initialized():
@@ -98,13 +97,10 @@ class FoldFit:
 
     def score_holdout(self) -> Float32:
         """Logits of all holdout rows, in order; each rank scores a share and all gather."""
-        assert self.holdout is not None, "only folds with a holdout are scored"
+        assert self.holdout is not None and self._mine is not None, "only folds with a holdout are scored"
         count, ranks = len(self.holdout), _ranks()
-        rank = _rank()
-        width = -(-count // ranks)
-        mine = slice(min(rank * width, count), min((rank + 1) * width, count))
-        scored = torch.zeros(width, device=self.device)
-        logits = self._logits(self.holdout.features[mine], self.holdout.codes[mine])
+        scored = torch.zeros(-(-count // ranks), device=self.device)
+        logits = self._logits(*self._mine)
         scored[: len(logits)] = logits
         if ranks == 1:
             return scored.cpu().numpy()
@@ -112,20 +108,26 @@ class FoldFit:
         distributed.all_gather(gathered, scored)
         return torch.cat(gathered)[:count].cpu().numpy()
 
-    def _set_learning_rate(self, step: int) -> None:
-        total = self.feed.steps * self.settings.epochs
-        factor = rate_factor(step, total, self.settings.schedule, self.settings.warmup_share)
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.settings.learning_rate * factor
+    def _share_of(self, holdout: Rows) -> tuple[Tensor, Tensor]:
+        """Features and codes of the holdout rows that this rank scores, on its device."""
+        width = -(-len(holdout) // _ranks())
+        mine = slice(_rank() * width, (_rank() + 1) * width)
+        features, codes, _ = on_device(Rows(holdout.features[mine], holdout.codes[mine], holdout.label), self.device)
+        return features, codes
 
-    def _logits(self, features: Float32, codes: npt.NDArray[np.int32]) -> Tensor:
+    def _learning_rate(self, step: int) -> float:
+        total = self.feed.steps * self.settings.epochs
+        return self.settings.learning_rate * rate_factor(
+            step, total, self.settings.schedule, self.settings.warmup_share
+        )
+
+    def _logits(self, features: Tensor, codes: Tensor) -> Tensor:
         self.network.eval()
         scored = [torch.zeros(0, device=self.device)]
         with torch.no_grad():
             for start in range(0, len(features), 8_192):
                 cut = slice(start, start + 8_192)
-                block = torch.tensor(features[cut]).to(self.device), torch.tensor(codes[cut]).to(self.device)
-                scored.append(self.network(*block))
+                scored.append(self.network(features[cut], codes[cut]))
         return torch.cat(scored)
 
     def _loss(self, batch: Batch) -> Tensor:

@@ -52,7 +52,7 @@ class Trial:
         return cls(**{**stored, "curve": tuple(stored["curve"])})
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class SearchOutcome:
     """The best trial, and all trials from best to worst. The best one's holdout logits: `selection_logits`."""
 
@@ -60,6 +60,15 @@ class SearchOutcome:
     trials: tuple[Trial, ...]
     folder: str
     reused: int
+
+    def __repr__(self) -> str:
+        best, trials = self.best, len(self.trials)
+        chosen = ", ".join(f"{name} {value}" for name, value in best.hyperparameters.items()) or "settings as given"
+        kept = f", {self.reused} kept" if self.reused else ""
+        return (
+            f"{trials:,} trial{'' if trials == 1 else 's'}{kept}; best: {chosen}, "
+            f"selection AP {best.average_precision:.4f} at epoch {best.best_epoch}"
+        )
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)

@@ -1,0 +1,1 @@
+"""The benchmark: the pipeline's own functions and their peers, in turn, on this machine."""

@@ -1,0 +1,64 @@
+"""The benchmark's command line, and the order of its stages."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+# Read by Ray when it starts: workers would yield to this process, in which the peers run.
+os.environ.setdefault("RAY_worker_niceness", "0")
+
+
+def main() -> None:
+    typer.run(benchmark)
+
+
+def benchmark(
+    only: Annotated[str | None, typer.Option(metavar="STAGE", help="Measure the stages that begin with this.")] = None,
+    full: Annotated[bool, typer.Option("--full", help="Also 100 M rows and 512 trials.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON: {rows: [...], machine: {...}}.")] = False,
+    picture: Annotated[Path | None, typer.Option(metavar="FILE", help="Draw the ratios into an SVG file.")] = None,
+    scratch: Annotated[Path | None, typer.Option(help="Folder for data, which is removed; by default in /tmp.")] = None,
+) -> None:
+    """Measures every stage beside its peers, in turn, on this machine. Exit code 1 if a row misses its target."""
+    from benchmarks.harness import Row, machine
+    from benchmarks.stages import STAGES
+    from benchmarks.table import draw, table
+    from benchmarks.world import World
+    from fraud_ray.cli.display import Display
+    from fraud_ray.cluster import join_or_start
+    from fraud_ray.progress import Quiet
+    from fraud_ray.settings import ClusterSettings
+
+    chosen = {name: stage for name, stage in STAGES.items() if only is None or name.startswith(only)}
+    if not chosen:
+        raise typer.BadParameter(f"there is no stage '{only}'; there are: {', '.join(STAGES)}", param_hint="--only")
+    progress = Display() if os.isatty(2) else Quiet()
+    on = machine()
+    rows: list[Row] = []
+    folder = Path(tempfile.mkdtemp(prefix="fraud-ray-benchmark-", dir=scratch))
+    try:
+        with join_or_start(ClusterSettings(cpus=on["cores"])):
+            world = World(folder, full)
+            for name, measure in chosen.items():
+                with progress.stage(name) as stage:
+                    found = measure(world)
+                    stage.say("; ".join(f"{row.ratio:.3g} x" for row in found if row.ratio is not None))
+                rows += found
+    finally:
+        shutil.rmtree(folder)
+    if picture:
+        draw(rows, picture)
+    if as_json:
+        typer.echo(json.dumps({"rows": [row.to_json() for row in rows], "machine": on}, indent=1))
+    else:
+        console = Console(width=None if os.isatty(1) else 240)
+        console.print(table(rows))
+    raise typer.Exit(1 if any(row.met is False for row in rows) else 0)

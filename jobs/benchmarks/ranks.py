@@ -1,0 +1,88 @@
+"""Ranks of DistributedDataParallel against one rank, and against as many ranks that do not talk to each other."""
+
+from __future__ import annotations
+
+import shutil
+import statistics
+from typing import Any
+
+import ray
+
+from benchmarks.harness import Row, Side, Target, in_turn
+from benchmarks.training import train_alone
+from benchmarks.world import MILLION, World, silent
+from fraud_ray.rows import PreparedFold
+from fraud_ray.settings import TrainSettings
+from fraud_ray.training.trainer import make_job, place, refit
+
+EPOCHS = 5
+FASTER = {4_096: 1.5, 8_192: 1.7}  # rows a rank and step, and how many times as fast two ranks are as one
+
+
+def stage(world: World) -> list[Row]:
+    return [_row(world, 2, rows_a_rank, Target(">=", faster)) for rows_a_rank, faster in FASTER.items()]
+
+
+def scaling(world: World) -> list[Row]:
+    """Four ranks where there may be two cores: what the communication of more ranks costs is in the limit."""
+    return [_row(world, 4, 4_096, None)]
+
+
+def _row(world: World, ranks: int, rows_a_rank: int, target: Target | None) -> Row:
+    fold = world.prepared(MILLION)
+    sides = {
+        "one": _apart(world, fold, 1, rows_a_rank),
+        "ranks": _together(world, fold, ranks, rows_a_rank),
+        "apart": _apart(world, fold, ranks, rows_a_rank),
+    }
+    found = in_turn(sides, repeats=2, warm=False)
+    return Row(
+        f"train, DDP, {ranks} ranks of {rows_a_rank:,}",
+        "rows/s",
+        found["ranks"].median,
+        found["one"].median,
+        "one rank",
+        limit=found["apart"].median,
+        limit_name=f"{ranks} ranks that do not communicate",
+        memory=found["ranks"].memory,
+        peer_memory=found["one"].memory,
+        target=target,
+        note=f"one thread a rank, median epoch of {EPOCHS}",
+    )
+
+
+def _settings(ranks: int, batch_size: int) -> TrainSettings:
+    """Half a CPU is reserved for a rank, so that there may be more ranks than cores; each has a thread."""
+    return TrainSettings(batch_size=batch_size, workers=ranks, epochs=EPOCHS, resources_per_worker={"CPU": 0.5})
+
+
+def _together(world: World, fold: PreparedFold, ranks: int, rows_a_rank: int) -> Side:
+    """The refit, as the pipeline calls it."""
+    settings = _settings(ranks, ranks * rows_a_rank)
+
+    def run() -> float:
+        fitted = refit(fold, settings, EPOCHS, world.storage, "ranks", silent)
+        shutil.rmtree(world.storage.path("ranks"))
+        return _median_speed(list(fitted.curve))
+
+    return run
+
+
+def _apart(world: World, fold: PreparedFold, count: int, rows_a_rank: int) -> Side:
+    """So many fits of one rank at the same time; their rows/s in all."""
+    settings = _settings(1, rows_a_rank)
+
+    def run() -> float:
+        placed = [place(fold, settings, world.storage, with_holdout=False)]
+        train = ray.remote(num_cpus=0.5)(train_alone)
+        jobs = [make_job(world.storage, f"apart/{number}", settings, EPOCHS, placed) for number in range(count)]
+        curves = ray.get([train.remote(job) for job in jobs])
+        shutil.rmtree(world.storage.path("apart"))
+        return sum(map(_median_speed, curves))
+
+    return run
+
+
+def _median_speed(curve: list[dict[str, Any]]) -> float:
+    """Of all epochs but the first, in which memory is touched and libraries are loaded."""
+    return statistics.median(epoch["rows_per_second"] for epoch in curve[1:])

@@ -1,0 +1,229 @@
+"""Scoring: ours, MLflow's pyfunc of the same model at its best batch size, and what the machine allows."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import ray
+
+from benchmarks.harness import Row, Target, in_turn, one_thread
+from benchmarks.training import products_per_second
+from benchmarks.world import MILLION, World
+from fraud_ray.evaluation import network_logits
+from fraud_ray.model.bundle import Bundle, open_graph
+from fraud_ray.model.encoder import FeatureColumn
+from fraud_ray.model.scorer import graph_inputs
+from fraud_ray.registry.versions import write_model
+from fraud_ray.rows import Rows
+from fraud_ray.scoring import open_model, score_partitions
+from fraud_ray.settings import RegistrySettings
+
+BATCHES = (1_024, 8_192, 65_536, 524_288)  # of which pyfunc gets its best
+PEERS_ROWS, PEERS_FILES = 524_288, 8
+CALLS = 3_000
+
+
+def in_memory(world: World) -> list[Row]:
+    """Raw columns to probability on one thread."""
+    bundle = Bundle.load(world.bundle)
+    scorer, network = open_graph(world.bundle), bundle.network()
+    table = _raw(world.cards(2 * MILLION), scorer.columns)
+    features, codes = bundle.encoder.apply(table)
+    encoded = Rows(features, codes, np.zeros(len(features), np.int8))
+    few = table.slice(0, PEERS_ROWS).to_pandas()
+    model = _pyfunc(world)
+    batch_size = _best_batch(model, few)
+
+    def measured(work: Callable[[], Any], rows: int) -> Callable[[], float]:
+        def run() -> float:
+            began = time.perf_counter()
+            work()
+            return rows / (time.perf_counter() - began)
+
+        return run
+
+    with one_thread():
+        samples = in_turn(
+            {
+                "ours": measured(lambda: scorer.score(table), len(features)),
+                "torch": measured(lambda: network_logits(network, encoded), len(features)),
+                "pyfunc": measured(lambda: _predict(model, few, batch_size), len(few)),
+            },
+            repeats=3,
+        )
+        inputs = features.shape[1] + sum(bundle.encoder.code_sizes)
+        products = products_per_second(8_192, inputs, backward=False)
+
+    def row(peer: str, name: str, bound: float, note: str) -> Row:
+        return Row(
+            "score, in memory",
+            "rows/s",
+            samples["ours"].median,
+            samples[peer].median,
+            name,
+            limit=products,
+            limit_name="its matrix products",
+            memory=samples["ours"].memory,
+            peer_memory=samples[peer].memory,
+            target=Target(">=", bound),
+            note=note,
+        )
+
+    return [
+        row("torch", "torch's bare forward on encoded rows", 0.8, "2 M rows, one thread"),
+        row("pyfunc", "mlflow.pyfunc", 3, f"one thread; peer: {len(few):,} rows, its best batch of {batch_size:,}"),
+    ]
+
+
+def partitions(world: World) -> list[Row]:
+    """Parquet to parquet, all columns kept, on all CPUs."""
+    cards, out = world.cards(10 * MILLION), world.scratch / "scored"
+    model = open_model(str(world.bundle), RegistrySettings())
+    files = sorted(cards.glob("*.parquet"))
+    served = _pyfunc(world)
+    few = pq.read_table(files[0]).slice(0, PEERS_ROWS).to_pandas()
+    batch_size = _best_batch(served, few)
+    path = str(world.scratch / "pyfunc")
+
+    def ours() -> float:
+        seconds = score_partitions(model, str(cards), str(out)).seconds
+        shutil.rmtree(out)
+        return seconds
+
+    def copy() -> float:
+        return _on_files(_copy_file, files, out)
+
+    def pyfunc() -> float:
+        return _on_files(_score_file, files[:PEERS_FILES], out, path, batch_size) * len(files) / PEERS_FILES
+
+    samples = in_turn({"ours": ours, "copy": copy, "pyfunc": pyfunc}, repeats=3)
+
+    def row(peer: str, name: str, bound: float, note: str) -> Row:
+        return Row(
+            "score, parquet to parquet",
+            "s",
+            samples["ours"].median,
+            samples[peer].median,
+            name,
+            limit=samples["copy"].median,
+            limit_name="read and write",
+            memory=samples["ours"].memory,
+            peer_memory=samples[peer].memory,
+            target=Target(">=", bound),
+            note=note,
+        )
+
+    return [
+        row("copy", "reading and writing the partitions", 0.5, f"10 M rows, {len(files)} files, all CPUs"),
+        row("pyfunc", "mlflow.pyfunc", 3, f"peer: {PEERS_FILES} files, scaled, its best batch of {batch_size:,}"),
+    ]
+
+
+def one_row(world: World) -> list[Row]:
+    """The latency of the graph in a process."""
+    scorer = open_graph(world.bundle)
+    table = _raw(world.cards(2 * MILLION), scorer.columns).slice(0, 1)
+    inputs = graph_inputs(table, scorer.columns)
+    model, frame = _pyfunc(world), table.to_pandas()
+    ours = _latencies(lambda: scorer.session.run(["probability"], inputs), CALLS)
+    peer = _latencies(lambda: model.predict(frame), CALLS // 10)
+    note = f"{CALLS:,} calls"
+    percentiles = [float(np.percentile(times, 99)) for times in (ours, peer)]
+    return [
+        Row(
+            "score, one row, median",
+            "ms",
+            statistics.median(ours),
+            statistics.median(peer),
+            "mlflow.pyfunc",
+            target=Target("<=", 0.1, "ms"),
+            note=note,
+        ),
+        Row(
+            "score, one row, 99th percentile",
+            "ms",
+            percentiles[0],
+            percentiles[1],
+            "mlflow.pyfunc",
+            target=Target("<=", 1, "ms"),
+            note=note,
+        ),
+    ]
+
+
+def _raw(cards: Path, columns: Sequence[FeatureColumn]) -> pa.Table:
+    return pq.read_table(cards, columns=[column.name for column in columns]).combine_chunks()
+
+
+def _pyfunc(world: World) -> Any:
+    """The bundle as MLflow serves it, on one thread as our own scorer."""
+    folder = world.scratch / "pyfunc"
+    if not folder.exists():
+        example = Bundle.load(world.bundle).encoder.typical_rows().to_pandas()
+        write_model(world.bundle, example, str(folder))
+    return _load_pyfunc(str(folder))
+
+
+@lru_cache(maxsize=1)
+def _load_pyfunc(folder: str) -> Any:
+    os.environ["FRAUD_RAY_SCORER_THREADS"] = "1"
+    return mlflow.pyfunc.load_model(folder)
+
+
+def _predict(model: Any, frame: pd.DataFrame, batch_rows: int) -> pd.DataFrame:
+    return pd.concat([model.predict(frame[start : start + batch_rows]) for start in range(0, len(frame), batch_rows)])
+
+
+def _best_batch(model: Any, frame: pd.DataFrame) -> int:
+    seconds = {}
+    for batch_rows in BATCHES:
+        began = time.perf_counter()
+        _predict(model, frame, batch_rows)
+        seconds[batch_rows] = time.perf_counter() - began
+    return min(seconds, key=lambda batch_rows: seconds[batch_rows])
+
+
+def _on_files(work: Callable[..., None], files: Sequence[Path], out: Path, *arguments: Any) -> float:
+    """Seconds for a task a file, each of which writes a file of the same name below `out`."""
+    out.mkdir()
+    began = time.perf_counter()
+    task = ray.remote(num_cpus=1)(work)
+    ray.get([task.remote(file, out / file.name, *arguments) for file in files])
+    seconds = time.perf_counter() - began
+    shutil.rmtree(out)
+    return seconds
+
+
+def _copy_file(file: Path, target: Path) -> None:
+    table = pq.read_table(file, use_threads=False)
+    pq.write_table(table, target, use_dictionary=["merchant_category"], compression="zstd")
+
+
+def _score_file(file: Path, target: Path, model: str, batch_rows: int) -> None:
+    frame = pd.read_parquet(file)
+    scored = pd.concat([frame, _predict(_load_pyfunc(model), frame, batch_rows)], axis=1)
+    scored.to_parquet(target, compression="zstd")
+
+
+def _latencies(call: Callable[[], Any], count: int) -> list[float]:
+    """Milliseconds of each of so many calls, after a tenth of them to warm up."""
+    for _ in range(count // 10):
+        call()
+    times = []
+    for _ in range(count):
+        began = time.perf_counter()
+        call()
+        times.append(1_000 * (time.perf_counter() - began))
+    return times
