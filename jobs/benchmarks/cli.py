@@ -21,7 +21,9 @@ def main() -> None:
 
 
 def benchmark(
-    only: Annotated[str | None, typer.Option(metavar="STAGE", help="Measure the stages that begin with this.")] = None,
+    only: Annotated[
+        list[str] | None, typer.Option(metavar="STAGE", help="Measure the stages that begin with this; repeatable.")
+    ] = None,
     full: Annotated[bool, typer.Option("--full", help="Also 100 M rows and 512 trials.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON: {rows: [...], machine: {...}}.")] = False,
     picture: Annotated[Path | None, typer.Option(metavar="FILE", help="Draw the ratios into an SVG file.")] = None,
@@ -37,9 +39,10 @@ def benchmark(
     from fraud_ray.progress import Quiet
     from fraud_ray.settings import ClusterSettings
 
-    chosen = {name: stage for name, stage in STAGES.items() if only is None or name.startswith(only)}
-    if not chosen:
-        raise typer.BadParameter(f"there is no stage '{only}'; there are: {', '.join(STAGES)}", param_hint="--only")
+    chosen = {name: stage for name, stage in STAGES.items() if not only or name.startswith(tuple(only))}
+    unknown = [prefix for prefix in only or () if not any(name.startswith(prefix) for name in STAGES)]
+    if unknown:
+        raise typer.BadParameter(f"there is no stage '{unknown[0]}'; there are: {', '.join(STAGES)}")
     progress = Display() if os.isatty(2) else Quiet()
     on = machine()
     rows: list[Row] = []

@@ -45,17 +45,15 @@ def stage(world: World) -> list[Row]:
     limit = products_per_second(BATCH, fit_rows.features.shape[1] + sum(fold.encoder.code_sizes), device=device)
 
     def row(stage: str, ours: str, peer: str, name: str, bound: float) -> Row:
-        return Row(
+        return Row.between(
             stage,
             "rows/s",
-            samples[ours].median,
-            samples[peer].median,
+            samples[ours],
+            samples[peer],
             name,
+            Target(">=", bound),
             limit=limit,
             limit_name="its matrix products in float32",
-            memory=samples[ours].memory,
-            peer_memory=samples[peer].memory,
-            target=Target(">=", bound),
             note=f"{torch.cuda.get_device_name()}, bf16, batch {BATCH:,}",
         )
 
