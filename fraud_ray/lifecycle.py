@@ -58,7 +58,6 @@ def record_run(
     """
     assert outcome.evaluation is not None, "a run that came to its outcome has figures"
     assert outcome.gate is not None, "and a decision"
-    registry = settings.registry.model_copy(update={"uri": without_passwords(settings.registry.uri or "")})
     started = read_run(storage, outcome.name).record
     facts = {
         "run": outcome.name,
@@ -68,13 +67,14 @@ def record_run(
         "started": {key: started[key] for key in _STARTED},
         "data": dict(data),
         "settings_hash": settings_hash(settings),
-        "settings": settings.model_copy(update={"registry": registry}).resolved(),
+        "settings": settings.recorded(),
         "seeds": {key: value for key, value in settings.identity().items() if key.endswith(".seed")},
         "hyperparameters": outcome.hyperparameters,
         "epochs": epochs,
         "threshold": outcome.evaluation["threshold"],
         "metrics": outcome.evaluation["metrics"],
         "checks": outcome.gate["checks"],
+        "comparison": outcome.comparison,
         "bundle": bundle_hashes(storage, outcome.name),
         "mlflow_run": run.id,
     }
@@ -101,8 +101,10 @@ def bundle_hashes(storage: Storage, run: str) -> dict[str, str]:
     return {name: hashlib.sha256(content).hexdigest() for name, content in contents.items() if content is not None}
 
 
-def promote(tracking: Tracking, storage: Storage, version: int | None = None) -> Move:
+def promote(tracking: Tracking, storage: Storage, version: int | None = None, reason: str = "") -> Move:
     """Makes a version the champion, by default the challenger; the former champion is remembered for `rollback`.
+
+    reason: why, for the record.
 
     Raises SettingsError for a version that does not exist, or where there is no challenger.
     """
@@ -118,7 +120,7 @@ def promote(tracking: Tracking, storage: Storage, version: int | None = None) ->
             return None
         return chosen, former if champion is None else [*former, champion]
 
-    return _move(tracking, storage, "promote", choose, version)
+    return _move(tracking, storage, "promote", choose, version, reason)
 
 
 def rollback(tracking: Tracking, storage: Storage) -> Move:
@@ -146,6 +148,7 @@ def _move(
     event: Literal["promote", "rollback"],
     choose: Callable[[RegisteredModel, list[int]], Choice],
     version: int | None = None,
+    reason: str = "",
 ) -> Move:
     cut_short = _complete(tracking, storage)
     if cut_short and cut_short.event == event and version in (None, cut_short.version):
@@ -163,7 +166,7 @@ def _move(
             raise SettingsError(f"{model.name} has no version {chosen}; {_there(tracking, model)}")
         kept = {alias: holder for alias, holder in model.aliases.items() if (alias, holder) != (CHALLENGER, chosen)}
         told = _facts_of_move(tracking, described, {**kept, CHAMPION: chosen}, model.aliases.get(CHAMPION))
-        return {**told, "former": former}
+        return {**told, "former": former, **({"reason": reason} if reason else {})}
 
     record = audit.append(storage, event, facts)
     if record is None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from fraud_ray.cluster import check_resources, connect
 from fraud_ray.data.source import open_source
 from fraud_ray.progress import Progress
+from fraud_ray.retrain import newest_window
 from fraud_ray.run import Outcome, open_run
 from fraud_ray.settings import Loaded, Settings
 from fraud_ray.storage import Storage
@@ -17,10 +18,11 @@ if TYPE_CHECKING:
     from fraud_ray.stages import Stages
 
 
-def run(loaded: Loaded, progress: Progress, until: str | None = None) -> Outcome:
+def run(loaded: Loaded, progress: Progress, until: str | None = None, retrain: bool = False) -> Outcome:
     """Runs the pipeline under these settings, or what of it is not concluded yet.
 
-    until: the stage after which to stop; the same command without it goes on from there. A run that is concluded
+    until: the stage after which to stop; the same command without it goes on from there. retrain: on the newest window
+    whose labels are mature, and with the champion replaced where the new model is better. A run that is concluded
     answers at once. Raises FraudRayError; what is concluded by then is kept.
     """
     settings, storage = loaded.settings, Storage.at(loaded.settings.storage.root)
@@ -30,6 +32,9 @@ def run(loaded: Loaded, progress: Progress, until: str | None = None) -> Outcome
         if until == "simulate":
             return Outcome(settings.data.path, settings.data.path, "stopped after simulate")
         source = open_source(settings.data)
+        if retrain:
+            loaded = newest_window(loaded, source)
+            settings = loaded.settings
         held = session.enter_context(open_run(loaded, storage, source.fingerprint, source.as_of))
         if held.concluded:
             return held.concluded
@@ -41,7 +46,7 @@ def run(loaded: Loaded, progress: Progress, until: str | None = None) -> Outcome
         check_storage(storage)
         stages = session.enter_context(Stages.of(loaded, source, storage, held, progress, until))
         try:
-            return _through(stages)
+            return _through(stages, retrain)
         except StoppedAfter as stopped:
             return stages.stopped_after(stopped.stage)
 
@@ -61,7 +66,9 @@ def _simulate_if_absent(settings: Settings, progress: Progress, session: ExitSta
         )
 
 
-def _through(stages: Stages) -> Outcome:
+def _through(stages: Stages, retrain: bool) -> Outcome:
+    from fraud_ray.stages import Made
+
     stages.add_windows()
     census = stages.validate()
     folds = stages.plan(census)
@@ -71,4 +78,7 @@ def _through(stages: Stages) -> Outcome:
     fitted = stages.refit(prepared, found)
     evaluation = stages.evaluate(prepared, found, fitted)
     decision = stages.gate(prepared, evaluation)
-    return stages.conclude(prepared, drift, found, fitted, evaluation, decision)
+    made = Made(prepared, drift, found, fitted, evaluation, decision)
+    version = stages.register(made)
+    comparison = stages.challenge(made, version) if retrain else None
+    return stages.conclude(made, version, comparison, retrain)

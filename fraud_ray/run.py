@@ -35,7 +35,8 @@ class Outcome:
 
     status: registered, rejected, or `stopped after <stage>`. evaluation, gate, version: the JSON of
     decision.metrics.Evaluation, decision.gate.GateDecision and registry.versions.RegisteredVersion, where the run got
-    so far. report: where its page lies. timings: seconds a stage, those of earlier starts included.
+    so far. comparison: after a retraining against a champion, the JSON of decision.comparison.Comparison with its
+    message. report: where its page lies. timings: seconds a stage, those of earlier starts included.
     """
 
     name: str
@@ -47,14 +48,18 @@ class Outcome:
     evaluation: dict[str, Any] | None = None
     gate: dict[str, Any] | None = None
     version: dict[str, Any] | None = None
+    comparison: dict[str, Any] | None = None
     report: str | None = None
     timings: dict[str, float] = field(default_factory=dict)
 
     @classmethod
-    def of_gate(cls, passed: bool, **values: Any) -> Outcome:
-        """The outcome of a run that went through, with the status and exit code that the gate's decision gives it."""
-        status, exit_code = ("registered", EXIT_DONE) if passed else ("rejected", EXIT_REJECTED)
-        return cls(status=status, exit_code=exit_code, **values)
+    def of_gate(cls, passed: bool, champion_stays: bool = False, **values: Any) -> Outcome:
+        """The outcome of a run that went through, with the status and exit code that the gate's decision gives it.
+
+        champion_stays: a rejected model was to take the place of one that goes on working.
+        """
+        exit_code = EXIT_DONE if passed or champion_stays else EXIT_REJECTED
+        return cls(status="registered" if passed else "rejected", exit_code=exit_code, **values)
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -256,7 +261,7 @@ def _declare(loaded: Loaded, storage: Storage, name: str, fingerprint: str) -> N
         **provenance(),
         "fingerprint": fingerprint,
         "identity": identity,
-        "settings": loaded.settings.resolved(),
+        "settings": loaded.settings.recorded(),
     }
     if storage.create(key, json.dumps(record, indent=1).encode()):
         return

@@ -7,6 +7,7 @@ So the same call again does only what is left, and each input row has one output
 from __future__ import annotations
 
 import hashlib
+import json
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
@@ -37,7 +38,7 @@ from fraud_ray.data.source import (
 )
 from fraud_ray.data.tasks import Update, map_tasks
 from fraud_ray.errors import DataError, SettingsError
-from fraud_ray.model.scorer import GRAPH, GraphError, GraphScorer
+from fraud_ray.model.scorer import GRAPH, INFO, GraphError, GraphScorer
 from fraud_ray.settings import ClusterSettings, RegistrySettings
 
 ADDED = (
@@ -51,10 +52,15 @@ MADE_BY, MADE_WITH, MADE_FROM, ALERTS = b"fraud_ray.model", b"fraud_ray.graph", 
 
 @dataclass(frozen=True)
 class Model:
-    """A graph, and the version that its rows carry: 'fraud-detection-production/3', or the graph's own digest."""
+    """A graph, and the version that its rows carry: 'fraud-detection-production/3', or the graph's own digest.
+
+    windows: definition and state's key of the window columns that it reads; None where it reads none, and for a bare
+    graph.
+    """
 
     version: str
     graph: bytes
+    windows: Mapping[str, Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -63,6 +69,8 @@ class Scored:
 
     partitions, rows, alerts: of the whole input; alerts reach the threshold. kept: partitions that an earlier call had
     finished. seconds, rows_per_second: of the others. foreign: parquet files at `output` that the input does not have.
+    For a model of window columns also `state`, the key of the one after the input, and `counted`, the partitions that
+    the one before it had counted: they are no part of the other figures.
     """
 
     model: str
@@ -75,6 +83,8 @@ class Scored:
     seconds: float
     rows_per_second: float
     foreign: int
+    counted: int = 0
+    state: str | None = None
 
     @property
     def alert_rate(self) -> float:
@@ -94,9 +104,10 @@ def open_model(uri: str, registry: RegistrySettings) -> Model:
 
         with tempfile.TemporaryDirectory() as scratch:
             version, bundle = fetch(registry, uri, Path(scratch))
-            return Model(f"{version.name}/{version.version}", (bundle / GRAPH).read_bytes())
+            return Model(f"{version.name}/{version.version}", (bundle / GRAPH).read_bytes(), _windows(bundle))
     path = Path(uri).expanduser()
-    path = path / GRAPH if path.is_dir() else path
+    folder = path if path.is_dir() else None
+    path = path / GRAPH if folder else path
     if not path.is_file():
         raise SettingsError(
             f"there is no model at {path}; name a registered one as models:/NAME@champion or models:/NAME/VERSION, or "
@@ -107,7 +118,7 @@ def open_model(uri: str, registry: RegistrySettings) -> Model:
         _scorer(graph)
     except GraphError as fault:
         raise SettingsError(f"{path} is no model of this package: {fault}; name the {GRAPH} of a bundle") from None
-    return Model(f"sha256:{_digest(graph)[:12].decode()}", graph)
+    return Model(f"sha256:{_digest(graph)[:12].decode()}", graph, _windows(folder) if folder else None)
 
 
 def score_partitions(
@@ -124,14 +135,7 @@ def score_partitions(
     Raises ContractViolation that lists every column which the model reads and a partition lacks, or has in another
     type, before anything is scored.
     """
-    if inside_ray_job() and absolute(target) != target.rstrip("/"):
-        raise SettingsError(
-            f"the output {target} is relative to this Ray job's folder, which ends with it; name a "
-            "folder on a shared volume, or a URI"
-        )
-    source, target = absolute(source), absolute(target)
-    if f"{target}/".startswith(f"{source}/"):
-        raise SettingsError(f"the output {target} lies in the input {source}; name a folder outside of it")
+    source, target = locate(source, target)
     footers = read_footers(source)
     scorer = _scorer(model.graph)
     _check_contract(footers, {column.name: column.kind for column in scorer.columns})
@@ -175,6 +179,19 @@ def score_partitions(
     )
 
 
+def locate(source: str, target: str) -> tuple[str, str]:
+    """Both as absolute paths or URIs. Raises SettingsError for an output that would be lost, or read again."""
+    if inside_ray_job() and absolute(target) != target.rstrip("/"):
+        raise SettingsError(
+            f"the output {target} is relative to this Ray job's folder, which ends with it; name a "
+            "folder on a shared volume, or a URI"
+        )
+    source, target = absolute(source), absolute(target)
+    if f"{target}/".startswith(f"{source}/"):
+        raise SettingsError(f"the output {target} lies in the input {source}; name a folder outside of it")
+    return source, target
+
+
 @dataclass(frozen=True)
 class _Job:
     """One partition to score. path: what its filesystem opens; name: relative to the source.
@@ -186,6 +203,13 @@ class _Job:
     name: str
     rows: int
     stamp: dict[bytes, bytes]
+
+
+def _windows(bundle: Path) -> Mapping[str, Any] | None:
+    """What a bundle carries of the window columns that it reads."""
+    info = bundle / INFO
+    origin: Mapping[str, Any] = json.loads(info.read_text()).get("origin", {}) if info.is_file() else {}
+    return origin.get("windows")
 
 
 def _check_contract(footers: Mapping[str, tuple[fs.FileInfo, Footer]], kinds: Mapping[str, str]) -> None:

@@ -28,18 +28,21 @@ from pydantic import (
     NonNegativeInt,
     PositiveFloat,
     PositiveInt,
+    SerializerFunctionWrapHandler,
     Tag,
     TypeAdapter,
     ValidationError,
     field_validator,
+    model_serializer,
     model_validator,
 )
 
 from fraud_ray.errors import SettingsError
+from fraud_ray.provenance import without_passwords
 
 Share = Annotated[float, Field(gt=0, lt=1)]
 Probability = Annotated[float, Field(ge=0, le=1)]
-Encoding = Literal["standard", "signed_log"]
+Encoding = Literal["standard", "signed_log", "piecewise_linear"]
 
 # A setting marked so may change between two starts of the same run: it cannot change the result.
 NO_EFFECT: dict[str, Any] = {"affects_result": False}
@@ -85,7 +88,7 @@ class ColumnSettings(Frozen):
     values: tuple[str, ...] | None = None
     """The only values that the contract allows, for a categorical column; by default any."""
     encodings: tuple[Encoding, ...] | None = None
-    """How a number enters the network, each way standardised; by default `prepare.numeric_encodings`."""
+    """How a number enters the network; by default `prepare.numeric_encodings`. Empty: only through ratios."""
 
     @property
     def is_feature(self) -> bool:
@@ -189,47 +192,52 @@ class FoldSettings(Frozen):
 
 
 _OF_CALENDAR = {"weekend", "night", "hour_sin", "hour_cos"}
-_OF_LABELS = {"frauds", "fraud_share", "since_last_fraud", "since_first_fraud"}
-_OF_PAST = {"since_previous", "ratio_to_mean", "ratio_to_max", "deviations"}
-_WITHOUT_COLUMN = _OF_CALENDAR | _OF_LABELS | {"count", "since_previous"}
+_OF_PAST = {"since_last", "since_first", "streak", "since_streak", "ratio_to_mean", "ratio_to_max", "deviations"}
+_WITHOUT_COLUMN = _OF_CALENDAR | {"count", "share", "since_last", "since_first", "streak", "since_streak"}
 
 
 class WindowColumnSettings(Frozen):
     compute: Literal[
         "count",
+        "share",
         "sum",
         "mean",
+        "min",
         "max",
         "std",
         "distinct",
-        "since_previous",
+        "since_last",
+        "since_first",
+        "streak",
+        "since_streak",
         "ratio_to_mean",
         "ratio_to_max",
         "deviations",
-        "frauds",
-        "fraud_share",
-        "since_last_fraud",
-        "since_first_fraud",
         "weekend",
         "night",
         "hour_sin",
         "hour_cos",
     ]
-    """What the column holds. Of the entity's transactions in the window: `count`; `sum`, `mean`, `max` and `std` of a
-    column; number of `distinct` values. Of its earlier ones: days `since_previous`; the transaction's value over their
-    mean (`ratio_to_mean`) and maximum (`ratio_to_max`), and its distance from their mean in standard deviations
-    (`deviations`). Of those whose label is known: number of `frauds`, `fraud_share`, days `since_last_fraud` and
-    `since_first_fraud`. Of the time alone: `weekend`, `night`, the hour on a circle (`hour_sin`, `hour_cos`)."""
+    """What the column holds, of the entity's transactions in the window: their `count`, and the `share` that is
+    `among`; `sum`, `mean`, `min`, `max`, `std` and number of `distinct` values of a column; days `since_last` and
+    `since_first` of them; the `streak` of latest ones that are all `among`, and the days `since_streak` began; the
+    transaction's own value over their mean (`ratio_to_mean`) or maximum (`ratio_to_max`), and its distance from their
+    mean in standard deviations (`deviations`). Of the time alone: `weekend`, `night`, and the hour on a circle
+    (`hour_sin`, `hour_cos`)."""
     entity: str | None = None
     """Column whose equal values belong together: customer, card, terminal, merchant or device."""
     of: str | None = None
-    """Column that is summed, compared, or counted distinct."""
+    """Column whose values are summed, compared, or counted distinct."""
     days: tuple[PositiveFloat, ...] = ()
     """Lengths of windows; each gives a column, with the length in place of `{days}` in the name."""
+    among: Literal["all", "frauds", "legitimate"] = "all"
+    """Which transactions count. By their label, which is known label_delay_days later; one that has no label by then is
+    legitimate."""
     delay_days: NonNegativeFloat | None = None
     """The window ends that long before the transaction; by default 0, and label_delay_days where labels are read."""
     current: bool = True
-    """Whether a window without delay holds the transaction itself."""
+    """Whether the transaction itself is in its window, where that has no delay and the column is not of the past alone
+    (`since_…`, `streak`, `ratio_…`, `deviations`)."""
 
     @property
     def is_boolean(self) -> bool:
@@ -237,7 +245,7 @@ class WindowColumnSettings(Frozen):
 
     @property
     def reads_labels(self) -> bool:
-        return self.compute in _OF_LABELS
+        return self.among != "all"
 
     @property
     def is_of_past(self) -> bool:
@@ -253,13 +261,14 @@ class WindowColumnSettings(Frozen):
     def _complete(self) -> WindowColumnSettings:
         if self.looks_back and (self.entity is None or not self.days):
             raise ValueError(f"'{self.compute}' needs 'entity' and 'days'")
-        if not self.looks_back and (self.entity, self.days, self.delay_days, self.current) != (None, (), None, True):
+        beside = (self.entity, self.of, self.days, self.among, self.delay_days, self.current)
+        if not self.looks_back and beside != (None, None, (), "all", None, True):
             raise ValueError(f"'{self.compute}' is of the timestamp alone; declare nothing beside it")
         if (self.of is None) != (self.compute in _WITHOUT_COLUMN):
             need = "takes no" if self.of else "needs"
             raise ValueError(f"'{self.compute}' {need} 'of', the column that it is computed of")
-        if self.is_of_past and (self.delay_days or not self.current):
-            raise ValueError(f"'{self.compute}' is of all that came before; leave out 'delay_days' and 'current'")
+        if self.compute in {"share", "streak", "since_streak"} and self.among == "all":
+            raise ValueError(f"'{self.compute}' of all transactions says nothing; give 'among'")
         return self
 
 
@@ -314,8 +323,13 @@ class WindowsSettings(Frozen):
 
 
 class PrepareSettings(Frozen):
-    numeric_encodings: tuple[Encoding, ...] = ("standard", "signed_log")
-    """How numeric columns enter the network, each way standardised on fit rows."""
+    numeric_encodings: Annotated[tuple[Encoding, ...], Field(min_length=1)] = ("standard", "signed_log")
+    """How numeric columns enter the network: standardised on fit rows, plain and after a signed logarithm; in pieces
+    with edges at quantiles of the fit rows and of their frauds."""
+    piecewise_bins: PositiveInt = 8
+    """piecewise_linear: parts of equal size that the edges divide all fit rows into, and the frauds likewise."""
+    ratios: dict[str, tuple[str, str]] = {}
+    """Further numbers by name: [numerator, denominator], two columns that the model reads. Encoded like a column."""
     min_category_rows: PositiveInt = 20
     """Categories with fewer fit rows share the rare bucket."""
     max_categories: PositiveInt = 1_000
@@ -342,12 +356,22 @@ PositiveWeight = Annotated[
 
 
 class TrainSettings(Frozen):
+    network: Literal["mlp", "residual"] = "mlp"
+    """mlp: one layer after the other; residual: blocks that each add their output to their input."""
     hidden_sizes: tuple[PositiveInt, ...] = (128, 64)
-    """Units of the hidden layers."""
+    """Units of the hidden layers; residual: units throughout, then the hidden units of each block."""
+    activation: Literal["relu", "silu"] = "relu"
+    """What follows a hidden layer."""
+    layer_norm: bool = False
+    """Whether hidden units are normalised, before each activation or at the start of each block."""
+    embedding_size: PositiveInt | None = None
+    """Size of a learned embedding for each categorical column; null: one-hot."""
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.3
     """Share of hidden units dropped in training."""
     members: PositiveInt = 1
     """Networks trained side by side, whose mean probability counts."""
+    member_weights: Literal["own", "shared"] = "own"
+    """Whether members have weights of their own, or share them but for scales of inputs and outputs (TabM)."""
     loss: Literal["bce", "focal"] = "bce"
     """Loss on logits."""
     focal_gamma: NonNegativeFloat = 2.0
@@ -390,6 +414,17 @@ class TrainSettings(Frozen):
     """How often training is recovered from its checkpoint after a worker died."""
 
 
+def _as_tuple(value: Any) -> Any:
+    return tuple(tuple(v) if isinstance(v, list) else v for v in value) if isinstance(value, list | tuple) else value
+
+
+def _as_alternatives(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list | tuple) else (value,)
+
+
+Conditions = dict[str, Annotated[tuple[Any, ...], BeforeValidator(_as_alternatives)]]
+
+
 class Range(Frozen):
     low: float
     """Smallest value."""
@@ -397,6 +432,8 @@ class Range(Frozen):
     """Largest value."""
     log: bool = False
     """Draw evenly on a logarithmic scale."""
+    when: Conditions = {}
+    """Searched only where these hyperparameters have this value, or one of these."""
 
     @model_validator(mode="after")
     def _ordered(self) -> Range:
@@ -407,26 +444,64 @@ class Range(Frozen):
         return self
 
 
-def _as_tuple(value: Any) -> Any:
-    return tuple(tuple(v) if isinstance(v, list) else v for v in value) if isinstance(value, list | tuple) else value
+class Listed(Frozen):
+    values: Annotated[tuple[Any, ...], BeforeValidator(_as_tuple), Field(min_length=1)]
+    """The values to choose from."""
+    when: Conditions = {}
+    """Searched only where these hyperparameters have this value, or one of these."""
 
+    @property
+    def plain(self) -> list[Any]:
+        """The values as JSON gives them back, so that a point and its stored form have the same identity."""
+        values: list[Any] = json.loads(json.dumps(self.values))
+        return values
 
-Choices = Annotated[tuple[Any, ...], BeforeValidator(_as_tuple), Field(min_length=1)]
+    @model_serializer(mode="wrap")
+    def _short(self, dump: SerializerFunctionWrapHandler) -> Any:
+        return dump(self) if self.when else self.plain
 
 
 def _branch_of_options(value: Any) -> str | None:
-    return "<range>" if isinstance(value, dict | Range) else "<list>" if isinstance(value, list | tuple) else None
+    if isinstance(value, Listed | list | tuple) or (isinstance(value, dict) and "values" in value):
+        return "<list>"
+    return "<range>" if isinstance(value, dict | Range) else None
+
+
+def _listed(value: Any) -> Any:
+    return {"values": value} if isinstance(value, list | tuple) else value
 
 
 Options = Annotated[
-    Annotated[Range, Tag("<range>")] | Annotated[Choices, Tag("<list>")],
+    Annotated[Range, Tag("<range>")] | Annotated[Listed, BeforeValidator(_listed), Tag("<list>")],
     _alternatives(_branch_of_options, "a list of values or {low: …, high: …, log: true or false}"),
 ]
 
 
+# What `search.space: default` stands for.
+DEFAULT_SPACE: Mapping[str, Any] = types.MappingProxyType(
+    {
+        "network": ["mlp", "residual"],
+        "hidden_sizes": [[64, 64], [128, 64], [256, 128]],
+        "activation": ["relu", "silu"],
+        "layer_norm": [False, True],
+        "dropout": {"low": 0.0, "high": 0.5},
+        "learning_rate": {"low": 0.0005, "high": 0.01, "log": True},
+        "weight_decay": {"low": 0.001, "high": 0.3, "log": True, "when": {"optimizer": "adamw"}},
+        "members": [1, 4, 8],
+        "member_weights": {"values": ["own", "shared"], "when": {"members": [4, 8]}},
+    }
+)
+
+
+def _spelled_out(space: Any) -> Any:
+    return dict(DEFAULT_SPACE) if space == "default" else space
+
+
 class SearchSettings(Frozen):
-    space: dict[str, Options] = {}
-    """Hyperparameters of `train` to search: a list of values, or {low, high, log}. Empty: one trial."""
+    space: Annotated[dict[str, Options], BeforeValidator(_spelled_out)] = {}
+    """Hyperparameters of `train` to search: a list of values, or {low, high, log}; {values, when: {NAME: VALUE}} and
+    {low, high, log, when} only where an earlier one has a value. `default`: a space that did well on the handbook's
+    folds, for random and tpe. Empty: one trial."""
     algorithm: Literal["grid", "random", "tpe"] = "grid"
     """grid: every combination of the lists; random; tpe: Optuna's estimator."""
     trials: PositiveInt = 16
@@ -538,6 +613,15 @@ class DriftSettings(Frozen):
     are still labelled as legitimate do."""
 
 
+class RetrainSettings(Frozen):
+    metric: Literal["f1_score", "average_precision", "auc_roc"] | None = None
+    """What champion and challenger are compared by; by default the first of them that the gate bounds, else F1."""
+    margin: NonNegativeFloat = 0.005
+    """How much better than the champion a challenger has to be to take its place."""
+    repeats: PositiveInt = 1_000
+    """Resamples of the paired bootstrap; its interval, at decision.confidence, has to lie above 0."""
+
+
 class RegistrySettings(Frozen):
     uri: str | None = None
     """MLflow's tracking and registry URI; by default sqlite below storage.root."""
@@ -610,6 +694,7 @@ class Settings(Frozen):
     decision: DecisionSettings = DecisionSettings()
     gate: GateSettings = GateSettings()
     drift: DriftSettings = DriftSettings()
+    retrain: RetrainSettings = RetrainSettings()
     registry: RegistrySettings = RegistrySettings()
     storage: StorageSettings = Field(default=StorageSettings(), json_schema_extra=NO_EFFECT)
     cache: CacheSettings = Field(default=CacheSettings(), json_schema_extra=NO_EFFECT)
@@ -685,6 +770,12 @@ class Settings(Frozen):
                 )
         if self.gate.slices and not self.decision.slices:
             raise ValueError("gate.slices judges the slices of decision.slices, which names none: name a column there")
+        for name, columns in self.prepare.ratios.items():
+            if name in self.data.columns:
+                raise ValueError(f"prepare.ratios.{name} has the name of a column; give it another")
+            for column in columns:
+                if column not in self.data.features or self.data.columns[column].kind == "categorical":
+                    raise ValueError(f"prepare.ratios.{name} names '{column}', which is no number that the model reads")
         for name in self.decision.slices:
             if name not in self.data.columns or self.data.columns[name].kind != "categorical":
                 raise ValueError(f"decision.slices names '{name}', which is no categorical column of data.columns")
@@ -703,23 +794,35 @@ class Settings(Frozen):
                 f"{key} is a range, which a grid cannot enumerate; "
                 "list its values, or set search.algorithm to random or tpe"
             )
-        for value in (options.low, options.high) if isinstance(options, Range) else options:
-            try:
-                self.train_with({name: value})
-            except ValidationError as fault:
-                raise ValueError(f"{key}: {value!r} {_wording(fault.errors()[0])}") from None
+        names = list(self.search.space)
+        for other in options.when:
+            if other not in TrainSettings.model_fields:
+                raise ValueError(f"{key}.when: train has no '{other}'{_nearest(other, TrainSettings.model_fields)}")
+            if other in names and names.index(other) >= names.index(name):
+                raise ValueError(f"{key}.when: '{other}' has to stand before '{name}' in search.space")
+        tried = {name: (options.low, options.high) if isinstance(options, Range) else options.values, **options.when}
+        for setting, values in tried.items():
+            for value in values:
+                try:
+                    self.train_with({setting: value})
+                except ValidationError as fault:
+                    raise ValueError(f"{key}: {value!r} {_wording(fault.errors()[0])}") from None
 
     def train_with(self, hyperparameters: dict[str, Any]) -> TrainSettings:
         """The train settings with a trial's hyperparameters in their place, validated."""
         return TrainSettings.model_validate({**self.train.model_dump(), **hyperparameters})
 
     def identity(self) -> dict[str, Any]:
-        """Dotted keys and values of every setting that can change a run's result."""
-        return dict(dotted(_result_relevant(self)))
+        """Dotted keys and values of every setting that can change a run's result; passwords in URIs starred out."""
+        return dict(dotted(_starred(_result_relevant(self))))
 
     def resolved(self) -> dict[str, Any]:
         """All settings with every default filled in, as JSON types."""
         return self.model_dump(mode="json")
+
+    def recorded(self) -> dict[str, Any]:
+        """As `resolved`, with the passwords in URIs starred out: what is kept, and shown to others."""
+        return _starred(self.resolved())
 
 
 def settings_hash(settings: Settings) -> str:
@@ -804,9 +907,11 @@ def _override(raw: dict[str, Any], overrides: typing.Sequence[str]) -> tuple[str
             value = _read_yaml(text)
         except yaml.YAMLError:
             raise SettingsError(f"--set {key}: '{text}' is not a YAML value; quote it") from None
+        _spell_out_space(raw)
         _put(raw, key.split("."), value)
         keys.append(key)
     notes = []
+    _spell_out_space(raw)
     space = (raw.get("search") or {}).get("space") or {}
     for key in keys:
         section, _, name = key.partition(".")
@@ -814,6 +919,12 @@ def _override(raw: dict[str, Any], overrides: typing.Sequence[str]) -> tuple[str
             del space[name]
             notes.append(f"{name} is set, so it leaves search.space")
     return tuple(notes)
+
+
+def _spell_out_space(raw: dict[str, Any]) -> None:
+    """Lets overrides change and remove what `search.space: default` stands for."""
+    if isinstance(raw.get("search"), dict) and "space" in raw["search"]:
+        raw["search"]["space"] = _spelled_out(raw["search"]["space"])
 
 
 def _put(raw: dict[str, Any], path: list[str], value: Any) -> None:
@@ -852,7 +963,7 @@ def _wording(error: Any) -> str:
         return "should be a mapping"
     if error["type"] == "tuple_type":
         return "should be a list"
-    return re.sub("^(Value error, |Value (?=should)|Input (?=should))", "", error["msg"])
+    return re.sub("^(Value error, |(Value|Input|Tuple) (?=should))| after validation", "", error["msg"])
 
 
 def _nearest(name: str, known: typing.Iterable[str]) -> str:
@@ -889,6 +1000,15 @@ def _result_relevant(model: BaseModel) -> dict[str, Any]:
             else model.model_dump(mode="json", include={name})[name]
         )
     return kept
+
+
+def _starred(tree: Any) -> Any:
+    """Nested values, in whose texts the user and password of each URI are starred out."""
+    if isinstance(tree, dict):
+        return {key: _starred(value) for key, value in tree.items()}
+    if isinstance(tree, list | tuple):
+        return [_starred(value) for value in tree]
+    return without_passwords(tree) if isinstance(tree, str) else tree
 
 
 def dotted(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -12,8 +12,8 @@ from typing import Any
 
 import ray
 
-from fraud_ray import cache
-from fraud_ray.champion import evaluate_champion
+from fraud_ray.champion import compare_with_champion, evaluate_champion
+from fraud_ray.data import cache
 from fraud_ray.data.contract import Census, validate
 from fraud_ray.data.drift import Drift
 from fraud_ray.data.folds import Folds, plan_folds
@@ -21,16 +21,17 @@ from fraud_ray.data.prepare import Prepared, prepare
 from fraud_ray.data.source import Source, open_source
 from fraud_ray.data.windows.definition import Definition
 from fraud_ray.data.windows.state import add_windows
+from fraud_ray.decision.comparison import Comparison
 from fraud_ray.decision.curves import Curves
 from fraud_ray.decision.gate import GateDecision, decide
 from fraud_ray.decision.metrics import Evaluation
 from fraud_ray.errors import DriftError, FraudRayError
 from fraud_ray.evaluation import assemble, fetch_bundle
-from fraud_ray.lifecycle import record_registration, record_run
+from fraud_ray.lifecycle import promote, record_registration, record_run
 from fraud_ray.progress import Progress, Stage
 from fraud_ray.reference import measure_drift, of_champion
 from fraud_ray.registry.tracking import Dataset, TrackedRun, connect
-from fraud_ray.registry.versions import RegisteredVersion, register
+from fraud_ray.registry.versions import CHAMPION, RegisteredVersion, champion, register
 from fraud_ray.report.card import model_card
 from fraud_ray.report.drift import draw
 from fraud_ray.report.page import ReportValues, render
@@ -50,6 +51,18 @@ class StoppedAfter(Exception):  # noqa: N818 - no error
     def __init__(self, stage: str) -> None:
         super().__init__(stage)
         self.stage = stage
+
+
+@dataclass(frozen=True)
+class Made:
+    """What the stages came to, up to the gate's decision. drift: None where there was no champion to compare with."""
+
+    prepared: Prepared
+    drift: Drift | None
+    found: SearchOutcome
+    fitted: Fitted
+    evaluation: Evaluation
+    decision: GateDecision
 
 
 @dataclass
@@ -122,17 +135,14 @@ class Stages:
     def validate(self) -> Census:
         with self._stage("validate") as stage:
             census = validate(self.data, self.settings.data, stage.update)
-            stage.say(
-                f"{census.rows:,} rows in {len(self.data.partitions):,} partitions keep the contract; "
-                f"{census.frauds:,} frauds ({census.frauds / census.rows:.2%})"
-            )
+            stage.say(str(census))
             return census
 
     def plan(self, census: Census) -> Folds:
         with self._stage("plan") as stage:
             folds = plan_folds(self.data, census, self.settings.data, self.settings.folds)
             self.plan_lines = [
-                *(f"fold {fold.name}: {fold.span}" for fold in folds.all),
+                *str(folds).splitlines(),
                 _search_plan(self.settings),
                 *self.loaded.notes,
             ]
@@ -174,12 +184,7 @@ class Stages:
     def prepare(self, folds: Folds) -> Prepared:
         with self._stage("prepare") as stage:
             prepared = prepare(self.data, folds, self.settings, self.storage, stage.update)
-            final = prepared.final
-            stage.say(
-                f"{final.fit.rows:,} fit and {final.holdout.rows:,} holdout rows, {len(prepared.selection)} selection "
-                f"fold{'s' if len(prepared.selection) > 1 else ''}, {len(final.encoder.feature_names)} features"
-                + (f"; {prepared.remark}" if prepared.remark else "")
-            )
+            stage.say(str(prepared))
             cache.note_use(self.storage, self.run.name, prepared.key, prepared.writer)
             if not prepared.cached:  # what it replaced may be of no use to anybody now
                 cache.prune(self.storage, None, only=prepared.key, but=self.run.name)
@@ -201,13 +206,7 @@ class Stages:
                 return found
 
             found = self.run.once("search", compute, SearchOutcome.to_json, SearchOutcome.from_json)
-            best = found.best
-            chosen = ", ".join(f"{name} {value}" for name, value in best.hyperparameters.items()) or "settings as given"
-            kept = f", {found.reused} kept" if found.reused else ""
-            stage.say(
-                f"{_counted(len(found.trials), 'trial')}{kept}; best: {chosen}, "
-                f"selection AP {best.average_precision:.4f} at epoch {best.best_epoch}"
-            )
+            stage.say(str(found))
             return found
 
     def refit(self, prepared: Prepared, found: SearchOutcome) -> Fitted:
@@ -220,12 +219,7 @@ class Stages:
                 lambda fitted: {"epochs": len(fitted.curve)},
                 lambda _: load_fitted(self.storage, folder),
             )
-            last = fitted.curve[-1]
-            ranks = f"{_counted(train.workers, 'rank')} ({'GPU' if train.use_gpu else 'CPU'})"
-            stage.say(
-                f"{_counted(len(fitted.curve), 'epoch')} on {ranks}, loss {last['loss']:.4f}, "
-                f"{last['rows_per_second']:,.0f} rows/s"
-            )
+            stage.say(f"{fitted} on {_counted(train.workers, 'rank')} ({'GPU' if train.use_gpu else 'CPU'})")
             return fitted
 
     def evaluate(self, prepared: Prepared, found: SearchOutcome, fitted: Fitted) -> Evaluation:
@@ -253,10 +247,7 @@ class Stages:
             self._tell("log_curve", fitted.curve).result()
             self._tell("log_metrics", evaluation.metrics).result()
             self._tell("log_json", evaluation.to_json(), "evaluation.json").result()
-            stage.say(
-                f"{evaluation.rows:,} holdout rows, {evaluation.frauds:,} frauds: "
-                + ", ".join(f"{key} {evaluation.metrics[key]:.4f}" for key in ("average_precision", "f1_score"))
-            )
+            stage.say(str(evaluation))
             return evaluation
 
     def gate(self, prepared: Prepared, evaluation: Evaluation) -> GateDecision:
@@ -272,49 +263,80 @@ class Stages:
 
             decision = self.run.once("gate", compute, GateDecision.to_json, GateDecision.from_json)
             self._tell("log_json", decision.to_json(), "gate.json").result()
-            stage.say(("passed: " if decision.passed else "rejected: ") + decision.reason)
+            stage.say(str(decision))
             return decision
 
+    def register(self, made: Made) -> RegisteredVersion | None:
+        """Registers the model if the gate lets it."""
+        if not made.decision.passed:
+            return None
+        with self._stage("register") as stage:
+            version = self.run.once(
+                "register",
+                lambda: self._register(made, model_card(self._report_values(made))),
+                asdict,
+                lambda stored: RegisteredVersion(**stored),
+            )
+            stage.say(f"{version.name} version {version.version}, {version.alias}")
+        self._record(record_registration, version)
+        return version
+
+    def challenge(self, made: Made, version: RegisteredVersion | None) -> Comparison | None:
+        """Compares a new version with the champion, whose place it takes if it is better.
+
+        None where nothing was registered, or where there was no champion, which the new version is then.
+        """
+        if version is None or version.alias == CHAMPION:
+            return None
+        with self._stage("challenge") as stage, tempfile.TemporaryDirectory() as scratch:
+            tracking = self.tracked.result().tracking
+            bundle = fetch_bundle(self.storage, self.run.key("bundle"), Path(scratch))
+            final = made.prepared.final
+            comparison = self.run.once(
+                "challenge",
+                lambda: compare_with_champion(tracking, self.storage, final, bundle, self.settings),
+                lambda comparison: comparison and comparison.to_json(),
+                lambda stored: stored and Comparison.from_json(stored),
+            )
+            if comparison is None:  # it was deleted meanwhile
+                return None
+            if comparison.is_better:
+                self.run.check_held()
+                self.writer.submit(promote, tracking, self.storage, version.version, comparison.message).result()
+            stage.say(comparison.message)
+            return comparison
+
     def conclude(
-        self,
-        prepared: Prepared,
-        drift: Drift | None,
-        found: SearchOutcome,
-        fitted: Fitted,
-        evaluation: Evaluation,
-        decision: GateDecision,
+        self, made: Made, version: RegisteredVersion | None, comparison: Comparison | None, retrain: bool
     ) -> Outcome:
-        """Registers the model if the gate lets it, reports, and concludes the run either way."""
-        values = self._report_values(prepared, drift, found, fitted, evaluation, decision)
-        version: RegisteredVersion | None = None
-        if decision.passed:
-            with self._stage("register") as stage:
-                version = self.run.once(
-                    "register",
-                    lambda: self._register(prepared, evaluation, model_card(values)),
-                    asdict,
-                    lambda stored: RegisteredVersion(**stored),
-                )
-                stage.say(f"{version.name} version {version.version}, {version.alias}")
-            self._record(record_registration, version)
-        report = self.report(replace(values, version=version, timings=self.run.timings))
+        """Reports, and concludes the run; a retraining that the gate rejects has not failed while a champion stays."""
+        decision = made.decision
+        champion_stays = retrain and not decision.passed and champion(self.tracked.result().tracking) is not None
+        if champion_stays:
+            self.plan_lines.append("the champion stays")
+        if version is not None and comparison is not None and comparison.is_better:
+            version = replace(version, alias=CHAMPION)
+        values = replace(self._report_values(made), comparison=comparison, version=version, timings=self.run.timings)
+        report = self.report(values)
         if decision.passed:
             self._tell("finish", "FINISHED").result()
         else:
             self._tell("finish", "FAILED", decision.reason).result()
         outcome = Outcome.of_gate(
             decision.passed,
+            champion_stays,
             name=self.run.name,
             folder=self.run.folder,
             plan=tuple(self.plan_lines),
-            hyperparameters=found.best.hyperparameters,
-            evaluation=evaluation.to_json(),
+            hyperparameters=made.found.best.hyperparameters,
+            evaluation=made.evaluation.to_json(),
             gate={**decision.to_json(), "passed": decision.passed, "reason": decision.reason},
             version=None if version is None else {**asdict(version), "uri": version.uri},
+            comparison=comparison and {**comparison.to_json(), "message": comparison.message},
             report=report,
             timings=self.run.timings,
         )
-        self._record(record_run, self.settings, self._data(prepared), found.best.best_epoch, outcome)
+        self._record(record_run, self.settings, self._data(made.prepared), made.found.best.best_epoch, outcome)
         return self.run.conclude(outcome)
 
     def report(self, values: ReportValues) -> str:
@@ -347,15 +369,7 @@ class Stages:
             timings=self.run.timings,
         )
 
-    def _report_values(
-        self,
-        prepared: Prepared,
-        drift: Drift | None,
-        found: SearchOutcome,
-        fitted: Fitted,
-        evaluation: Evaluation,
-        decision: GateDecision,
-    ) -> ReportValues:
+    def _report_values(self, made: Made) -> ReportValues:
         curves = self.storage.get_json(self.run.key(CURVES))
         if curves is None:
             raise FraudRayError(
@@ -368,22 +382,22 @@ class Stages:
             data=self.source.root,
             rows=self.source.rows,
             partitions=len(self.source.partitions),
-            folds=(*prepared.selection, prepared.final),
-            found=found,
-            refit_curve=fitted.curve,
-            evaluation=evaluation,
+            folds=(*made.prepared.selection, made.prepared.final),
+            found=made.found,
+            refit_curve=made.fitted.curve,
+            evaluation=made.evaluation,
             curves=Curves.from_json(curves),
-            decision=decision,
-            drift=drift,
+            decision=made.decision,
+            drift=made.drift,
         )
 
-    def _register(self, prepared: Prepared, evaluation: Evaluation, card: str) -> RegisteredVersion:
-        example = prepared.final.encoder.typical_rows().to_pandas()
+    def _register(self, made: Made, card: str) -> RegisteredVersion:
+        example = made.prepared.final.encoder.typical_rows().to_pandas()
         tags = {"fraud_ray.fingerprint": self.source.fingerprint, "fraud_ray.settings": settings_hash(self.settings)}
         with tempfile.TemporaryDirectory() as scratch:
             bundle = fetch_bundle(self.storage, self.run.key("bundle"), Path(scratch))
             registered: RegisteredVersion = self.writer.submit(
-                register, self.tracked.result(), bundle, example, evaluation.metrics, tags, card
+                register, self.tracked.result(), bundle, example, made.evaluation.metrics, tags, card
             ).result()
             return registered
 
@@ -423,7 +437,7 @@ def _start_tracking(loaded: Loaded, source: Source, run: Run) -> TrackedRun:
     settings = loaded.settings
     tags = {"fraud_ray.config": loaded.config, "fraud_ray.folder": run.folder}
     dataset = Dataset(Path(source.root).name or source.root, source.root, source.fingerprint, source.rows)
-    return connect(settings.registry).start(run.name, settings.resolved(), tags, dataset)
+    return connect(settings.registry).start(run.name, settings.recorded(), tags, dataset)
 
 
 def _told_of(trial: Trial) -> tuple[str, dict[str, Any], tuple[dict[str, Any], ...], dict[str, Any]]:

@@ -12,15 +12,26 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fraud_ray.model.encoder import FIRST_CATEGORY, LIMIT, MISSING, RARE, UNSEEN, Encoder, FeatureColumn, Statistics
+from fraud_ray.model.encoder import (
+    FIRST_CATEGORY,
+    LIMIT,
+    MISSING,
+    RARE,
+    UNSEEN,
+    Encoder,
+    FeatureColumn,
+    Ratio,
+    Statistics,
+)
 
 BOTH = ("standard", "signed_log")
 COLUMNS = (
-    FeatureColumn("amount", "numeric", BOTH),
+    FeatureColumn("amount", "numeric", (*BOTH, "piecewise_linear")),
     FeatureColumn("distance", "numeric", ("standard",)),
     FeatureColumn("online", "boolean", ("standard",)),
     FeatureColumn("category", "categorical"),
 )
+RATIOS = (Ratio("amount_by_distance", "amount", "distance", (*BOTH, "piecewise_linear")),)
 
 amounts = st.floats(-1e6, 1e6, width=32)
 row = st.tuples(
@@ -39,14 +50,19 @@ def table(rows: list[tuple]) -> pa.Table:
     return pa.table(dict(zip(names, values, strict=True)))
 
 
-def fitted(statistics: Statistics) -> str:
-    return json.dumps(Encoder.fit(COLUMNS, statistics, min_category_rows=2, max_categories=3).to_json())
+def statistics_of(rows: list[tuple]) -> Statistics:
+    label = np.array([category == "gifts" for *_, category in rows], np.int8)
+    return Statistics.of(table(rows), COLUMNS, RATIOS, label)
+
+
+def fitted(statistics: Statistics) -> Encoder:
+    return Encoder.fit(COLUMNS, statistics, min_category_rows=2, max_categories=3, ratios=RATIOS, bins=3)
 
 
 @given(blocks=blocks_of_rows.filter(lambda blocks: any(blocks)), order=st.randoms(use_true_random=False))
 @settings(deadline=None)
 def test_statistics_merge_in_any_order_and_grouping_to_the_same_encoder(blocks, order: random.Random):
-    statistics = [Statistics.of(table(rows), COLUMNS) for rows in blocks]
+    statistics = [statistics_of(rows) for rows in blocks]
     at_once = fitted(Statistics.merge(statistics))
     held = order.sample(statistics, len(statistics))
     while len(held) > 1:
@@ -58,9 +74,10 @@ def test_statistics_merge_in_any_order_and_grouping_to_the_same_encoder(blocks, 
 @given(blocks=blocks_of_rows.filter(lambda blocks: any(blocks)))
 @settings(deadline=None)
 def test_merged_statistics_are_those_of_all_rows_at_once(blocks):
-    merged = Statistics.merge(Statistics.of(table(rows), COLUMNS) for rows in blocks)
-    whole = Statistics.of(table([r for rows in blocks for r in rows]), COLUMNS)
+    merged = Statistics.merge(statistics_of(rows) for rows in blocks)
+    whole = statistics_of([r for rows in blocks for r in rows])
     assert (merged.rows, merged.missing, merged.categories) == (whole.rows, whole.missing, whole.categories)
+    assert merged.spreads == whole.spreads
     for name, ways in whole.moments.items():
         for way, moments in ways.items():
             expected = moments.mean_and_deviation()
@@ -70,7 +87,7 @@ def test_merged_statistics_are_those_of_all_rows_at_once(blocks):
 @given(rows=st.lists(row, min_size=1, max_size=40))
 @settings(deadline=None)
 def test_an_encoder_from_json_encodes_alike(rows):
-    encoder = Encoder.fit(COLUMNS, Statistics.of(table(rows), COLUMNS), min_category_rows=2)
+    encoder = fitted(statistics_of(rows))
     again = Encoder.from_json(json.loads(json.dumps(encoder.to_json())))
     assert again == encoder
     for before, after in zip(encoder.apply(table(rows)), again.apply(table(rows)), strict=True):
@@ -136,3 +153,39 @@ def test_a_column_without_spread_is_encoded_as_zero():
     block = pa.table({"x": [5.5] * 4})
     features, _ = Encoder.fit(columns, Statistics.of(block, columns)).apply(block)
     np.testing.assert_array_equal(features, np.zeros((4, 2)))
+
+
+def test_a_ratio_is_encoded_like_a_number_and_missing_where_it_cannot_be_computed():
+    columns = (FeatureColumn("x", "numeric", ()), FeatureColumn("y", "numeric", ()))
+    ratios = (Ratio("x_by_y", "x", "y", ("standard",)),)
+    fit = pa.table({"x": [1.0, 6.0, 2.0], "y": [1.0, 2.0, 0.0]})
+    encoder = Encoder.fit(columns, Statistics.of(fit, columns, ratios), ratios=ratios)
+    assert encoder.feature_names == ("x_by_y", "x_by_y:missing")
+    block = pa.table({"x": [1.0, 6.0, 0.0, None, 1.0, math.inf, 0.0], "y": [1.0, 2.0, 0.0, 1.0, None, 1.0, math.inf]})
+    features, _ = encoder.apply(block)
+    np.testing.assert_array_equal(features, [[-1, 0], [1, 0], *[[0, 1]] * 5])
+
+
+def test_pieces_rise_one_after_the_other_between_quantiles_of_all_rows_and_of_the_frauds():
+    columns = (FeatureColumn("x", "numeric", ("piecewise_linear",)),)
+    values = np.arange(101, dtype=np.float32)
+    statistics = Statistics.of(pa.table({"x": values}), columns, label=(values >= 80).astype(np.int8))
+    encoder = Encoder.fit(columns, statistics, bins=2)
+    assert encoder.piecewise[0].edges == (0.0, 50.0, 80.0, 90.0, 100.0)
+    features, _ = encoder.apply(pa.table({"x": [-5.0, 25.0, 50.0, 95.0, 1e38, None]}))
+    expected = [[0, 0, 0, 0], [0.5, 0, 0, 0], [1, 0, 0, 0], [1, 1, 1, 0.5], [1, 1, 1, 1], [1, 0, 0, 0]]
+    np.testing.assert_allclose(features, expected, atol=1e-6)
+
+
+def test_a_column_of_one_number_has_no_pieces():
+    columns = (FeatureColumn("x", "numeric", ("piecewise_linear",)),)
+    for block in (pa.table({"x": [5.5] * 4}), pa.table({"x": pa.array([None] * 4, pa.float64())})):
+        assert Encoder.fit(columns, Statistics.of(block, columns)).piecewise == ()
+
+
+def test_an_encoder_stored_before_there_were_ratios_and_pieces_is_read():
+    columns = (FeatureColumn("x", "numeric", BOTH),)
+    encoder = Encoder.fit(columns, Statistics.of(pa.table({"x": [1.0, 2.0]}), columns))
+    stored = encoder.to_json()
+    del stored["ratios"], stored["piecewise"]
+    assert Encoder.from_json({**stored, "format": 1}) == encoder

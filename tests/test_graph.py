@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -16,7 +17,7 @@ from hypothesis import strategies as st
 from fraud_ray.evaluation import network_logits
 from fraud_ray.model.bundle import Bundle, open_graph
 from fraud_ray.model.calibration import Calibration
-from fraud_ray.model.encoder import Encoder, FeatureColumn, Statistics
+from fraud_ray.model.encoder import Encoder, FeatureColumn, Ratio, Statistics
 from fraud_ray.model.graph import build_graph
 from fraud_ray.model.network import FraudNetwork, NetworkShape
 from fraud_ray.model.scorer import GraphScorer
@@ -24,12 +25,21 @@ from fraud_ray.rows import Rows
 
 BOTH = ("standard", "signed_log")
 COLUMNS = (
-    FeatureColumn("amount", "numeric", BOTH),
+    FeatureColumn("amount", "numeric", (*BOTH, "piecewise_linear")),
     FeatureColumn("balance", "numeric", ("standard",)),
     FeatureColumn("known", "boolean", ("standard",)),
     FeatureColumn("merchant", "categorical"),
     FeatureColumn("country", "categorical"),
 )
+RATIOS = (Ratio("amount_by_balance", "amount", "balance", (*BOTH, "piecewise_linear")),)
+NETWORKS: dict[str, dict[str, Any]] = {
+    "members": {"members": 4},
+    "residual": {"network": "residual", "hidden_sizes": (8, 16, 16), "activation": "silu", "layer_norm": True},
+    "embeddings": {"embedding_size": 3, "activation": "silu"},
+    "sharing members": {"members": 4, "member_weights": "shared", "layer_norm": True},
+    "embeddings, sharing members": {"members": 3, "member_weights": "shared", "embedding_size": 2},
+    "residual members": {"network": "residual", "members": 3, "layer_norm": True},
+}
 CALIBRATIONS = {
     "platt": Calibration(slope=1.5, intercept=-1.0),
     "isotonic": Calibration("isotonic", knots=((-3.0, 0.001), (-0.5, 0.1), (0.0, 0.1), (0.2, 0.8), (3.0, 0.99))),
@@ -52,15 +62,18 @@ def table(rows: int, seed: int = 0) -> pa.Table:
 
 
 def made_bundle(
-    columns: tuple[FeatureColumn, ...], calibration: Calibration, seed: int = 0, members: int = 1
+    columns: tuple[FeatureColumn, ...], calibration: Calibration, seed: int = 0, **network_of: Any
 ) -> Bundle:
     data = table(2_000, seed)
-    encoder = Encoder.fit(columns, Statistics.of(data, columns))
+    ratios = RATIOS if {"amount", "balance"} <= {column.name for column in columns} else ()
+    label = (np.random.default_rng(seed).random(len(data)) < 0.1).astype(np.int8)
+    encoder = Encoder.fit(columns, Statistics.of(data, columns, ratios, label), ratios=ratios)
     torch.manual_seed(seed)
-    shape = NetworkShape(len(encoder.feature_names), encoder.code_sizes, (16, 8), 0.3, members)
+    chosen = {"hidden_sizes": (16, 8), "dropout": 0.3, **network_of}
+    shape = NetworkShape(len(encoder.feature_names), encoder.code_sizes, **chosen)
     network = FraudNetwork(shape)
-    if network.categories is not None:
-        torch.nn.init.normal_(network.categories.weight)
+    for zeros in filter(None, (network.categories, network.embeddings)):
+        torch.nn.init.normal_(zeros.weight)
     return Bundle(encoder, shape, network.state_dict(), calibration, 0.37, {"epochs": 3})
 
 
@@ -111,9 +124,10 @@ def test_a_graph_of_one_kind_of_column_scores_too(columns: tuple[FeatureColumn, 
     np.testing.assert_allclose(graph_of(bundle).score(data), trainer_probabilities(bundle, data), atol=1e-5)
 
 
-def test_a_graph_of_several_members_gives_their_mean() -> None:
-    bundle = made_bundle(COLUMNS, CALIBRATIONS["platt"], members=4)
-    data = table(500, seed=6)
+@pytest.mark.parametrize("named", NETWORKS)
+def test_the_graph_of_every_network_gives_the_trainers_probabilities(named: str) -> None:
+    bundle = made_bundle(COLUMNS, CALIBRATIONS["platt"], **NETWORKS[named])
+    data = table(500, seed=6).set_column(3, "merchant", pa.array(["grocery", "never seen", None, "fuel"] * 125))
     np.testing.assert_allclose(graph_of(bundle).score(data), trainer_probabilities(bundle, data), atol=1e-5)
 
 
@@ -142,6 +156,11 @@ def test_a_bundle_is_read_back_as_it_was_saved_and_holds_no_pickle(bundle: Bundl
     np.testing.assert_allclose(open_graph(tmp_path).score(data), trainer_probabilities(back, data), atol=1e-5)
     stored = onnx.load(tmp_path / "model.onnx")
     assert all(not tensor.external_data for tensor in stored.graph.initializer)
+
+
+def test_the_shape_of_a_bundle_made_before_there_were_other_networks_is_read() -> None:
+    stored = {"features": 4, "code_sizes": [3], "hidden_sizes": [16, 8], "dropout": 0.1, "members": 2}
+    assert NetworkShape.from_json(stored) == NetworkShape(4, (3,), (16, 8), 0.1, 2)
 
 
 def test_a_bundle_of_another_format_is_refused(bundle: Bundle, tmp_path: Path) -> None:

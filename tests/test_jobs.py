@@ -12,10 +12,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
 import yaml
 from mlflow import MlflowClient
 
+from tests.kube.render import render, with_components
 from tests.line import REPOSITORY, local
 from tests.rays import BIN, Head, head
 
@@ -164,6 +166,24 @@ def test_a_rendered_rayjob_that_is_killed_and_stopped_in_the_search_finishes_wit
     assert logged["train.dropout"] == "0.05"
     assert logged["train.epochs"] == str(submitted["train"]["epochs"]) == "4"
     assert logged["gate.min_f1"] == str(submitted["gate"]["min_f1"])
+
+
+def test_the_rendered_scoring_job_scores_every_row_with_the_champion(
+    ray_up: Head, simulated: Path, march: Path, kubectl: Path, tmp_path: Path
+) -> None:
+    root = with_components(REPOSITORY, "dev", ("scoring",), tmp_path / "repository")
+    job = next(d.body for d in render(kubectl, root, "dev", tmp_path) if d.name == "fraud-score")
+    job["spec"]["entrypoint"] = (
+        job["spec"]["entrypoint"]
+        .replace("/mnt/fraud_ray/incoming", str(simulated))
+        .replace("/mnt/fraud_ray/scores", str(tmp_path / "scores"))
+        + f" --set registry.uri=sqlite:///{march}/mlflow.db"
+    )
+    done = _submit_as_kuberay(ray_up, job, "score")
+    assert _ended(ray_up, done) == "SUCCEEDED", _log(ray_up, done)
+    scored = pq.read_table(tmp_path / "scores", partitioning=None)
+    assert set(scored["model_version"].to_pylist()) == {f"{MODEL}/1"}
+    assert scored.num_rows == sum(pq.read_metadata(file).num_rows for file in simulated.rglob("*.parquet"))
 
 
 def _render(kubectl: Path, *options: str) -> dict[str, Any]:

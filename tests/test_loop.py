@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import io
 import itertools
 from dataclasses import replace
@@ -11,16 +10,27 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch import distributed
 from torch.nn import functional as F
 
-from fraud_ray.model.network import DroppedReLU, FraudNetwork, NetworkShape
+from fraud_ray.model.network import DroppedReLU, DroppedSiLU, FraudNetwork, NetworkShape
+from fraud_ray.rows import Rows
 from fraud_ray.settings import TrainSettings
 from fraud_ray.training.feed import ResidentFeed, Slot
 from fraud_ray.training.loop import Best, Epoch, FoldFit, fit, focal_loss, rate_factor
+from fraud_ray.training.trainer import network_shape
 from tests.prepared import made_rows
 
 FIT, HOLDOUT = made_rows(4_000, seed=1), made_rows(2_000, seed=2)
 SHAPE = NetworkShape(4, (), (32, 16), 0.3)
+NETWORKS: dict[str, dict[str, Any]] = {
+    "mlp": {},
+    "residual": {"network": "residual", "layer_norm": True, "activation": "silu"},
+    "embeddings": {"embedding_size": 3},
+    "members": {"members": 3, "layer_norm": True, "activation": "silu"},
+    "sharing members": {"members": 3, "member_weights": "shared"},
+    "residual sharing members": {"network": "residual", "members": 3, "member_weights": "shared", "embedding_size": 2},
+}
 
 
 def opened(settings: TrainSettings, with_holdout: bool = True, members: int = 1) -> FoldFit:
@@ -133,6 +143,16 @@ def test_dropout_keeps_the_mean_drops_its_share_and_passes_gradients_of_kept_uni
     assert torch.equal(layer.eval()(torch.tensor([-1.0, 3.0])), torch.tensor([0.0, 3.0]))
 
 
+def test_dropout_after_silu_keeps_the_mean_and_drops_its_share() -> None:
+    torch.manual_seed(0)
+    layer = DroppedSiLU(0.3)
+    hidden = torch.full((1_000, 500), 2.0)
+    out = layer(hidden)
+    assert float((out == 0).float().mean()) == pytest.approx(0.3, abs=0.005)
+    assert float(out.mean()) == pytest.approx(float(F.silu(torch.tensor(2.0))), rel=0.005)
+    assert torch.equal(layer.eval()(hidden), F.silu(hidden))
+
+
 def test_negative_units_pass_neither_value_nor_gradient() -> None:
     hidden = torch.full((4, 1_001), -1.0, requires_grad=True)
     out = DroppedReLU(0.5)(hidden)
@@ -152,6 +172,41 @@ def test_members_differ_and_the_network_gives_their_mean_probability() -> None:
     assert torch.allclose(torch.sigmoid(network.eval()(features, codes)), own.mean(dim=1), atol=1e-6)
 
 
+def test_members_that_share_weights_differ_by_their_scales_and_have_far_fewer() -> None:
+    torch.manual_seed(0)
+    shape = NetworkShape(40, (3,), (64, 64), 0.0, members=8)
+    own, shared = FraudNetwork(shape), FraudNetwork(replace(shape, member_weights="shared"))
+    logits = shared(torch.randn(50, 40), torch.randint(0, 3, (50, 1), dtype=torch.int32))
+    assert logits.shape == (50, 8)
+    assert float(logits.std(dim=1).min()) > 0
+    weights_of = [sum(p.numel() for p in network.parameters()) for network in (own, shared)]
+    assert weights_of[1] < weights_of[0] / 3
+
+
+@pytest.mark.parametrize("named", NETWORKS)
+def test_every_network_learns_and_gives_the_same_weights_under_ddp(named: str) -> None:
+    settings = TrainSettings(hidden_sizes=(32, 16), batch_size=128, learning_rate=5e-3, **NETWORKS[named])
+    codes = np.random.default_rng(0).integers(0, 3, (len(FIT), 2)).astype(np.int32)
+    rows = Rows(FIT.features, codes, FIT.label)
+
+    def learned() -> tuple[FoldFit, list[float]]:
+        torch.manual_seed(settings.seed)
+        feed = ResidentFeed(rows, Slot(batch_size=settings.batch_size, seed=settings.seed))
+        fold = FoldFit(network_shape(4, (3, 3), settings), feed, None, settings, torch.device("cpu"))
+        losses: list[float] = []
+        fit([fold], settings, lambda epoch, *_: losses.append(epoch.loss), 4)
+        return fold, losses
+
+    alone, losses = learned()
+    assert losses[-1] < 0.9 * losses[0]
+    distributed.init_process_group("gloo", store=distributed.HashStore(), rank=0, world_size=1)
+    try:
+        under_ddp, _ = learned()
+    finally:
+        distributed.destroy_process_group()
+    assert same_weights(alone, under_ddp)
+
+
 def test_members_are_fitted_side_by_side_and_beat_one_alone() -> None:
     settings = TrainSettings(batch_size=128, learning_rate=3e-3, patience_epochs=None, seed=5)
     _, alone = trained(settings, epochs=8)
@@ -160,10 +215,16 @@ def test_members_are_fitted_side_by_side_and_beat_one_alone() -> None:
     assert best.average_precision > alone.average_precision
 
 
-def test_a_category_never_seen_adds_nothing_to_the_logit() -> None:
-    network = FraudNetwork(NetworkShape(4, (5, 3), (8,), 0.0)).eval()
+@pytest.mark.parametrize("embedding_size", [None, 4])
+def test_a_category_never_seen_adds_nothing_to_the_logit(embedding_size: int | None) -> None:
+    torch.manual_seed(0)
+    network = FraudNetwork(NetworkShape(4, (5, 3), (8,), 0.0, embedding_size=embedding_size))
     features = torch.randn(6, 4)
-    unseen, bare = torch.zeros(6, 2, dtype=torch.int32), copy.deepcopy(network)
-    bare.categories = None
-    assert torch.allclose(network(features, unseen), bare(features, unseen))
-    assert np.isfinite(network(features, unseen).detach().numpy()).all()
+    seen, unseen = torch.ones(6, 2, dtype=torch.int32), torch.zeros(6, 2, dtype=torch.int32)
+    before = network.eval()(features, unseen).detach()
+    table = network.categories or network.embeddings
+    assert table is not None
+    with torch.no_grad():
+        table.weight[[1, 6]] = torch.randn_like(table.weight[[1, 6]])  # the rows of what was seen
+    assert torch.equal(network(features, unseen), before)
+    assert not torch.allclose(network(features, seen), before)

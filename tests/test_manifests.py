@@ -23,9 +23,10 @@ VARIANTS = [
     ("dev", ()),
     ("dev", ("tensorboard",)),
     ("dev", ("kueue",)),
+    ("dev", ("scoring",)),
     ("production", ()),
     ("production", ("kueue", "tensorboard")),
-    ("production", ("raycronjob",)),
+    ("production", ("scoring", "raycronjob")),
     ("openshift", ()),
     ("openshift", ("kueue", "tensorboard")),
 ]
@@ -157,9 +158,18 @@ def test_the_interactive_cluster_and_the_cron_job_are_the_runs(kubectl: Path, tm
     assert only(documents, "RayCluster").body["spec"] == job["rayClusterSpec"]
     repeated = only(documents, "RayCronJob").body["spec"]
     schedule = only(documents, "CronJob").body["spec"]
-    assert repeated["jobTemplate"] == job
+    retraining = job["entrypoint"].replace("jobs/pipeline.py", "jobs/retrain.py")
+    assert repeated["jobTemplate"] == {**job, "entrypoint": retraining}
     assert (repeated["schedule"], repeated["timeZone"]) == (schedule["schedule"], schedule["timeZone"])
     assert schedule["suspend"]
+
+
+def test_scoring_runs_on_a_cluster_like_the_runs(kubectl: Path, tmp_path: Path) -> None:
+    root = with_components(ROOT, "production", ("scoring",), tmp_path / "repository")
+    documents = render(kubectl, root, "production", tmp_path)
+    run, score = (only(documents, "RayJob", name).body["spec"] for name in ("fraud", "fraud-score"))
+    assert {**score, "entrypoint": run["entrypoint"]} == run
+    assert score["entrypoint"].startswith("python jobs/score.py -c configs/cluster.yaml --model ")
 
 
 @pytest.mark.parametrize("overlay", ["dev", "production", "openshift"])

@@ -21,7 +21,9 @@ from fraud_ray.data.source import open_source, read_partition
 from fraud_ray.errors import RunDiffersError, SettingsError
 from fraud_ray.model.bundle import load_profile, open_graph
 from fraud_ray.progress import Quiet
+from fraud_ray.run import Outcome, read_outcome
 from fraud_ray.settings import load_settings
+from fraud_ray.storage import Storage
 from tests.line import REPOSITORY, Start, local
 
 MODEL = "fraud-detection-production"
@@ -38,7 +40,11 @@ def versions(store: Path) -> list[Any]:
 def test_one_command_ends_with_a_registered_version_that_scores_like_the_pipeline(
     run: Start, simulated: Path, store: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    outcome = run("search.space={learning_rate: [0.001, 0.004]}")
+    settings = ("run.name=april", "search.space={learning_rate: [0.001, 0.004]}")
+    assert run(*settings, until="search").status == "stopped after search"
+    searched = (store / "runs/april/stages/search.json").read_bytes()
+    outcome = run(*settings)
+    assert (store / "runs/april/stages/search.json").read_bytes() == searched
     assert (outcome.status, outcome.exit_code) == ("registered", 0)
     assert outcome.version is not None
     assert outcome.version["alias"] == "champion"
@@ -74,36 +80,35 @@ def test_one_command_ends_with_a_registered_version_that_scores_like_the_pipelin
     assert not {".pkl", ".pickle", ".pt", ".pth"} & set(logged)
 
 
-def test_a_concluded_run_answers_with_its_outcome_and_trains_nothing(run: Start, store: Path) -> None:
-    first = run("run.name=once")
-    before = {p: p.stat().st_mtime_ns for p in (store / "runs" / "once" / "search").rglob("*") if p.is_file()}
-    assert run("run.name=once", "search.concurrency=1", "train.max_failures=1") == first
-    assert {p: p.stat().st_mtime_ns for p in before} == before
-    assert len(versions(store)) == 1
+def test_a_concluded_run_answers_with_its_outcome_and_trains_nothing(simulated: Path, march: Path) -> None:
+    def again(*overrides: str) -> Outcome:
+        settings = load_settings(*local(simulated, march, ["run.name=march", *overrides]))
+        return pipeline.run(settings, Quiet())
+
+    before = {file: file.stat().st_mtime_ns for file in march.rglob("*") if file.is_file()}
+    assert again("search.concurrency=1", "train.max_failures=1") == read_outcome(Storage.at(str(march)), "march")
+    assert {file: file.stat().st_mtime_ns for file in march.rglob("*") if file.is_file()} == before
     with pytest.raises(RunDiffersError, match=r"train\.dropout"):
-        run("run.name=once", "train.dropout=0.25")
+        again("train.dropout=0.25")
 
 
-def test_a_rejected_model_leaves_the_registry_untouched_and_is_not_trained_again(run: Start, store: Path) -> None:
-    outcome = run("run.name=weak", "gate.min_f1=0.999")
-    assert (outcome.status, outcome.exit_code, outcome.version) == ("rejected", 3, None)
-    assert versions(store) == []
-    parent = client(store).search_runs(["1"], "tags.`fraud_ray.run` = 'weak'")[0]
-    assert "below the required 0.999" in parent.data.tags["fraud_ray.reason"]
-    assert parent.info.status == "FAILED"
-    assert run("run.name=weak", "gate.min_f1=0.999") == outcome
-
-
-def test_a_second_run_becomes_challenger_and_must_beat_the_champion_where_the_gate_says_so(
+def test_a_second_run_becomes_challenger_and_a_rejected_one_leaves_the_registry_untouched(
     run: Start, store: Path
 ) -> None:
     champion = run("train.epochs=3")
-    worse = run("train.epochs=1", "train.learning_rate=0.00001", "gate.min_f1=null", "gate.beats_champion=true")
-    assert worse.status == "rejected"
-    assert worse.gate is not None
-    check = next(c for c in worse.gate["checks"] if c["name"] == "beats_champion")
+    weak = ("run.name=weak", "train.epochs=1", "train.learning_rate=0.00001", "gate.min_f1=0.999")
+    rejected = run(*weak, "gate.beats_champion=true")
+    assert (rejected.status, rejected.exit_code, rejected.version) == ("rejected", 3, None)
+    assert [int(version.version) for version in versions(store)] == [1]
+    assert rejected.gate is not None
+    check = next(c for c in rejected.gate["checks"] if c["name"] == "beats_champion")
     assert champion.evaluation is not None
     assert check["bound"] == pytest.approx(champion.evaluation["metrics"]["average_precision"], abs=1e-6)
+    parent = client(store).search_runs(["1"], "tags.`fraud_ray.run` = 'weak'")[0]
+    assert "below the required 0.999" in parent.data.tags["fraud_ray.reason"]
+    assert parent.info.status == "FAILED"
+    assert run(*weak, "gate.beats_champion=true") == rejected
+
     other = run("train.epochs=3", "train.seed=1", "decision.calibration=isotonic")
     assert other.version is not None
     assert (other.version["version"], other.version["alias"]) == (2, "challenger")
@@ -112,18 +117,10 @@ def test_a_second_run_becomes_challenger_and_must_beat_the_champion_where_the_ga
     assert {"model score", "merchant_category"} <= {column["name"] for column in drift["columns"]}
 
 
-def test_a_run_stopped_after_a_stage_goes_on_from_there(run: Start, store: Path) -> None:
-    assert run("run.name=later", until="search").status == "stopped after search"
-    trained = (store / "runs/later/stages/search.json").read_bytes()
-    assert run("run.name=later").status == "registered"
-    assert (store / "runs/later/stages/search.json").read_bytes() == trained
-
-
 def test_a_hyperparameter_that_is_set_leaves_the_search_and_the_plan_says_so(run: Start) -> None:
     overrides = ("search.space={learning_rate: [0.001, 0.01], dropout: [0.0]}", "train.learning_rate=0.002")
-    outcome = run(*overrides)
-    assert outcome.hyperparameters == {"dropout": 0.0}
-    assert "learning_rate is set, so it leaves search.space" in outcome.plan
+    outcome = run(*overrides, until="plan")
+    assert {"search: grid over dropout", "learning_rate is set, so it leaves search.space"} <= set(outcome.plan)
 
 
 def test_more_workers_than_the_cluster_has_are_refused_before_anything_is_prepared(run: Start, store: Path) -> None:

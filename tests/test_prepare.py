@@ -18,21 +18,23 @@ import pyarrow.compute as pc
 import pytest
 from typer.testing import CliRunner
 
-from fraud_ray import cache, rows
+from fraud_ray import rows
 from fraud_ray.cli import app
+from fraud_ray.data import cache
 from fraud_ray.data.contract import validate
 from fraud_ray.data.folds import Folds, plan_folds
 from fraud_ray.data.prepare import Prepared, feature_columns, prepare
 from fraud_ray.data.source import Source, open_source
 from fraud_ray.errors import DataError
 from fraud_ray.lease import hold
-from fraud_ray.model.encoder import Encoder, Statistics
+from fraud_ray.model.encoder import Encoder, Ratio, Statistics
 from fraud_ray.settings import Settings
 from fraud_ray.storage import Storage
 from tests.cards import COLUMNS, card_settings, days, opened, write_days, write_partition
 
 BY_TIME = {"fit_days": 4, "delay_days": 1, "holdout_days": 2, "selection_shift_days": [2]}
 FEW = {"min_category_rows": 2}
+EVERY_WAY = ("standard", "signed_log", "piecewise_linear")
 
 
 def quiet(done: float, total: float, text: str) -> None:
@@ -62,15 +64,18 @@ def of_days(tables: list[pa.Table], first: date, last: date) -> pa.Table:
 
 def test_each_fold_has_the_encoder_of_its_own_fit_rows_and_both_sides_in_order(tmp_path, storage, ray_session):
     tables = write_days(tmp_path / "data", 12)
-    settings, source, folds = planned(tmp_path / "data", decision={"slices": ["category"]})
+    ways = FEW | {"numeric_encodings": EVERY_WAY, "ratios": {"reach": ["distance", "amount"]}}
+    settings, source, folds = planned(tmp_path / "data", decision={"slices": ["category"]}, prepare=ways)
     result = prepare(source, folds, settings, storage, quiet)
     assert not result.cached
     columns = feature_columns(settings.data, settings.prepare)
+    ratios = (Ratio("reach", "distance", "amount", EVERY_WAY),)
     for fold, plan in zip((*result.selection, result.final), folds.all, strict=True):
         assert (fold.name, fold.span) == (plan.name, plan.span)
         fit = of_days(tables, plan.fit.first, plan.fit.last)
-        daily = [Statistics.of(of_days(tables, d, d), columns) for d in days(4, plan.fit.first)]
-        assert fold.encoder == Encoder.fit(columns, Statistics.merge(daily), min_category_rows=2)
+        tables_fitted = [of_days(tables, d, d) for d in days(4, plan.fit.first)]
+        daily = [Statistics.of(t, columns, ratios, t["is_fraud"].to_numpy()) for t in tables_fitted]
+        assert fold.encoder == Encoder.fit(columns, Statistics.merge(daily), min_category_rows=2, ratios=ratios)
         for side, expected in (("fit", fit), ("holdout", of_days(tables, plan.holdout.first, plan.holdout.last))):
             got = rows.load(storage, getattr(fold, side), with_roles=True)
             features, codes = fold.encoder.apply(expected)

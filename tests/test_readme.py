@@ -33,7 +33,7 @@ def test_every_configuration_and_folder_that_is_named_exists() -> None:
         assert (REPOSITORY / name).exists(), name
 
 
-@pytest.mark.parametrize("name", ["local", "seed", "handbook", "cluster"])
+@pytest.mark.parametrize("name", ["local", "seed", "handbook", "handbook-raw", "cluster"])
 def test_every_configuration_is_valid(name: str) -> None:
     load_settings(REPOSITORY / f"configs/{name}.yaml")
 

@@ -37,7 +37,8 @@ from fraud_ray.rows import Rows
 from fraud_ray.run import RunRecord
 from fraud_ray.settings import Settings, load_settings, parse_settings
 from fraud_ray.storage import Storage
-from fraud_ray.training.search import SearchOutcome, Trial, enumerate_space, trial_id
+from fraud_ray.training.search import SearchOutcome, Trial
+from fraud_ray.training.space import enumerate_space, trial_id
 from tests.cards import COLUMNS, card_table, days, write_partition
 from tests.prepared import made_fold
 
@@ -49,6 +50,8 @@ WIDE_SPACE = {
     "hidden_sizes": [[256, 128, 64], [128, 64], [64]],
     "batch_size": {"low": 128, "high": 4096, "log": True},
     "weight_decay": {"low": 0.0, "high": 0.1},
+    "loss": ["bce", "focal"],
+    "focal_gamma": {"low": 0.5, "high": 4, "when": {"loss": "focal"}},
 }
 SEED_COLUMNS = {
     "transaction_amount": {"kind": "numeric"},
@@ -136,7 +139,7 @@ def made_search(settings: Settings) -> SearchOutcome:
     """Trials over the settings' space; about one in ten failed before its first epoch, or was stopped early."""
     rng = np.random.default_rng(3)
     trials = []
-    for number, point in enumerate(enumerate_space(settings.search)):
+    for number, point in enumerate(enumerate_space(settings)):
         rate = settings.train_with(point).learning_rate
         top = 0.9 - 0.03 * abs(np.log10(rate / 0.002)) + rng.normal(0, 0.003)
         failed, stopped = number % 10 == 9, number % 10 == 8

@@ -56,6 +56,18 @@ def test_a_name_is_made_of_configuration_date_settings_and_data() -> None:
     assert run_name(loaded(None), FINGERPRINT).startswith("bank-undated-")
 
 
+def test_no_password_is_kept_and_another_one_is_the_same_run(storage: Storage) -> None:
+    def with_password(password: str) -> Loaded:
+        return loaded(registry={"uri": f"postgresql://ada:{password}@db/mlflow"})
+
+    with open_run(with_password("secret"), storage, FINGERPRINT):
+        written = [storage.get(key) or b"" for key in storage.keys("")]
+    assert any(b"postgresql://***@db/mlflow" in content for content in written)
+    assert not any(b"secret" in content for content in written)
+    assert run_name(with_password("secret"), FINGERPRINT) == run_name(with_password("changed"), FINGERPRINT)
+    assert with_password("secret").settings.identity() == with_password("changed").settings.identity()
+
+
 def test_a_name_may_hold_the_date_of_the_data() -> None:
     monthly = loaded("fraud-{as_of:%Y-%m}")
     assert run_name(monthly, FINGERPRINT, date(2024, 3, 9)) == "fraud-2024-03"

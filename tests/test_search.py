@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from sklearn.metrics import average_precision_score
 
@@ -18,7 +19,8 @@ from fraud_ray.model.network import FraudNetwork
 from fraud_ray.rows import PreparedFold, load
 from fraud_ray.settings import Settings, TrainSettings, parse_settings
 from fraud_ray.storage import Storage
-from fraud_ray.training.search import SearchOutcome, Trial, concurrency, enumerate_space, search, selection_logits
+from fraud_ray.training.search import SearchOutcome, Trial, concurrency, search, selection_logits
+from fraud_ray.training.space import EstimatorSearcher, enumerate_space
 from fraud_ray.training.trainer import CURVE, Fitted, network_shape, refit
 from tests.prepared import FEATURES, made_fold
 
@@ -68,15 +70,15 @@ def searched(
 
 def test_a_grid_is_every_combination_and_an_empty_space_one_trial() -> None:
     space = {"learning_rate": [0.001, 0.0005, 0.0001], "hidden_sizes": [[16], [32, 16]]}
-    points = enumerate_space(made_settings(space).search)
+    points = enumerate_space(made_settings(space))
     assert len(points) == 6
     assert {"learning_rate": 0.0005, "hidden_sizes": [32, 16]} in points
-    assert enumerate_space(made_settings({}).search) == [{}]
+    assert enumerate_space(made_settings({})) == [{}]
 
 
 def test_random_draws_keep_to_their_ranges_are_distinct_and_the_same_for_the_same_seed() -> None:
     space = {"learning_rate": RATES, "batch_size": {"low": 64, "high": 512}, "dropout": [0.0, 0.1]}
-    settings = made_settings(space, algorithm="random", trials=50).search
+    settings = made_settings(space, algorithm="random", trials=50)
     points = enumerate_space(settings)
     assert points == enumerate_space(settings)
     assert len({str(point) for point in points}) == 50
@@ -88,7 +90,59 @@ def test_random_draws_keep_to_their_ranges_are_distinct_and_the_same_for_the_sam
 
 
 def test_a_small_space_has_no_more_random_trials_than_points() -> None:
-    assert len(enumerate_space(made_settings({"dropout": [0.0, 0.1]}, algorithm="random", trials=9).search)) == 2
+    assert len(enumerate_space(made_settings({"dropout": [0.0, 0.1]}, algorithm="random", trials=9))) == 2
+
+
+CONDITIONAL = {
+    "loss": ["bce", "focal"],
+    "focal_gamma": {"low": 0.5, "high": 4, "log": True, "when": {"loss": "focal"}},
+    "members": [1, 4],
+    "member_weights": {"values": ["own", "shared"], "when": {"members": [4]}},
+}
+
+
+def test_a_condition_keeps_a_hyperparameter_out_of_the_points_in_which_it_does_not_hold() -> None:
+    listed = CONDITIONAL | {"focal_gamma": {"values": [1, 2, 3], "when": {"loss": "focal"}}}
+    grid = enumerate_space(made_settings(listed))
+    assert len(grid) == (1 + 3) * (1 + 2)
+    drawn = enumerate_space(made_settings(CONDITIONAL, algorithm="random", trials=60))
+    assert len(drawn) > 20
+    for point in (*grid, *drawn):
+        assert ("focal_gamma" in point) == (point["loss"] == "focal")
+        assert ("member_weights" in point) == (point["members"] == 4)
+        TrainSettings(**point)
+
+
+def test_a_condition_on_what_is_not_searched_asks_the_train_settings() -> None:
+    space = {"focal_gamma": {"values": [1, 2], "when": {"loss": "focal"}}}
+    assert enumerate_space(made_settings(space)) == [{}]
+    focal = made_settings(space, train={"loss": "focal"})
+    assert enumerate_space(focal) == [{"focal_gamma": 1}, {"focal_gamma": 2}]
+
+
+def test_the_estimator_keeps_to_conditions_learns_from_known_trials_and_survives_faults() -> None:
+    space = {"learning_rate": RATES} | CONDITIONAL
+
+    def score(point: dict[str, Any]) -> float:
+        return float(np.log10(point["learning_rate"]) + (point["loss"] == "focal"))
+
+    drawn = enumerate_space(made_settings(space, algorithm="random", trials=30))
+    known = [(point, score(point)) for point in drawn]
+    estimator = EstimatorSearcher(made_settings(space, algorithm="tpe"), "score", known)
+    suggested = []
+    for number in range(12):
+        point = estimator.suggest(str(number))["point"]
+        assert ("focal_gamma" in point) == (point["loss"] == "focal")
+        TrainSettings(**point)
+        suggested.append(score(point))
+        estimator.on_trial_complete(str(number), {"score": suggested[-1]}, error=number == 3)
+    assert np.median(suggested) > np.quantile([score for _, score in known], 0.9)
+
+
+def test_a_range_of_an_integer_that_may_be_null_gives_integers() -> None:
+    space = {"embedding_size": {"low": 2, "high": 64, "log": True}}
+    points = enumerate_space(made_settings(space, algorithm="random", trials=9))
+    assert all(type(point["embedding_size"]) is int for point in points)
 
 
 def test_concurrency_never_exceeds_what_the_ranks_of_all_trials_need() -> None:
@@ -143,7 +197,7 @@ def test_a_search_that_runs_out_of_time_keeps_what_it_has(
     ray_session: None, folds: list[PreparedFold], storage: Storage
 ) -> None:
     settings = made_settings(
-        {"learning_rate": [0.001, 0.01]}, train={"epochs": 100_000, "patience_epochs": None}, time_budget_s=20
+        {"learning_rate": [0.001, 0.01]}, train={"epochs": 100_000, "patience_epochs": None}, time_budget_s=12
     )
     outcome, _ = searched(folds, settings, storage, "runs/late")
     assert all(t.status == "stopped" for t in outcome.trials)
@@ -184,7 +238,7 @@ def test_two_workers_give_the_model_of_one_with_the_same_steps(
 def test_training_goes_on_after_a_worker_was_killed(
     ray_session: None, folds: list[PreparedFold], storage: Storage
 ) -> None:
-    settings = made_settings({}, train={"epochs": 60, "batch_size": 16}).train
+    settings = made_settings({}, train={"epochs": 60, "batch_size": 128}).train
     killed: list[int] = []
     curve = Path(storage.root) / "runs/killed" / CURVE
 

@@ -12,7 +12,16 @@ import yaml
 from pydantic import ValidationError
 
 from fraud_ray.errors import EXIT_SETTINGS, SettingsError
-from fraud_ray.settings import Loaded, Settings, load_settings, parse_settings, reference, settings_hash
+from fraud_ray.settings import (
+    DEFAULT_SPACE,
+    Listed,
+    Loaded,
+    Settings,
+    load_settings,
+    parse_settings,
+    reference,
+    settings_hash,
+)
 
 RAW: dict[str, Any] = {
     "data": {
@@ -57,6 +66,13 @@ REFUSED = {
     "search.space.droput=[0.1]": "search.space.droput: train has no such setting; did you mean 'dropout'?",
     "search.space.workers=[1, 2]": "search.space.workers changes where training runs",
     "search.space.dropout={low: 0.1, high: 0.5}": "search.space.dropout is a range, which a grid cannot enumerate",
+    "prepare.numeric_encodings=[]": "prepare.numeric_encodings should have at least 1 item, not 0 (given: [])",
+    "prepare.ratios={amount: [amount, amount]}": "prepare.ratios.amount has the name of a column; give it another",
+    "prepare.ratios={share: [amount, category]}": "prepare.ratios.share names 'category', which is no number that the",
+    "search.space.members={values: [1], when: {los: focal}}": "search.space.members.when: train has no 'los'; did you",
+    "search.space.focal_gamma={values: [1], when: {loss: fcal}}": "search.space.focal_gamma: 'fcal' should be",
+    "search.space={focal_gamma: {values: [1], when: {loss: focal}}, loss: [bce]}": "search.space.focal_gamma.when: "
+    "'loss' has to stand before 'focal_gamma' in search.space",
     "run.name=a/b": "run.name: 'a/b' must begin with a letter or digit",
     "folds.kind=entity": "folds.kind: entity needs a column of kind 'entity'",
     "gate.slices={min: 0.5}": "gate.slices judges the slices of decision.slices, which names none",
@@ -110,7 +126,21 @@ def test_settings_cannot_be_changed(config: Path) -> None:
 def test_numbers_in_scientific_notation_are_numbers(config: Path) -> None:
     settings = load(config, "train.learning_rate=1e-4", "search.space.dropout=[1e-1, 2E-1]").settings
     assert settings.train.learning_rate == 1e-4
-    assert settings.search.space["dropout"] == (0.1, 0.2)
+    assert settings.search.space["dropout"].plain == [0.1, 0.2]
+
+
+def test_the_default_space_can_be_changed_and_what_is_set_leaves_it(config: Path) -> None:
+    search = ("search.space=default", "search.algorithm=tpe")
+    loaded = load(config, *search, "train.optimizer=adam", "train.members=4", "search.space.dropout=[0.1]")
+    assert loaded.notes == ("members is set, so it leaves search.space",)
+    space = loaded.settings.search.space
+    assert set(space) == set(DEFAULT_SPACE) - {"members"}
+    assert isinstance(space["dropout"], Listed)
+    assert settings_hash(load(config, *search).settings) == settings_hash(
+        load(config, f"search.space={json.dumps(dict(DEFAULT_SPACE))}", "search.algorithm=tpe").settings
+    )
+    with pytest.raises(SettingsError, match="a range, which a grid cannot enumerate"):
+        load(config, "search.space=default")
 
 
 def test_a_hyperparameter_that_is_set_leaves_the_search_space(tmp_path: Path) -> None:

@@ -326,12 +326,16 @@ def test_an_api_that_does_not_answer_is_named(api: Api, tmp_path: Path, monkeypa
     assert "Kubernetes at http://127.0.0.1:9 does not answer" in result.stderr
 
 
-def test_the_schedule_submits_the_newest_months_run_once(
+def test_the_schedule_submits_the_newest_months_retraining_once(
     api: Api, tmp_path: Path, card_configuration: Callable[[Path], Path]
 ) -> None:
     data = tmp_path / "data"
     config = card_configuration(data)
-    scheduled = ("submit", "-c", str(config), "--name", "fraud-{as_of:%Y-%m}", "--to", "kuberay")
+    schedule = yaml.safe_load((ROOT / "cluster/base/ray/schedule.yaml").read_text())
+    (container,) = schedule["spec"]["jobTemplate"]["spec"]["template"]["spec"]["containers"]
+    program, *command = container["command"]
+    assert program == "fraud-ray"
+    scheduled = [str(config) if word == "configs/cluster.yaml" else word for word in command]
     for month in (1, 1, 2, 2):
         day = date(2024, month, 28)
         write_partition(data, f"date={day}/part-0.parquet", card_table(day))
@@ -339,6 +343,7 @@ def test_the_schedule_submits_the_newest_months_run_once(
     assert list(api.bodies(RAYJOBS)) == ["fraud-2024-01-1", "fraud-2024-02-1"]
     assert len(api.bodies(CONFIG_MAPS)) == 1
     entrypoint = api.bodies(RAYJOBS)["fraud-2024-01-1"]["spec"]["entrypoint"]
+    assert entrypoint.startswith("python jobs/retrain.py -c configs/cluster.yaml ")
     assert entrypoint.endswith("--name fraud-2024-01"), "settled: a retry in March is still January's run"
 
 

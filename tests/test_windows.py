@@ -23,23 +23,28 @@ from hypothesis import strategies as st
 from fraud_ray.data.contract import ContractViolation
 from fraud_ray.data.source import Source, open_source
 from fraud_ray.data.windows import state as states
+from fraud_ray.data.windows.daily import read_labels
 from fraud_ray.data.windows.definition import DAY, Definition, Measure
 from fraud_ray.data.windows.measures import compute
-from fraud_ray.data.windows.state import Windowed, add_windows, extend, load_state, read_labels
+from fraud_ray.data.windows.state import Windowed, add_windows, extend, load_state
 from fraud_ray.data.windows.timeline import Transactions
 from fraud_ray.errors import DataError
 from fraud_ray.settings import Settings
 from fraud_ray.storage import Storage
 from tests.cards import COLUMNS, FIRST_DAY, card_settings, card_table, days, write_days, write_partition
 
-LOOKING_BACK = ("count", "sum", "mean", "max", "std", "distinct")
-OF_LABELS = ("frauds", "fraud_share", "since_last_fraud", "since_first_fraud")
-OF_PAST = ("since_previous", "ratio_to_mean", "ratio_to_max", "deviations")
+OF_ALL = ("count", "sum", "mean", "min", "max", "std", "distinct", "since_last", "since_first")
+OF_LABELS = (*OF_ALL, "share", "streak", "since_streak", "ratio_to_mean", "ratio_to_max", "deviations")
+OF_PAST = ("since_last", "since_first", "ratio_to_mean", "ratio_to_max", "deviations")
 EVERY = [
-    *(Measure(f"{kind}:{own}", kind, "x", 3 * DAY, 0, own) for kind in LOOKING_BACK for own in (True, False)),
-    *(Measure(f"{kind}:delayed", kind, "x", 2 * DAY, DAY, False) for kind in LOOKING_BACK),
-    *(Measure(kind, kind, None, 2 * DAY, DAY, False) for kind in OF_LABELS),
-    *(Measure(kind, kind, "x", 3 * DAY, 0, False) for kind in OF_PAST),
+    *(Measure(f"{kind}:own", kind, "x", "all", 3 * DAY, 0, True) for kind in OF_ALL if kind not in OF_PAST),
+    *(Measure(f"{kind}:past", kind, "x", "all", 3 * DAY, 0, False) for kind in (*OF_ALL, *OF_PAST)),
+    *(Measure(f"{kind}:delayed", kind, "x", "all", 2 * DAY, DAY, False) for kind in OF_ALL),
+    *(
+        Measure(f"{kind}:{among}", kind, "x", among, 2 * DAY, DAY, False)
+        for kind in OF_LABELS
+        for among in ("frauds", "legitimate")
+    ),
 ]
 
 
@@ -79,31 +84,37 @@ def by_definition(rows: Sequence[Row], at: int, measure: Measure) -> float:
             continue
         if (i == at and measure.current) or (i != at and age >= measure.delay and age > 0):
             seen.append(rows[i])
-    present = [v / 100 for _, _, v, _ in seen if v is not None]
-    frauds = [now - q * (DAY // 4) for _, q, _, fraud in seen if fraud]
+    counts = {"all": lambda r: True, "frauds": lambda r: r[3], "legitimate": lambda r: not r[3]}[measure.among]
+    members = [row for row in seen if counts(row)]
+    present = [v / 100 for _, _, v, _ in members if v is not None]
+    ages = [(now - q * (DAY // 4)) / DAY for _, q, _, _ in members]
     mean = sum(present) / len(present) if present else math.nan
     own = math.nan if value is None else value / 100
     spread = statistics.stdev(present) if len(present) > 1 else math.nan
     largest = max(present, default=math.nan)
+    # Rows of one instant have no order: all of them count, or a streak begins after them.
+    broken = max((q for _, q, *_ in (row for row in seen if not counts(row))), default=-1)
+    streak = [(now - q * (DAY // 4)) / DAY for _, q, *_ in seen if q > broken]
 
     def over(above: float, below: float) -> float:
         return above / below if below and not math.isnan(below) else math.nan
 
     return {
-        "count": lambda: float(len(seen)),
+        "count": lambda: float(len(members)),
+        "share": lambda: len(members) / max(len(seen), 1),
         "sum": lambda: sum(present),
         "mean": lambda: mean,
+        "min": lambda: min(present, default=math.nan),
         "max": lambda: largest,
         "std": lambda: spread,
         "distinct": lambda: float(len(set(present))),
-        "since_previous": lambda: min((now - q * (DAY // 4) for _, q, _, _ in seen), default=math.nan) / DAY,
+        "since_last": lambda: min(ages, default=math.nan),
+        "since_first": lambda: max(ages, default=math.nan),
+        "streak": lambda: float(len(streak)),
+        "since_streak": lambda: max(streak, default=math.nan),
         "ratio_to_mean": lambda: over(own, mean),
         "ratio_to_max": lambda: over(own, largest),
         "deviations": lambda: over(own - mean, spread),
-        "frauds": lambda: float(len(frauds)),
-        "fraud_share": lambda: len(frauds) / max(len(seen), 1),
-        "since_last_fraud": lambda: min(frauds, default=math.nan) / DAY,
-        "since_first_fraud": lambda: max(frauds, default=math.nan) / DAY,
     }[measure.compute]()
 
 
@@ -151,14 +162,14 @@ def test_keys_that_do_not_fit_in_64_bits_are_taken_in_blocks() -> None:
     some = transactions(rows)
     # Three entities over 290,000 years: two of their keys overflow.
     far = replace(some, time=some.time + np.where(np.arange(9) % 3 == 2, 2**61, 0))
-    counted = compute(far, np.ones(9, bool), [Measure("n", "count", None, DAY, 0, True)], 2)["n"]
+    counted = compute(far, np.ones(9, bool), [Measure("n", "count", None, "all", DAY, 0, True)], 2)["n"]
     assert counted.tolist() == [1, 2, 1] * 3
 
 
 def test_values_too_large_for_exact_sums_are_refused_with_the_setting_to_change() -> None:
     huge = replace(transactions([(0, 0, 1, False)]), values={"x": np.array([1e18])})
     with pytest.raises(DataError, match=r"column 'x' holds values up to 1e\+18, .* lower windows.decimals"):
-        compute(huge, np.ones(1, bool), [Measure("s", "sum", "x", DAY, 0, True)], 4)
+        compute(huge, np.ones(1, bool), [Measure("s", "sum", "x", "all", DAY, 0, True)], 4)
 
 
 WINDOWS: dict[str, Any] = {
@@ -166,8 +177,8 @@ WINDOWS: dict[str, Any] = {
     "card_mean_{days}d": {"compute": "mean", "of": "amount", "entity": "card", "days": [1, 3]},
     "card_deviations": {"compute": "deviations", "of": "amount", "entity": "card", "days": [3]},
     "card_categories": {"compute": "distinct", "of": "category", "entity": "card", "days": [3]},
-    "shop_risk_{days}d": {"compute": "fraud_share", "entity": "category", "days": [1, 2]},
-    "shop_since_fraud": {"compute": "since_last_fraud", "entity": "category", "days": [3]},
+    "shop_risk_{days}d": {"compute": "share", "among": "frauds", "entity": "category", "days": [1, 2]},
+    "shop_since_fraud": {"compute": "since_last", "among": "frauds", "entity": "category", "days": [3]},
     "weekend": {"compute": "weekend"},
     "night": {"compute": "night"},
     "hour_sin": {"compute": "hour_sin"},
@@ -227,11 +238,11 @@ def test_partitions_come_back_as_they_were_with_the_columns_beside_their_own(tmp
     assert got.select(whole.column_names).equals(whole)
     assert got.column_names == [*whole.column_names, *definition.names]
     for name, expected in in_memory(whole, definition, "card").items():
-        np.testing.assert_array_equal(got[name].to_numpy(), expected.astype(np.float32), err_msg=name)
+        np.testing.assert_array_equal(got[name].to_numpy(), expected, err_msg=name)
     # A row without the entity has none of its columns.
     here = np.flatnonzero(whole["category"].is_valid())
     for name, expected in in_memory(whole.take(here), definition, "category").items():
-        np.testing.assert_array_equal(got[name].to_numpy()[here], expected.astype(np.float32), err_msg=name)
+        np.testing.assert_array_equal(got[name].to_numpy()[here], expected, err_msg=name)
         assert got[name].is_null().to_numpy()[~whole["category"].is_valid().to_numpy()].all()
     stamps = whole["timestamp"].to_pylist()
     assert got["weekend"].to_pylist() == [int(t.weekday() >= 5) for t in stamps]
@@ -401,7 +412,7 @@ REFUSED: dict[str, Callable[[dict[str, Any]], Any]] = {
         card_n_1d={"compute": "count", "entity": "card", "days": [1]}
     ),
     "such labels are not known yet": lambda w: w.update(
-        a={"compute": "frauds", "entity": "card", "days": [1], "delay_days": 1}
+        a={"compute": "count", "among": "frauds", "entity": "card", "days": [1], "delay_days": 1}
     ),
     "names 'shop', which is no column of the data": lambda w: w.update(
         a={"compute": "count", "entity": "shop", "days": [1]}
@@ -409,8 +420,8 @@ REFUSED: dict[str, Callable[[dict[str, Any]], Any]] = {
     "'category' is of kind 'categorical', which is no number": lambda w: w.update(
         a={"compute": "max", "of": "category", "entity": "card", "days": [1]}
     ),
-    "'ratio_to_max' is of all that came before": lambda w: w.update(
-        a={"compute": "ratio_to_max", "of": "amount", "entity": "card", "days": [1], "current": False}
+    "'share' of all transactions says nothing": lambda w: w.update(
+        a={"compute": "share", "entity": "card", "days": [1]}
     ),
 }
 

@@ -52,6 +52,7 @@ def _fraud_ray(
 
 
 app.command()(run.run)
+app.command()(run.retrain)
 app.command()(data.simulate)
 app.command()(data.validate)
 app.command()(drift.drift)

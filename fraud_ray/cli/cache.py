@@ -11,7 +11,7 @@ import typer
 from fraud_ray.cli.options import AsJson, ConfigOrDefaults, Overrides, storage_of
 
 if TYPE_CHECKING:
-    from fraud_ray.cache import Entry
+    from fraud_ray.data.cache import Entry
 
 app = typer.Typer(no_args_is_help=True, help="List and prune the prepared data that runs share.")
 
@@ -19,8 +19,8 @@ app = typer.Typer(no_args_is_help=True, help="List and prune the prepared data t
 @app.command(name="list")
 def list_all(config: ConfigOrDefaults = None, overrides: Overrides = None, as_json: AsJson = False) -> None:
     """List what is kept, oldest first."""
-    from fraud_ray.cache import ROOT, in_words, list_entries
     from fraud_ray.cli.tables import new_console, new_table
+    from fraud_ray.data.cache import ROOT, in_words, list_entries
 
     storage = storage_of(config, overrides)
     entries = list_entries(storage)
@@ -49,7 +49,7 @@ def prune(
     as_json: AsJson = False,
 ) -> None:
     """Remove old entries, and what broken-off and replaced ones left; nothing that a run at work may read."""
-    from fraud_ray import cache
+    from fraud_ray.data import cache
 
     pruned = cache.prune(storage_of(config, overrides), timedelta(days=days))
     if as_json:

@@ -1,4 +1,4 @@
-"""`fraud-ray run`: the whole pipeline."""
+"""`fraud-ray run` and `fraud-ray retrain`: the whole pipeline."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import json
 import shlex
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal, NoReturn
 
 import typer
 
@@ -16,6 +16,10 @@ from fraud_ray.cli.options import AsJson, Config, NoCache, Overrides
 if TYPE_CHECKING:
     from fraud_ray.run import Outcome
 
+Name = Annotated[
+    str | None,
+    typer.Option("--name", help="The run's name; may hold the data's date, as in 'fraud-{as_of:%Y-%m}'."),
+]
 Stage = Literal[
     "simulate", "windows", "validate", "drift", "prepare", "search", "refit", "evaluate", "gate", "register"
 ]
@@ -24,10 +28,7 @@ Stage = Literal[
 def run(
     config: Config,
     overrides: Overrides = None,
-    name: Annotated[
-        str | None,
-        typer.Option("--name", help="The run's name; may hold the data's date, as in 'fraud-{as_of:%Y-%m}'."),
-    ] = None,
+    name: Name = None,
     until: Annotated[
         Stage | None,
         typer.Option("--until", metavar="STAGE", help=f"Stop after a stage: {', '.join(Stage.__args__)}."),
@@ -41,6 +42,34 @@ def run(
     The same command again answers at once with the outcome of a concluded run, and goes on with an interrupted one.
     Ends with exit code 3 if the gate rejects the model.
     """
+    _run("run", config, overrides or [], name, no_cache, as_json, until)
+
+
+def retrain(
+    config: Config,
+    overrides: Overrides = None,
+    name: Name = None,
+    no_cache: NoCache = False,
+    as_json: AsJson = False,
+) -> None:
+    """Train on the newest window whose labels are mature, and replace the champion if the new model is better.
+
+    Goes through the stages of `run`, then compares the new version with the champion on the same fresh holdout. It is
+    promoted if the paired bootstrap shows it better by retrain.margin; else the champion stays, also where the gate
+    rejects the new model, and the exit code is 0. Where there is no champion yet, it is as `run`.
+    """
+    _run("retrain", config, overrides or [], name, no_cache, as_json)
+
+
+def _run(
+    command: Literal["run", "retrain"],
+    config: Path,
+    overrides: list[str],
+    name: str | None,
+    no_cache: bool,
+    as_json: bool,
+    until: str | None = None,
+) -> NoReturn:
     from fraud_ray.cli.display import Display
     from fraud_ray.cli.tables import print_outcome
     from fraud_ray.cluster import refuse_temporary_folders
@@ -48,20 +77,20 @@ def run(
 
     named = [f"run.name={json.dumps(name)}"] if name is not None else []
     fresh = ["cache.max_staleness=PT0S"] if no_cache else []
-    loaded = load_settings(config, [*(overrides or ()), *named, *fresh])
+    loaded = load_settings(config, [*overrides, *named, *fresh])
     refuse_temporary_folders(loaded.settings)
 
     from fraud_ray import pipeline
 
     with contextlib.redirect_stdout(sys.stderr):  # stdout is for the outcome alone
-        outcome = pipeline.run(loaded, Display(), until)
+        outcome = pipeline.run(loaded, Display(), until, retrain=command == "retrain")
     if as_json:
         typer.echo(json.dumps(outcome.to_json(), indent=1))
     else:
         print_outcome(outcome)
         typer.echo("\nNext:")
-        for purpose, command in _next(outcome, config, overrides or [], name):
-            typer.echo(f"  {shlex.join(['fraud-ray', *command])}  # {purpose}")
+        for purpose, words in _next(outcome, config, overrides, name):
+            typer.echo(f"  {shlex.join(['fraud-ray', *words])}  # {purpose}")
     raise typer.Exit(outcome.exit_code)
 
 
@@ -71,7 +100,9 @@ def _next(outcome: Outcome, config: Path, overrides: list[str], name: str | None
         named = ["--name", name] if name else []
         return [("go on from here", ["run", *_options(config, overrides), *named])]
     where = _options(config, [o for o in overrides if o.startswith(("storage.", "registry."))])
+    replaced = outcome.comparison and outcome.version and outcome.version["alias"] == "champion"
     return [
+        *([("the former champion again", ["models", "rollback", *where])] if replaced else []),
         ("its settings and figures again", ["runs", "show", outcome.name, *where]),
         ("MLflow: every trial, and the registered model", ["ui", *where]),
         ("the trials' curves", ["ui", "--tensorboard", *where]),

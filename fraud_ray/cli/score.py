@@ -12,6 +12,7 @@ from fraud_ray.cli.options import AsJson, Overrides
 
 if TYPE_CHECKING:
     from fraud_ray.settings import ClusterSettings, RegistrySettings
+    from fraud_ray.storage import Storage
 
 
 def score(
@@ -25,10 +26,26 @@ def score(
     target: Annotated[
         str, typer.Option("--output", metavar="DIR", help="Folder or URI to write the scored partitions to.")
     ],
+    labels: Annotated[
+        str | None,
+        typer.Option(
+            metavar="DIR",
+            help="Folder or URI of labels, by id, of earlier transactions; for a model of window columns.",
+        ),
+    ] = None,
+    state: Annotated[
+        str | None,
+        typer.Option(
+            metavar="KEY", help="Window state to go on from; by default the newest that follows the model's own."
+        ),
+    ] = None,
     config: Annotated[
         Path | None,
         typer.Option(
-            "-c", "--config", metavar="FILE", help="Configuration, for its registry and cluster; by default local ones."
+            "-c",
+            "--config",
+            metavar="FILE",
+            help="Configuration, for its registry, storage and cluster; by default local ones.",
         ),
     ] = None,
     overrides: Overrides = None,
@@ -42,15 +59,22 @@ def score(
     Each partition appears whole or not at all. The same command again keeps those that the same model has made from
     the same input, and does what is left. Ends with exit code 4, and nothing scored, if a column that the model reads
     is missing or of a wrong type.
+
+    A model of window columns is given raw partitions, in the order of time. It scores those that its window state has
+    not counted, and names the state after them, from which the same command goes on the next day.
     """
     from fraud_ray.cli.display import Display
     from fraud_ray.cli.tables import print_scored
+    from fraud_ray.raw_scoring import score_raw
     from fraud_ray.scoring import open_model, score_partitions
 
-    where, cluster = _settings(config, overrides, registry)
+    where, storage, cluster = _settings(config, overrides, registry)
     with Display().stage("score") as stage:
         opened = open_model(model, where)
-        scored = score_partitions(opened, source, target, cluster, stage.update)
+        if opened.windows or labels or state:
+            scored = score_raw(opened, source, target, storage, labels, state, cluster, stage.update)
+        else:
+            scored = score_partitions(opened, source, target, cluster, stage.update)
         stage.say(f"{scored.partitions - scored.kept:,} partitions scored, {scored.kept:,} kept")
     if as_json:
         typer.echo(json.dumps(scored.to_json(), indent=1))
@@ -60,16 +84,18 @@ def score(
 
 def _settings(
     config: Path | None, overrides: list[str] | None, registry_uri: str | None
-) -> tuple[RegistrySettings, ClusterSettings]:
+) -> tuple[RegistrySettings, Storage, ClusterSettings]:
     from fraud_ray.settings import ClusterSettings, RegistrySettings, StorageSettings, load_settings, locate_registry
+    from fraud_ray.storage import Storage
 
     if config is not None:
         settings = load_settings(config, overrides or ()).settings
-        registry, cluster = settings.registry, settings.cluster
+        registry, storage, cluster = settings.registry, settings.storage, settings.cluster
     elif overrides:
         raise typer.BadParameter("goes with -c FILE", param_hint="--set")
     else:
-        registry, cluster = RegistrySettings(), ClusterSettings()
+        registry, storage, cluster = RegistrySettings(), StorageSettings(), ClusterSettings()
     if registry_uri is not None:
         registry = registry.model_copy(update={"uri": registry_uri})
-    return locate_registry(registry, StorageSettings(), "the default settings"), cluster
+    registry = locate_registry(registry, StorageSettings(), "the default settings")
+    return registry, Storage.at(storage.root), cluster

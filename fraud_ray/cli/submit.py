@@ -19,6 +19,9 @@ def submit(
         str | None,
         typer.Option("--name", help="The run's name; may hold the data's date, as in 'fraud-{as_of:%Y-%m}'."),
     ] = None,
+    retrain: Annotated[
+        bool, typer.Option("--retrain", help="Submit `fraud-ray retrain` in place of `fraud-ray run`.")
+    ] = False,
     to: To = "kuberay",
     render: Annotated[
         bool, typer.Option("--render", help="kuberay: print the manifests, for kubectl apply -f - or Git, and end.")
@@ -27,7 +30,7 @@ def submit(
     token_file: TokenFile = None,
     as_json: AsJson = False,
 ) -> None:
-    """Submit a run, as a RayJob with a cluster of its own or to a Ray that is up.
+    """Submit a run, or a retraining, as a RayJob with a cluster of its own or to a Ray that is up.
 
     The same command again answers with the job that is under way or done; after a failure, or a stop, it makes the
     next attempt, which resumes. Invalid settings end it before anything is submitted.
@@ -40,7 +43,7 @@ def submit(
         from fraud_ray.submission.render import fill, render_overlay, to_yaml
 
         template = render_overlay(load_settings(config, overrides or ()).settings.cluster.overlay)
-        placed = order(config, overrides or [], name, template.line)
+        placed = order(config, overrides or [], name, template.line, retrain)
         documents = fill(template, placed, 1)
         if render:
             typer.echo(to_yaml(documents), nl=False)
@@ -49,7 +52,7 @@ def submit(
     elif render:
         raise typer.BadParameter("goes with --to kuberay", param_hint="--render")
     else:
-        placed = order(config, overrides or [], name)
+        placed = order(config, overrides or [], name, retrain=retrain)
         where = of_ray(address, token_file)
     attempt, is_new = jobs.submit(where, placed)
     if as_json:

@@ -39,6 +39,8 @@ def print_outcome(outcome: Outcome) -> None:
         console.print(_metrics_table(outcome.evaluation))
     if outcome.gate:
         console.print(gate_table(outcome.gate))
+    if outcome.comparison:
+        console.print(outcome.comparison["message"], soft_wrap=True, highlight=False, markup=False)
     for remark in outcome.plan:
         console.print(f"plan: {remark}", soft_wrap=True, highlight=False, markup=False)
     if outcome.hyperparameters:
@@ -181,6 +183,9 @@ def print_scored(scored: Scored) -> None:
     console.print(table)
     kept = f", {scored.kept:,} of them kept from before" if scored.kept else ""
     console.print(f"{scored.partitions:,} partitions{kept}, at {scored.output}", soft_wrap=True, highlight=False)
+    if scored.state:
+        before = f"{scored.counted:,} partitions were counted before; " if scored.counted else ""
+        console.print(f"{before}window state {scored.state}", soft_wrap=True, highlight=False)
     if scored.foreign:
         console.print(f"beside them lie {scored.foreign:,} parquet files that the input does not have", style="yellow")
 

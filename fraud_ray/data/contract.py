@@ -80,11 +80,17 @@ class Summary:
     buckets: dict[int, tuple[int, int]]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Census:
     """The summaries of a source's partitions, in their order."""
 
     summaries: tuple[Summary, ...]
+
+    def __repr__(self) -> str:
+        return (
+            f"{self.rows:,} rows in {len(self.summaries):,} partitions keep the contract; "
+            f"{self.frauds:,} frauds ({self.frauds / self.rows:.2%})"
+        )
 
     @property
     def rows(self) -> int:

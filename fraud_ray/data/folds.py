@@ -41,7 +41,7 @@ class Fold:
         return self.fit if name == "fit" else self.holdout
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Folds:
     """The folds of a run: hyperparameters, threshold and calibration come from `selection`, the figures from `final`.
 
@@ -54,6 +54,9 @@ class Folds:
     as_of: date | None
     covers: str
     grouping: EntityGroups | StratifiedGroups | None = None
+
+    def __repr__(self) -> str:
+        return "\n".join(f"fold {fold.name}: {fold.span}" for fold in self.all)
 
     @property
     def all(self) -> tuple[Fold, ...]:

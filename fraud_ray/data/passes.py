@@ -14,7 +14,7 @@ from fraud_ray.data.folds import SIDES, Folds
 from fraud_ray.data.keys import Int64, Keys
 from fraud_ray.data.sides import Counts, EntityGroups
 from fraud_ray.data.source import Partition, read_partition
-from fraud_ray.model.encoder import Encoder, FeatureColumn, Statistics, strings
+from fraud_ray.model.encoder import Encoder, FeatureColumn, Ratio, Statistics, strings
 from fraud_ray.model.profile import Profile
 from fraud_ray.settings import DataSettings
 from fraud_ray.storage import Storage
@@ -27,6 +27,7 @@ class Job:
     root: str
     data: DataSettings
     columns: tuple[FeatureColumn, ...]
+    ratios: tuple[Ratio, ...]
     folds: Folds
     slices: tuple[str, ...]
 
@@ -81,7 +82,7 @@ def fit_partition(item: tuple[int, Partition], job: Job) -> Fitted:
         drawn = fold.fit.draw(found, index, keys.label)
         if len(drawn):
             block = _taken(table, drawn)
-            fitted.statistics[fold.name] = Statistics.of(block, job.columns)
+            fitted.statistics[fold.name] = Statistics.of(block, job.columns, job.ratios, keys.label[drawn])
             if fold is job.folds.final:
                 fitted.profiles.append(Profile.of(block, job.columns, block[job.data.label]))
     return fitted

@@ -9,12 +9,13 @@ from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any, TypeVar
 
-from fraud_ray import cache, rows
+from fraud_ray import rows
+from fraud_ray.data import cache
 from fraud_ray.data.folds import SIDES, Folds
 from fraud_ray.data.passes import Job, encode_partition, fit_partition
 from fraud_ray.data.source import Partition, Source
 from fraud_ray.data.tasks import Update, map_tasks
-from fraud_ray.model.encoder import Encoder, FeatureColumn, Statistics
+from fraud_ray.model.encoder import Encoder, FeatureColumn, Ratio, Statistics
 from fraud_ray.model.profile import Profile
 from fraud_ray.settings import DataSettings, PrepareSettings, Settings
 from fraud_ray.storage import Storage
@@ -27,7 +28,7 @@ MERGE_AT = 64
 Result = TypeVar("Result")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Prepared:
     """All folds, encoded, below prepared/<key>/<writer>/ in the storage.
 
@@ -40,6 +41,14 @@ class Prepared:
     remark: str
     selection: tuple[rows.PreparedFold, ...]
     final: rows.PreparedFold
+
+    def __repr__(self) -> str:
+        folds, final = len(self.selection), self.final
+        return (
+            f"{final.fit.rows:,} fit and {final.holdout.rows:,} holdout rows, {folds} selection fold"
+            f"{'s' if folds > 1 else ''}, {len(final.encoder.feature_names)} features"
+            + (f"; {self.remark}" if self.remark else "")
+        )
 
 
 def prepare(source: Source, folds: Folds, settings: Settings, storage: Storage, update: Update) -> Prepared:
@@ -55,7 +64,8 @@ def prepare(source: Source, folds: Folds, settings: Settings, storage: Storage, 
     if found.entry is not None:
         return _prepared(found.entry, True, f"cached {cache.in_words(found.entry.age)} ago")
     columns = feature_columns(settings.data, settings.prepare)
-    job = Job(source.root, settings.data, columns, folds, settings.decision.slices)
+    ratios = tuple(Ratio(name, *of, settings.prepare.numeric_encodings) for name, of in settings.prepare.ratios.items())
+    job = Job(source.root, settings.data, columns, ratios, folds, settings.decision.slices)
     passes = _Passes(source, update, job)
 
     statistics: dict[str, list[Statistics]] = {fold.name: [] for fold in folds.all}
@@ -72,8 +82,8 @@ def prepare(source: Source, folds: Folds, settings: Settings, storage: Storage, 
             profiles = [Profile.merge(profiles)]
     folds = folds.recounted(holdouts)
     folds.require_both_classes()
-    rarity = settings.prepare.min_category_rows, settings.prepare.max_categories
-    encoders = {name: Encoder.fit(columns, Statistics.merge(held), *rarity) for name, held in statistics.items()}
+    how = settings.prepare.min_category_rows, settings.prepare.max_categories, ratios, settings.prepare.piecewise_bins
+    encoders = {name: Encoder.fit(columns, Statistics.merge(held), *how) for name, held in statistics.items()}
 
     writer, folder = cache.new_folder(key)
     encode = partial(encode_partition, job=replace(job, folds=folds), encoders=encoders, storage=storage, prefix=folder)
@@ -99,7 +109,8 @@ def feature_columns(data: DataSettings, prepare: PrepareSettings) -> tuple[Featu
             return FeatureColumn(name, "categorical")
         if declared.kind == "boolean":
             return FeatureColumn(name, "boolean", ("standard",))
-        return FeatureColumn(name, "numeric", declared.encodings or prepare.numeric_encodings)
+        ways = prepare.numeric_encodings if declared.encodings is None else declared.encodings
+        return FeatureColumn(name, "numeric", ways)
 
     return tuple(column(name) for name in data.features)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import pickle
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -22,20 +23,22 @@ TASKS_PER_CPU = 8
 
 
 def map_tasks(
-    function: Callable[[Item], Result], items: Sequence[Item], weights: Sequence[int]
+    function: Callable[[Item], Result], items: Sequence[Item], weights: Sequence[int], least: int = 1
 ) -> Iterator[tuple[int, Result]]:
     """Applies a function to every item, and yields (position of the item, result) in the order in which tasks finish.
 
-    weights: what each item costs, such as its rows; light neighbours share a task. Function, items and results are
-    pickled. Needs a connected Ray. A FraudRayError of the function is raised here, as it was.
+    weights: what each item costs, such as its rows; light neighbours share a task. least: weight that is worth a task's
+    start. Function, items and results are pickled. Needs a connected Ray. A FraudRayError of the function is raised
+    here, as it was.
     """
     import ray
 
-    tasks = _grouped(weights, TASKS_PER_CPU * int(ray.cluster_resources().get("CPU", 1)))
+    most = TASKS_PER_CPU * int(ray.cluster_resources().get("CPU", 1))
+    tasks = _grouped(weights, min(most, math.ceil(sum(weights) / least)))
     if not tasks:
         return
     batches = [{"work": pickle.dumps([(position, items[position]) for position in task])} for task in tasks]
-    with _quiet():
+    with _one_operator():
         waiting = ray.data.from_items(batches, override_num_blocks=len(batches))
         finished = waiting.map(partial(_run, function=function))
         for row in finished.iter_rows():
@@ -68,13 +71,16 @@ def _grouped(weights: Sequence[int], tasks: int) -> list[list[int]]:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
-    """No progress bars, and errors alone on the console; Ray Data's log file keeps everything."""
+def _one_operator() -> Iterator[None]:
+    """All CPUs for the one operator, no progress bars, and errors alone on the console; Ray Data's log file keeps
+    everything."""
     from ray.data import DataContext
 
     context = DataContext.get_current().copy()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
+    # Each execution has one operator, from which a reservation for others would only keep CPUs: of two, one.
+    context.op_resource_reservation_enabled = False
     consoles = [h for h in logging.getLogger("ray.data").handlers if isinstance(h, logging.StreamHandler)]
     levels = [console.level for console in consoles]
     for console in consoles:

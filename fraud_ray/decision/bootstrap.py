@@ -37,16 +37,43 @@ def intervals(
         return {}
     order = np.argsort(-values, kind="stable")
     ranking = Ranking.of(values[order], fraud[order], threshold)
-    rng = np.random.default_rng(seed)
-    if entity is None:
-        draws = _stratified(fraud[order], repeats, rng)
-    else:
-        names, of_row = np.unique(entity, return_inverse=True)
-        draws = _clustered(of_row[order].astype(np.int32), len(names), repeats, rng)
-    estimates = np.array([ranking.metrics(weights) for weights in draws]).reshape(-1, len(NAMES))
+    draws = _draws(fraud[order], None if entity is None else entity[order], repeats, seed)
+    return _percentiles([ranking.metrics(weights) for weights in draws], confidence)
+
+
+def paired_intervals(
+    one: tuple[Array, float],
+    other: tuple[Array, float],
+    labels: Array,
+    entity: Array | None,
+    repeats: int,
+    confidence: float,
+    seed: int,
+) -> dict[str, tuple[float, float]]:
+    """Percentile intervals of the difference, one less the other, of NAMES by name; both see the same resamples.
+
+    one, other: scores (rows,) of the same rows, and the threshold from which on they alert. Resamples are drawn, and
+    metrics left out, as `intervals` does. What both models owe to the same rows cancels out, so these intervals are
+    much narrower than the two models' own.
+    """
+    orders, rankings = [], []
+    for scores, threshold in (one, other):
+        values, fraud = checked(scores, labels)
+        order = np.argsort(-values, kind="stable")
+        orders.append(order)
+        rankings.append(Ranking.of(values[order], fraud[order], threshold))
+    differences = []
+    for weights in _draws(np.asarray(labels) == 1, entity, repeats, seed):
+        first, second = (ranking.metrics(weights[order]) for order, ranking in zip(orders, rankings, strict=True))
+        differences.append(first - second)
+    return _percentiles(differences, confidence)
+
+
+def _percentiles(estimates: list[Float64], confidence: float) -> dict[str, tuple[float, float]]:
+    """Low and high of each of NAMES over estimates, each (NAMES,), without undefined ones."""
     tails = [(1 - confidence) / 2, (1 + confidence) / 2]
     found = {}
-    for name, estimate in zip(NAMES, estimates.T, strict=True):
+    for name, estimate in zip(NAMES, np.array(estimates).reshape(-1, len(NAMES)).T, strict=True):
         defined = estimate[np.isfinite(estimate)]
         if len(defined):
             low, high = np.quantile(defined, tails)
@@ -109,6 +136,15 @@ class Ranking:
                     2 * hits / (alerts + frauds),
                 ]
             )
+
+
+def _draws(fraud: Bool, entity: Array | None, repeats: int, seed: int) -> Iterator[Array]:
+    """How often each row counts, (rows,), in one resample after the other."""
+    rng = np.random.default_rng(seed)
+    if entity is None:
+        return _stratified(fraud, repeats, rng)
+    names, of_row = np.unique(entity, return_inverse=True)
+    return _clustered(of_row.astype(np.int32), len(names), repeats, rng)
 
 
 def _stratified(fraud: Bool, repeats: int, rng: np.random.Generator) -> Iterator[Array]:

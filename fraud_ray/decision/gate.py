@@ -54,11 +54,14 @@ class Check:
         return f"{self.subject} {value} {relation} the {limit} {bound}{note}"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class GateDecision:
     """Every check; the model passes when all of them do."""
 
     checks: tuple[Check, ...]
+
+    def __repr__(self) -> str:
+        return f"{'passed' if self.passed else 'rejected'}: {self.reason}"
 
     @property
     def passed(self) -> bool:

@@ -36,7 +36,7 @@ class SliceEvaluation:
     metrics: dict[str, float]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Evaluation:
     """All figures of one model on one holdout.
 
@@ -52,6 +52,11 @@ class Evaluation:
     best_possible: dict[str, float] | None
     confusion: Confusion
     slices: tuple[SliceEvaluation, ...]
+
+    def __repr__(self) -> str:
+        shown = [name for name in ("average_precision", "f1_score") if name in self.metrics]
+        figures = ", ".join(f"{name} {self.metrics[name]:.4f}" for name in shown)
+        return f"{self.rows:,} holdout rows, {self.frauds:,} frauds: {figures}"
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)

@@ -23,11 +23,10 @@ from fraud_ray.model.encoder import Encoder
 from fraud_ray.model.graph import build_graph
 from fraud_ray.model.network import FraudNetwork, NetworkShape
 from fraud_ray.model.profile import Profile
-from fraud_ray.model.scorer import GRAPH, GraphScorer
+from fraud_ray.model.scorer import GRAPH, INFO, GraphScorer
 
 FORMAT = 1
-WEIGHTS, ENCODER, INFO = "weights.safetensors", "encoder.json", "bundle.json"
-PROFILE = "profile.json"
+WEIGHTS, ENCODER, PROFILE = "weights.safetensors", "encoder.json", "profile.json"
 
 
 @dataclass(frozen=True)

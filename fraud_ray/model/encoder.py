@@ -1,8 +1,10 @@
 """Columns to what a network reads: float32 features and category codes. Fitted by merging; stored as JSON.
 
-A numeric column x enters in one or both of two ways, each standardised on the fit rows and limited to +/- 50:
-plain, and as sign(x) * log(1 + |x|). A missing value (null, NaN or infinite) becomes the mean, that is 0; a column
-that had one in the fit rows gets an indicator feature. A boolean column is a number, 0 or 1, encoded plain.
+A numeric column x enters in one or more of three ways. Two are standardised on the fit rows and limited to +/- 50:
+plain, and as sign(x) * log(1 + |x|); the third is in pieces (piecewise.py). A missing value (null, NaN or infinite)
+becomes the mean, that is 0, and in pieces the median; a column that had one in the fit rows gets an indicator feature.
+A ratio of two columns is a number like any other, missing where one of them is or where it divides by 0.
+A boolean column is a number, 0 or 1, encoded plain.
 A categorical value becomes a code: 0 never seen in the fit rows, 1 rare, 2 missing (null or the empty string), and
 3 upwards for the categories, the most frequent first.
 """
@@ -20,7 +22,11 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-FORMAT = 1
+from fraud_ray.model.piecewise import PiecewiseEncoding, Spread
+
+FORMAT = 2
+READABLE = (1, 2)  # the first had neither ratios nor pieces
+STANDARDISED = ("standard", "signed_log")
 LIMIT = 50.0
 UNSEEN, RARE, MISSING, FIRST_CATEGORY = 0, 1, 2, 3
 
@@ -34,6 +40,16 @@ class FeatureColumn:
     name: str
     kind: str
     encodings: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """A number that is one number or boolean of the columns over another; `encodings` as of a numeric column."""
+
+    name: str
+    numerator: str
+    denominator: str
+    encodings: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -73,25 +89,40 @@ class Statistics:
     rows: int
     moments: dict[str, dict[str, Moments]]
     missing: dict[str, int]
+    spreads: dict[str, Spread]
     categories: dict[str, Counter[str]]
 
     @classmethod
-    def of(cls, table: pa.Table, columns: Sequence[FeatureColumn]) -> Statistics:
-        """Statistics of the rows of one table, one pass over its columns."""
+    def of(
+        cls,
+        table: pa.Table,
+        columns: Sequence[FeatureColumn],
+        ratios: Sequence[Ratio] = (),
+        label: npt.NDArray[np.integer[Any]] | None = None,
+    ) -> Statistics:
+        """Statistics of the rows of one table, one pass over its columns.
+
+        label: 0 or 1, (rows,); where it is given, pieces have edges at quantiles of the frauds too.
+        """
+        frauds = np.zeros(table.num_rows, bool) if label is None else label == 1
         moments: dict[str, dict[str, Moments]] = {}
         missing: dict[str, int] = {}
+        spreads: dict[str, Spread] = {}
+        values = _numbers(table, columns, ratios)
+        for column in _numeric(columns, ratios):
+            finite = np.isfinite(values[column.name])
+            present = values[column.name][finite]
+            missing[column.name] = len(finite) - len(present)
+            ways = [way for way in STANDARDISED if way in column.encodings]
+            moments[column.name] = {way: Moments.of(_transformed(present, way)) for way in ways}
+            if "piecewise_linear" in column.encodings:
+                spreads[column.name] = Spread.of(present, frauds[finite])
         categories: dict[str, Counter[str]] = {}
-        for column in columns:
-            if column.kind == "categorical":
-                counted = strings(table[column.name]).value_counts()
-                counts = zip(counted.field("values").to_pylist(), counted.field("counts").to_pylist(), strict=True)
-                categories[column.name] = Counter({value: n for value, n in counts if value})
-                continue
-            values = numbers(table[column.name])
-            present = values[np.isfinite(values)]
-            missing[column.name] = len(values) - len(present)
-            moments[column.name] = {way: Moments.of(_transformed(present, way)) for way in column.encodings}
-        return cls(table.num_rows, moments, missing, categories)
+        for name in (c.name for c in columns if c.kind == "categorical"):
+            counted = strings(table[name]).value_counts()
+            counts = zip(counted.field("values").to_pylist(), counted.field("counts").to_pylist(), strict=True)
+            categories[name] = Counter({value: n for value, n in counts if value})
+        return cls(table.num_rows, moments, missing, spreads, categories)
 
     @classmethod
     def merge(cls, statistics: Iterable[Statistics]) -> Statistics:
@@ -108,7 +139,9 @@ class Statistics:
             for name, counts in part.categories.items():
                 categories.setdefault(name, Counter()).update(counts)
         joined = {name: {way: Moments(tuple(b)) for way, b in ways.items()} for name, ways in blocks.items()}
-        return cls(sum(part.rows for part in parts), joined, dict(missing), categories)
+        named = {name for part in parts for name in part.spreads}
+        spreads = {name: Spread.merge(p.spreads[name] for p in parts if name in p.spreads) for name in named}
+        return cls(sum(part.rows for part in parts), joined, dict(missing), spreads, categories)
 
 
 @dataclass(frozen=True)
@@ -141,12 +174,17 @@ class CategoryCodes:
 
 @dataclass(frozen=True)
 class Encoder:
-    """A fitted encoding. Features come in the order numeric, then indicators; codes in the order of `categorical`."""
+    """A fitted encoding of `columns`, which it reads, and of their `ratios`.
+
+    Features come in the order numeric, piecewise, then indicators; codes in the order of `categorical`.
+    """
 
     columns: tuple[FeatureColumn, ...]
     numeric: tuple[NumericEncoding, ...]
     indicators: tuple[str, ...]
     categorical: tuple[CategoryCodes, ...]
+    ratios: tuple[Ratio, ...] = ()
+    piecewise: tuple[PiecewiseEncoding, ...] = ()
 
     @classmethod
     def fit(
@@ -155,35 +193,42 @@ class Encoder:
         statistics: Statistics,
         min_category_rows: int = 20,
         max_categories: int = 1_000,
+        ratios: Sequence[Ratio] = (),
+        bins: int = 8,
     ) -> Encoder:
-        """An encoder of these columns from the statistics of the fit rows.
+        """An encoder of these columns and ratios from the statistics of the fit rows.
 
+        bins: parts that the edges of pieces divide all rows into, and the frauds likewise.
         Raises ValueError when there are no rows.
         """
         if not statistics.rows:
             raise ValueError("an encoder cannot be fitted on no rows")
-        ways = [way for way in ("standard", "signed_log") if any(way in c.encodings for c in columns)]
+        encoded = _numeric(columns, ratios)
         numeric = [
             NumericEncoding(c.name, way, *statistics.moments[c.name][way].mean_and_deviation())
-            for way in ways
-            for c in columns
+            for way in STANDARDISED
+            for c in encoded
             if way in c.encodings
         ]
-        indicators = tuple(c.name for c in columns if statistics.missing.get(c.name, 0) > 0)
+        spreads = [(c.name, statistics.spreads[c.name]) for c in encoded if "piecewise_linear" in c.encodings]
+        pieces = [PiecewiseEncoding.fit(name, spread, bins) for name, spread in spreads if spread.everyone.rows]
+        indicators = tuple(c.name for c in encoded if statistics.missing.get(c.name, 0) > 0)
         categorical = []
         for column in (c for c in columns if c.kind == "categorical"):
             ranked = sorted(statistics.categories[column.name].items(), key=lambda item: (-item[1], item[0]))
             names = [name for name, rows in ranked if rows >= min_category_rows][:max_categories]
             rare = sorted(name for name, _ in ranked[len(names) :])
             categorical.append(CategoryCodes(column.name, tuple(names), tuple(rare)))
-        return cls(tuple(columns), tuple(numeric), indicators, tuple(categorical))
+        piecewise = tuple(piece for piece in pieces if piece is not None)
+        return cls(tuple(columns), tuple(numeric), indicators, tuple(categorical), tuple(ratios), piecewise)
 
     @property
     def feature_names(self) -> tuple[str, ...]:
         """A name for each column of the feature matrix."""
         suffix = {"standard": "", "signed_log": ":log"}
         encoded = tuple(f"{n.column}{suffix[n.way]}" for n in self.numeric)
-        return encoded + tuple(f"{name}:missing" for name in self.indicators)
+        pieces = tuple(name for part in self.piecewise for name in part.names)
+        return encoded + pieces + tuple(f"{name}:missing" for name in self.indicators)
 
     @property
     def code_sizes(self) -> tuple[int, ...]:
@@ -193,7 +238,7 @@ class Encoder:
     def apply(self, table: pa.Table) -> tuple[Float32, npt.NDArray[np.int32]]:
         """Features float32 (rows, F) and codes int32 (rows, C) of a table that holds the encoder's columns."""
         features = np.empty((table.num_rows, len(self.feature_names)), np.float32)
-        raw = {c.name: numbers(table[c.name]) for c in self.columns if c.kind != "categorical"}
+        raw = _numbers(table, self.columns, self.ratios)
         finite = {name: np.isfinite(values) for name, values in raw.items()}
         whole = {name: bool(mask.all()) for name, mask in finite.items()}
         for i, part in enumerate(self.numeric):
@@ -203,7 +248,12 @@ class Encoder:
             np.clip(encoded, -LIMIT, LIMIT, out=features[:, i])
             if not whole[part.column]:
                 features[~finite[part.column], i] = 0
-        for i, name in enumerate(self.indicators, start=len(self.numeric)):
+        start = len(self.numeric)
+        for pieces in self.piecewise:
+            stop = start + len(pieces.names)
+            pieces.apply(raw[pieces.column], ~finite[pieces.column], features[:, start:stop])
+            start = stop
+        for i, name in enumerate(self.indicators, start=start):
             features[:, i] = ~finite[name]
         codes = np.empty((table.num_rows, len(self.categorical)), np.int32)
         for i, codebook in enumerate(self.categorical):
@@ -232,14 +282,17 @@ class Encoder:
 
     @classmethod
     def from_json(cls, stored: Mapping[str, Any]) -> Encoder:
-        """Raises ValueError for another format than this version writes."""
-        if stored["format"] != FORMAT:
-            raise ValueError(f"this encoder has format {stored['format']}, this version reads {FORMAT}")
+        """Raises ValueError for a format that this version does not read."""
+        if stored["format"] not in READABLE:
+            readable = " and ".join(map(str, READABLE))
+            raise ValueError(f"this encoder has format {stored['format']}, this version reads {readable}")
         return cls(
             tuple(FeatureColumn(c["name"], c["kind"], tuple(c["encodings"])) for c in stored["columns"]),
             tuple(NumericEncoding(**n) for n in stored["numeric"]),
             tuple(stored["indicators"]),
             tuple(CategoryCodes(c["column"], tuple(c["names"]), tuple(c["rare"])) for c in stored["categorical"]),
+            tuple(Ratio(**{**r, "encodings": tuple(r["encodings"])}) for r in stored.get("ratios", ())),
+            tuple(PiecewiseEncoding(**{**p, "edges": tuple(p["edges"])}) for p in stored.get("piecewise", ())),
         )
 
 
@@ -266,6 +319,23 @@ def categories(column: pa.ChunkedArray) -> tuple[list[str], npt.NDArray[np.int32
         encoded = encoded.combine_chunks()
     values = [*encoded.dictionary.to_pylist(), ""]
     return values, pc.fill_null(encoded.indices, len(values) - 1).to_numpy()
+
+
+def _numeric(columns: Sequence[FeatureColumn], ratios: Sequence[Ratio]) -> tuple[FeatureColumn | Ratio, ...]:
+    return (*(column for column in columns if column.kind != "categorical"), *ratios)
+
+
+def _numbers(table: pa.Table, columns: Sequence[FeatureColumn], ratios: Sequence[Ratio]) -> dict[str, Float32]:
+    """Numbers, booleans and ratios by name, each float32 (rows,); one that is not finite is missing."""
+    raw = {c.name: numbers(table[c.name]) for c in columns if c.kind != "categorical"}
+    for ratio in ratios:
+        below = raw[ratio.denominator]
+        with np.errstate(all="ignore"):
+            # Over 0 where the denominator is missing, so that nothing finite comes out.
+            raw[ratio.name] = np.divide(
+                raw[ratio.numerator], np.where(np.isfinite(below), below, np.float32(0)), dtype=np.float32
+            )
+    return raw
 
 
 def _transformed(values: Float32, way: str) -> Float32:

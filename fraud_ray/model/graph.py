@@ -6,6 +6,7 @@ import io
 import json
 import logging
 import warnings
+from collections.abc import Sequence
 from contextlib import redirect_stdout
 from typing import Any
 
@@ -19,6 +20,7 @@ from torch import nn
 from fraud_ray.model.calibration import Calibration
 from fraud_ray.model.encoder import LIMIT, UNSEEN, Encoder
 from fraud_ray.model.network import FraudNetwork
+from fraud_ray.model.piecewise import PiecewiseEncoding
 
 OPSET = 20
 DOMAINS = [helper.make_opsetid("", OPSET), helper.make_opsetid("ai.onnx.ml", 4)]
@@ -63,8 +65,16 @@ def _encoder_graph(encoder: Encoder) -> onnx.ModelProto:
         # A row a column until the end: onnxruntime is several times as fast along contiguous values as across them.
         flat = build.constant(np.array([1, -1], np.int64))
         raw = build.add("Concat", [build.add("Reshape", [name, flat]) for name in numeric], axis=0)
-        missing = build.add("Or", [build.add("IsNaN", [raw]), build.add("IsInf", [raw])])
-        present = build.add("Where", [missing, build.constant(np.float32(0)), raw])
+        missing, present = _missing_and_present(build, raw)
+        if encoder.ratios:
+            above, below = (
+                build.constant(np.array([position[name] for name in names], np.int64))
+                for names in zip(*((r.numerator, r.denominator) for r in encoder.ratios), strict=True)
+            )
+            divided = [build.add("Gather", [raw, above], axis=0), build.add("Gather", [present, below], axis=0)]
+            position |= {ratio.name: len(position) + i for i, ratio in enumerate(encoder.ratios)}
+            raw = build.add("Concat", [raw, build.add("Div", divided)], axis=0)
+            missing, present = _missing_and_present(build, raw)
         blocks = []
         for way in dict.fromkeys(n.way for n in encoder.numeric):
             parts = [n for n in encoder.numeric if n.way == way]
@@ -79,6 +89,8 @@ def _encoder_graph(encoder: Encoder) -> onnx.ModelProto:
             limited = build.add("Clip", [build.add("Mul", [centred, inverse]), *limits])
             absent = build.add("Gather", [missing, columns], axis=0)
             blocks.append(build.add("Where", [absent, build.constant(np.float32(0)), limited]))
+        if encoder.piecewise:
+            blocks.append(_pieces(build, encoder.piecewise, position, missing, present))
         if encoder.indicators:
             columns = build.constant(np.array([position[name] for name in encoder.indicators], np.int64))
             absent = build.add("Gather", [missing, columns], axis=0)
@@ -104,6 +116,27 @@ def _encoder_graph(encoder: Encoder) -> onnx.ModelProto:
         build.add("Concat", codes, axis=1, output="codes")
         outputs.append(helper.make_tensor_value_info("codes", TensorProto.INT64, ["rows", len(encoder.categorical)]))
     return build.model("encoder", inputs, outputs)
+
+
+def _missing_and_present(build: _Builder, raw: str) -> tuple[str, str]:
+    """Which numbers are missing, and the numbers with 0 in the place of those."""
+    missing = build.add("Or", [build.add("IsNaN", [raw]), build.add("IsInf", [raw])])
+    return missing, build.add("Where", [missing, build.constant(np.float32(0)), raw])
+
+
+def _pieces(
+    build: _Builder, encodings: Sequence[PiecewiseEncoding], position: dict[str, int], missing: str, present: str
+) -> str:
+    """The pieces of all encodings, (pieces, rows), of numbers by their position."""
+    by_piece = [part for part in encodings for _ in part.names]
+    columns = build.constant(np.array([position[part.column] for part in by_piece], np.int64))
+    absent, values = (build.add("Gather", [held, columns], axis=0) for held in (missing, present))
+    medians = build.constant(np.array([[part.median] for part in by_piece], np.float32))
+    lows = build.constant(np.concatenate([part.lows for part in encodings])[:, None])
+    inverse = build.constant(np.concatenate([part.inverse_widths for part in encodings])[:, None])
+    beyond = build.add("Sub", [build.add("Where", [absent, medians, values]), lows])
+    ends = [build.constant(np.float32(0)), build.constant(np.float32(1))]
+    return build.add("Clip", [build.add("Mul", [beyond, inverse]), *ends])
 
 
 def _network_graph(network: FraudNetwork, encoder: Encoder) -> onnx.ModelProto:

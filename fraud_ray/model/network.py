@@ -1,4 +1,9 @@
-"""The networks: encoded rows in, one logit a row out."""
+"""The networks: encoded rows in, one logit a row out.
+
+A network is named by its settings: a multilayer perceptron or residual blocks; ReLU or SiLU; layer norm or none;
+categories one-hot or embedded; one network or several members trained as one batched computation, whose weights are
+their own or shared but for scales. All are trained by the same loop and exported by the same graph.
+"""
 
 from __future__ import annotations
 
@@ -15,58 +20,78 @@ from torch.nn import functional as F
 
 @dataclass(frozen=True)
 class NetworkShape:
-    """All that is needed to build a network again: what it reads, its layers, and how many members it has."""
+    """All that is needed to build a network again.
+
+    features, code_sizes: what it reads; network: mlp or residual; activation: relu or silu; embedding_size: None for
+    one-hot categories; member_weights: own or shared.
+    """
 
     features: int
     code_sizes: tuple[int, ...]
     hidden_sizes: tuple[int, ...]
     dropout: float
     members: int = 1
+    network: str = "mlp"
+    activation: str = "relu"
+    layer_norm: bool = False
+    embedding_size: int | None = None
+    member_weights: str = "own"
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
 
     @classmethod
     def from_json(cls, stored: Mapping[str, Any]) -> NetworkShape:
-        return cls(
-            stored["features"],
-            tuple(stored["code_sizes"]),
-            tuple(stored["hidden_sizes"]),
-            stored["dropout"],
-            stored["members"],
-        )
+        sizes = {name: tuple(stored[name]) for name in ("code_sizes", "hidden_sizes")}
+        return cls(**{**stored, **sizes})
 
 
 class FraudNetwork(nn.Module):
-    """A multilayer perceptron on features and one-hot categories, or several trained as one batched computation.
+    """A network on features and categories, or several members whose probability is the mean of theirs.
 
-    The members share nothing but their rows: each has weights and dropout of its own, and the network's probability is
-    the mean of theirs. The first layer's product with the one-hot columns is a sum of rows of its weight, which is what
-    `categories` looks up. Those rows start at zero, so that a category never seen in training adds nothing.
+    With hidden sizes (a, b, c) a multilayer perceptron has layers of a, b and c units. A residual network has a units
+    throughout, to which a block of b and a block of c hidden units each add their output.
+
+    Members with weights of their own share nothing but their rows (and embeddings, where there are any). One-hot
+    categories: the first layer's product with the one-hot columns is a sum of rows of its weight, which is what
+    `categories` looks up. Those rows, and embeddings, start at zero, so that a category never seen in training adds
+    nothing.
     """
 
     starts: Tensor
 
     def __init__(self, shape: NetworkShape) -> None:
         super().__init__()
-        widths = (*shape.hidden_sizes, 1)
         self.members = shape.members
-        self.first = nn.Linear(shape.features, shape.members * widths[0]) if shape.features else None
+        residual = shape.network == "residual"
+        widths = (*(shape.hidden_sizes[:1] if residual else shape.hidden_sizes), 1)
+        inputs = shape.features
         self.categories: nn.Embedding | None = None
+        self.embeddings: nn.Embedding | None = None
         if shape.code_sizes:
-            self.categories = nn.Embedding(sum(shape.code_sizes), shape.members * widths[0])
-            nn.init.zeros_(self.categories.weight)
             starts = torch.tensor([0, *shape.code_sizes[:-1]]).cumsum(0)
             self.register_buffer("starts", starts.to(torch.int32), persistent=False)
-        self.activations = nn.ModuleList(DroppedReLU(shape.dropout) for _ in shape.hidden_sizes)
-        layer = nn.Linear if shape.members == 1 else lambda a, b: MemberLinear(shape.members, a, b)
-        self.following = nn.ModuleList(layer(a, b) for a, b in itertools.pairwise(widths))
+            if shape.embedding_size:
+                self.embeddings = _zeros(sum(shape.code_sizes), shape.embedding_size)
+                inputs += len(shape.code_sizes) * shape.embedding_size
+        self.first = _first_layer(shape, inputs, widths[0]) if inputs else None
+        if shape.code_sizes and not shape.embedding_size:
+            self.categories = _zeros(sum(shape.code_sizes), shape.members * widths[0])
+        blocks = shape.hidden_sizes[1:] if residual else ()
+        self.blocks = nn.ModuleList(ResidualBlock(shape, widths[0], size) for size in blocks)
+        self.activations = nn.ModuleList(_activation(shape, width) for width in widths[:-1])
+        pairs = list(itertools.pairwise(widths))
+        self.following = nn.ModuleList(
+            _layer(shape, a, b, is_head=i == len(pairs)) for i, (a, b) in enumerate(pairs, 1)
+        )
 
     def forward(self, features: Tensor, codes: Tensor) -> Tensor:
         """Logits float32 (rows,) of features float32 (rows, F) and codes int (rows, C).
 
         In training the members' own logits, (rows, members), each of which is fitted to the labels.
         """
+        if self.embeddings is not None:
+            features = torch.cat([features, self.embeddings(codes + self.starts).flatten(1)], dim=1)
         parts = [] if self.first is None else [self.first(features)]
         if self.categories is not None:
             rows = self.categories(codes + self.starts)
@@ -75,12 +100,27 @@ class FraudNetwork(nn.Module):
         hidden = parts[0] if len(parts) == 1 else parts[0] + parts[1]
         if self.members > 1:
             hidden = hidden.unflatten(1, (self.members, -1)).transpose(0, 1)
+        for block in self.blocks:
+            hidden = block(hidden)
         for activation, layer in zip(self.activations, self.following, strict=True):
             hidden = layer(activation(hidden))
         logits: Tensor = hidden.squeeze(-1).T if self.members > 1 else hidden
         if self.training:
             return logits
         return logits.squeeze(1) if self.members == 1 else logit_of_mean(logits)
+
+
+class ResidualBlock(nn.Module):
+    """Adds to its input what a layer of `size` hidden units makes of it."""
+
+    def __init__(self, shape: NetworkShape, width: int, size: int) -> None:
+        super().__init__()
+        norm = [_norm(shape, width)] if shape.layer_norm else []
+        self.added = nn.Sequential(*norm, _layer(shape, width, size), _dropped(shape), _layer(shape, size, width))
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        result: Tensor = hidden + self.added(hidden)
+        return result
 
 
 class MemberLinear(nn.Module):
@@ -94,6 +134,78 @@ class MemberLinear(nn.Module):
 
     def forward(self, hidden: Tensor) -> Tensor:
         return torch.baddbmm(self.bias, hidden, self.weight)
+
+
+class SharedLinear(nn.Module):
+    """A linear layer whose weight members share, each with a bias and scales of inputs and outputs of its own.
+
+    Reads (members, rows, inputs) like MemberLinear; or, as the first layer, (rows, inputs), the same for all members,
+    which it makes (rows, members * outputs) of. There the scales of inputs start as random signs, so that the members
+    differ from the start. Source: Gorishniy, Kotelnikov, Babenko, "TabM" (2024), section 3.
+    """
+
+    def __init__(self, members: int, inputs: int, outputs: int, random_signs: bool) -> None:
+        super().__init__()
+        bound = 1 / math.sqrt(inputs)
+        self.weight = nn.Parameter(torch.empty(inputs, outputs).uniform_(-bound, bound))
+        self.bias = nn.Parameter(torch.empty(members, 1, outputs).uniform_(-bound, bound))
+        signs = torch.randint(2, (members, inputs, 1)) * 2.0 - 1 if random_signs else torch.ones(members, inputs, 1)
+        self.input_scales = nn.Parameter(signs)
+        self.output_scales = nn.Parameter(torch.ones(members, 1, outputs))
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        # The scales go to the weight, which is smaller than what it is multiplied with.
+        weights = self.input_scales * self.weight * self.output_scales
+        if hidden.dim() == 2:
+            return F.linear(hidden, weights.transpose(1, 2).flatten(0, 1), self.bias.flatten())
+        return torch.baddbmm(self.bias, hidden, weights)
+
+
+class MemberNorm(nn.Module):
+    """Layer norm of (members, rows, width), with a scale and a shift for each member."""
+
+    def __init__(self, members: int, width: int) -> None:
+        super().__init__()
+        self.width = width
+        self.weight = nn.Parameter(torch.ones(members, 1, width))
+        self.bias = nn.Parameter(torch.zeros(members, 1, width))
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        return F.layer_norm(hidden, (self.width,)) * self.weight + self.bias
+
+
+def _zeros(codes: int, size: int) -> nn.Embedding:
+    table = nn.Embedding(codes, size)
+    nn.init.zeros_(table.weight)
+    return table
+
+
+def _first_layer(shape: NetworkShape, inputs: int, outputs: int) -> nn.Module:
+    """From (rows, inputs) to (rows, members * outputs)."""
+    if shape.members > 1 and shape.member_weights == "shared":
+        return SharedLinear(shape.members, inputs, outputs, random_signs=True)
+    return nn.Linear(inputs, shape.members * outputs)
+
+
+def _layer(shape: NetworkShape, inputs: int, outputs: int, is_head: bool = False) -> nn.Module:
+    """A layer after the first; members that share the others have a last one of their own."""
+    if shape.members == 1:
+        return nn.Linear(inputs, outputs)
+    if shape.member_weights == "shared" and not is_head:
+        return SharedLinear(shape.members, inputs, outputs, random_signs=False)
+    return MemberLinear(shape.members, inputs, outputs)
+
+
+def _norm(shape: NetworkShape, width: int) -> nn.Module:
+    return nn.LayerNorm(width) if shape.members == 1 else MemberNorm(shape.members, width)
+
+
+def _dropped(shape: NetworkShape) -> nn.Module:
+    return {"relu": DroppedReLU, "silu": DroppedSiLU}[shape.activation](shape.dropout)
+
+
+def _activation(shape: NetworkShape, width: int) -> nn.Module:
+    return nn.Sequential(_norm(shape, width), _dropped(shape)) if shape.layer_norm else _dropped(shape)
 
 
 def logit_of_mean(logits: Tensor) -> Tensor:
@@ -119,14 +231,33 @@ class DroppedReLU(nn.Module):
         return dropped
 
 
+class DroppedSiLU(nn.Module):
+    """SiLU, then dropout with a mask like DroppedReLU's."""
+
+    def __init__(self, dropout: float) -> None:
+        super().__init__()
+        self.dropped_of_256 = round(dropout * 256)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        active = F.silu(hidden)
+        if not self.training or self.dropped_of_256 == 0:
+            return active
+        return active * (_kept(hidden, self.dropped_of_256) * (256 / (256 - self.dropped_of_256)))
+
+
+def _kept(hidden: Tensor, dropped_of_256: int) -> Tensor:
+    """A mask of hidden's shape, 0 for the dropped units and 1 for the others, as bytes."""
+    words = torch.empty((hidden.numel() + 7) // 8, dtype=torch.int64, device=hidden.device)
+    # From -2**63 with no upper bound, torch fills all 64 bits in one draw.
+    draws = words.random_(-(2**63), None).view(torch.uint8)[: hidden.numel()].view(hidden.shape)
+    return draws.ge_(dropped_of_256)
+
+
 class _DroppedReLU(torch.autograd.Function):
     @staticmethod
     def forward(context: Any, hidden: Tensor, dropped_of_256: int) -> Tensor:
-        words = torch.empty((hidden.numel() + 7) // 8, dtype=torch.int64, device=hidden.device)
-        # From -2**63 with no upper bound, torch fills all 64 bits in one draw.
-        draws = words.random_(-(2**63), None).view(torch.uint8)[: hidden.numel()].view(hidden.shape)
         context.scale = 256 / (256 - dropped_of_256)
-        mask = draws.ge_(dropped_of_256).to(hidden.dtype)
+        mask = _kept(hidden, dropped_of_256).to(hidden.dtype)
         kept = torch.addcmul(hidden.new_zeros(()), mask, hidden, value=context.scale).relu_()
         context.save_for_backward(kept)
         return kept

@@ -13,7 +13,7 @@ from onnxruntime.capi import onnxruntime_pybind11_state as faults
 
 from fraud_ray.model.encoder import FeatureColumn, categories, numbers
 
-GRAPH = "model.onnx"  # the graph's file in a bundle
+GRAPH, INFO = "model.onnx", "bundle.json"  # files of a bundle
 
 
 class GraphError(ValueError):

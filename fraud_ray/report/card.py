@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from fraud_ray.report.page import ReportValues, masked
+from fraud_ray.provenance import without_passwords
+from fraud_ray.report.page import ReportValues
 from fraud_ray.report.pictures import recall_interval, slice_name
 
 MOST_CHARACTERS = 5_000  # what MLflow's database keeps of a version's description
@@ -16,14 +17,15 @@ def model_card(values: ReportValues) -> str:
         f"# {values.settings.registry.model_name}: run {run.name}",
         f"Gives a card transaction its probability of fraud (calibration: {values.settings.decision.calibration}); "
         f"from {evaluation.threshold:.4f} up it is an alert.",
-        f"**Trained** on {masked(values.data)} (fingerprint `{run.record['fingerprint']}`), {values.final.span}: "
+        f"**Trained** on {without_passwords(values.data)} (fingerprint `{run.record['fingerprint']}`), "
+        f"{values.final.span}: "
         f"{values.final.fit.rows:,} fit rows with {values.final.fit.frauds:,} frauds; "
         f"started {run.created[:16].replace('T', ' ')} UTC by {run.record['user']}, code: {values.code}.",
         f"**Result.** {values.summary}",
         _figures(values),
         _gate(values),
         _weakest(values),
-        f"**Report:** {masked(run.folder)}/report.html",
+        f"**Report:** {without_passwords(run.folder)}/report.html",
     ]
     card = "\n\n".join(section for section in sections if section) + "\n"
     return card if len(card) <= MOST_CHARACTERS else card[: MOST_CHARACTERS - 2] + "…\n"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,6 +14,7 @@ import jinja2
 from fraud_ray.decision.curves import Curves
 from fraud_ray.decision.gate import GateDecision
 from fraud_ray.decision.metrics import Evaluation, SliceEvaluation
+from fraud_ray.provenance import without_passwords
 from fraud_ray.report import pictures, training
 from fraud_ray.report.pictures import Picture
 from fraud_ray.rows import PreparedFold
@@ -23,6 +23,7 @@ from fraud_ray.settings import Range, Settings
 
 if TYPE_CHECKING:
     from fraud_ray.data.drift import Drift
+    from fraud_ray.decision.comparison import Comparison
     from fraud_ray.registry.versions import RegisteredVersion
     from fraud_ray.training.search import SearchOutcome
 
@@ -45,7 +46,7 @@ class ReportValues:
 
     data: where the partitions lie; rows, partitions: how many they are. folds: selection folds, then the final one.
     version: None while nothing is registered. timings: seconds a stage. drift: None where there was no champion to
-    compare with.
+    compare with. comparison: with the champion, after a retraining.
     """
 
     run: RunRecord
@@ -62,6 +63,7 @@ class ReportValues:
     version: RegisteredVersion | None = None
     timings: Mapping[str, float] = field(default_factory=dict)
     drift: Drift | None = None
+    comparison: Comparison | None = None
 
     @property
     def final(self) -> PreparedFold:
@@ -194,16 +196,11 @@ def _template() -> jinja2.Template:
         duration=lambda seconds: f"{seconds:.1f} s" if seconds < 60 else str(timedelta(seconds=round(seconds))),
         by_name=lambda measures: {measure.name: measure for measure in measures},
         digits=lambda value: f"{value:.3g}",
-        masked=masked,
+        masked=without_passwords,
         setting=_shown,
     )
     environment.globals.update(recall_interval=pictures.recall_interval, slice_name=pictures.slice_name)
     return environment.get_template("template.html.j2")
-
-
-def masked(text: str) -> str:
-    """A text without the user and password of the addresses in it."""
-    return re.sub(r"://[^/@\s]*@", "://***@", text)
 
 
 def _shown(value: Any) -> str:
@@ -222,5 +219,8 @@ def _options(options: Any) -> str:
     if options is None:
         return ""
     if isinstance(options, Range):
-        return f"{options.low:g} to {options.high:g}{', logarithmic' if options.log else ''}"
-    return "; ".join(_shown(option) for option in options)
+        searched = f"{options.low:g} to {options.high:g}{', logarithmic' if options.log else ''}"
+    else:
+        searched = "; ".join(_shown(option) for option in options.values)
+    conditions = " and ".join(f"{name} {' or '.join(map(_shown, values))}" for name, values in options.when.items())
+    return f"{searched} (with {conditions})" if conditions else searched

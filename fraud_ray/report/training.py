@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -9,7 +10,7 @@ import numpy as np
 
 from fraud_ray.report.pictures import Picture
 from fraud_ray.report.plot import CHARACTER, WIDTH, Axis, Plot, number
-from fraud_ray.settings import Range, SearchSettings
+from fraud_ray.settings import Options, Range, SearchSettings
 
 if TYPE_CHECKING:
     from fraud_ray.training.search import SearchOutcome
@@ -67,6 +68,8 @@ def selection_scores(found: SearchOutcome) -> Picture:
 def parallel_coordinates(found: SearchOutcome, search: SearchSettings, weights: Mapping[str, float]) -> Picture:
     """One line a trial, from hyperparameter to hyperparameter down to its score; the best is marked.
 
+    A line passes by a hyperparameter whose condition did not hold.
+
     weights: importances by name; the most important stands next to the score.
     """
     judged = [trial for trial in found.trials if trial.average_precision is not None]
@@ -85,19 +88,20 @@ def parallel_coordinates(found: SearchOutcome, search: SearchSettings, weights: 
     lines = []
     for rank, trial in enumerate(judged):
         spread = rank / max(len(judged) - 1, 1) - 0.5
-        xs = [_position(trial.hyperparameters[name], search.space[name], spread) for name in names]
-        lines.append([*xs, score_axis.share(trial.average_precision or 0.0)])
+        rows = [row for row, name in enumerate(names) if name in trial.hyperparameters]
+        xs = [_position(trial.hyperparameters[names[row]], search.space[names[row]], spread) for row in rows]
+        lines.append([*zip(xs, rows, strict=True), (score_axis.share(trial.average_precision or 0.0), len(names))])
     # From worst to best, so that the best lies on top.
     for rank, line in reversed(list(enumerate(lines))):
         shade = "line" if rank == 0 else f"{_other(len(lines))} tone-{4 * rank // len(lines)}"
-        plot.line(line, [row + middle for row in range(len(line))], shade)
+        plot.line([x for x, _ in line], [row + middle for _, row in line], shade)
     for row, name in enumerate(names):
         weight = f"importance {weights[name]:.0%}" if name in weights else ""
         _draw_row(plot, row + middle, name, weight, _ticks(search.space[name]))
     _draw_row(
         plot, len(names) + middle, "selection AP", "", [(x, score_axis.shown(v)) for x, v in ((0, low), (1, high))]
     )
-    for row, x in enumerate(lines[0]):
+    for x, row in lines[0]:
         plot.dot(x, row + middle, radius=4)
     meaning = " Importance: share of what a random forest explains of the score." if weights else ""
     caption = f"A line a trial ({len(judged):,} with a score), the best in colour.{meaning}"
@@ -108,14 +112,18 @@ def importances(found: SearchOutcome, search: SearchSettings) -> dict[str, float
     """How much each hyperparameter says about the selection AP; the shares add up to 1.
 
     The mean decrease of variance over the splits of a random forest. Empty for fewer than FEWEST_TRIALS trials, for
-    trials that all score the same, and where fewer than two hyperparameters vary.
+    trials that all score the same, and where fewer than two hyperparameters vary. One that is absent from a trial,
+    as its condition does not hold, is missing to the forest.
     Source: Breiman, "Random Forests" (2001).
     """
     from sklearn.ensemble import RandomForestRegressor
 
     judged = [trial for trial in found.trials if trial.average_precision is not None]
-    points = {name: [_position(t.hyperparameters[name], search.space[name]) for t in judged] for name in search.space}
-    varied = [name for name, values in points.items() if len(set(values)) > 1]
+    points = {
+        name: [_position(t.hyperparameters[name], options) if name in t.hyperparameters else math.nan for t in judged]
+        for name, options in search.space.items()
+    }
+    varied = [name for name, values in points.items() if len({str(value) for value in values}) > 1]
     scores = [trial.average_precision for trial in judged]
     if len(judged) < FEWEST_TRIALS or len(varied) < 2 or len(set(scores)) == 1:
         return {}
@@ -130,34 +138,25 @@ def _other(lines: int) -> str:
     return "other" if lines <= MOST_PLAIN_LINES else "other many"
 
 
-def _index(value: Any, options: Sequence[Any]) -> int:
-    """Position of a value among options, where a list equals a tuple."""
-    return [_listed(option) for option in options].index(_listed(value))
-
-
-def _listed(value: Any) -> Any:
-    return list(value) if isinstance(value, tuple) else value
-
-
-def _position(value: Any, options: Any, spread: float = 0.0) -> float:
+def _position(value: Any, options: Options, spread: float = 0.0) -> float:
     """Where a value stands between 0 and 1.
 
     spread: -0.5 to 0.5; sets lines through the same listed value side by side, in a band that lies within as well.
     """
     if isinstance(options, Range):
         return Axis("", options.low, options.high, log=options.log).share(value)
-    band = min(0.12, 0.3 / len(options))
-    share = 0.5 if len(options) == 1 else _index(value, options) / (len(options) - 1)
+    values = options.plain
+    band = min(0.12, 0.3 / len(values))
+    share = 0.5 if len(values) == 1 else values.index(value) / (len(values) - 1)
     return band / 2 + share * (1 - band) + spread * band
 
 
-def _ticks(options: Any) -> list[tuple[float, str]]:
+def _ticks(options: Options) -> list[tuple[float, str]]:
     if isinstance(options, Range):
         return [(0.0, number(options.low)), (1.0, number(options.high))]
-    shown = [
-        ", ".join(map(str, o)) if isinstance(o, tuple) else number(o) if _is_number(o) else str(o) for o in options
-    ]
-    ticks = [(_position(option, options), text) for option, text in zip(options, shown, strict=True)]
+    values = options.plain
+    shown = [", ".join(map(str, v)) if isinstance(v, list) else number(v) if _is_number(v) else str(v) for v in values]
+    ticks = [(_position(value, options), text) for value, text in zip(values, shown, strict=True)]
     fits = CHARACTER * max(map(len, shown)) < 0.6 * WIDTH / max(len(shown) - 1, 1)
     return ticks if fits else [ticks[0], ticks[-1]]
 

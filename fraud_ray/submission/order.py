@@ -10,10 +10,11 @@ from pathlib import Path
 from fraud_ray.cluster import refuse_relative_folders
 from fraud_ray.data.source import open_source
 from fraud_ray.errors import DataError, ServerError, SettingsError
+from fraud_ray.retrain import newest_window
 from fraud_ray.run import run_name
 from fraud_ray.settings import Loaded, Settings, load_settings
 
-_PROGRAM = ("python", "jobs/pipeline.py")
+_RUN, _RETRAIN = ("python", "jobs/pipeline.py"), ("python", "jobs/retrain.py")
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,7 @@ class Order:
 
 @dataclass(frozen=True)
 class CommandLine:
-    """A command line of jobs/pipeline.py, taken apart."""
+    """A command line of jobs/pipeline.py or jobs/retrain.py, taken apart."""
 
     program: tuple[str, ...]
     config: str
@@ -60,14 +61,20 @@ class CommandLine:
         return (*self.program, "-c", self.config, *overrides, *named)
 
 
-def order(config: Path, overrides: Sequence[str], name: str | None, template: CommandLine | None = None) -> Order:
-    """The run of this configuration with these overrides.
+def order(
+    config: Path,
+    overrides: Sequence[str],
+    name: str | None,
+    template: CommandLine | None = None,
+    retrain: bool = False,
+) -> Order:
+    """The run, or the retraining, of this configuration with these overrides.
 
     template: the command line that the job has by itself; its overrides come first, its name last. name: may hold the
     data's date, which is looked up; a run without any name gets its default one. Raises SettingsError for invalid
     settings, folders that no job can see, and a name that depends on data which cannot be read from here.
     """
-    base = template or CommandLine(_PROGRAM, config.as_posix())
+    base = template or CommandLine(_RUN, config.as_posix())
     every = (*base.overrides, *overrides)
     loaded = load_settings(config, every)
     pattern = name or loaded.settings.run.name or base.name
@@ -75,8 +82,8 @@ def order(config: Path, overrides: Sequence[str], name: str | None, template: Co
         loaded = load_settings(config, [*every, f"run.name={json.dumps(pattern)}"])
     refuse_relative_folders(loaded.settings)
     _refuse_relative_data(loaded.settings)
-    run = _settled_name(loaded)
-    line = CommandLine(base.program, base.config, every, run)
+    run = _settled_name(loaded, retrain)
+    line = CommandLine(_RETRAIN if retrain else base.program, base.config, every, run)
     return Order(run, loaded.settings, line.words(), config)
 
 
@@ -89,7 +96,7 @@ def _refuse_relative_data(settings: Settings) -> None:
         )
 
 
-def _settled_name(loaded: Loaded) -> str:
+def _settled_name(loaded: Loaded, retrain: bool) -> str:
     pattern = loaded.settings.run.name
     if pattern is not None and "{" not in pattern:
         return pattern
@@ -100,4 +107,4 @@ def _settled_name(loaded: Loaded) -> str:
             f"the run's name {f'{pattern!r} ' if pattern else ''}comes from its data, which cannot be read from here: "
             f"{fault}\nGive a name without a date: --name …"
         ) from fault
-    return run_name(loaded, source.fingerprint, source.as_of)
+    return run_name(newest_window(loaded, source) if retrain else loaded, source.fingerprint, source.as_of)

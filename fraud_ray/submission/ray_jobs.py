@@ -52,7 +52,7 @@ class RayJobs:
     def create(self, order: Order, number: int) -> bool:
         _require_in_working_folder(order)
         name = order.attempt_name(number)
-        told = {_RUN: order.run, _ATTEMPT: str(number), _SETTINGS: json.dumps(order.settings.resolved())}
+        told = {_RUN: order.run, _ATTEMPT: str(number), _SETTINGS: json.dumps(order.settings.recorded())}
         # What .gitignore names is not uploaded: data, stores, environments.
         environment = {"working_dir": ".", "env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": str(_STOP_WAIT_S)}}
         with self._reported():

@@ -20,6 +20,7 @@ from fraud_ray.submission.order import CommandLine, Order
 
 OVERLAYS = Path("cluster/overlays")
 RUN_LABEL, ATTEMPT_LABEL, SETTINGS_ANNOTATION = "fraud-ray/run", "fraud-ray/attempt", "fraud-ray/settings"
+_COMPONENT = "app.kubernetes.io/component"
 LONGEST_NAME = 47  # KubeRay's limit for a RayJob: it appends to the name
 
 Document = dict[str, Any]
@@ -62,7 +63,8 @@ def render_overlay(overlay: str | None) -> Template:
     if made.returncode:
         raise SettingsError(f"kubectl kustomize {folder}: {made.stderr.strip()}")
     documents = [document for document in yaml.safe_load_all(made.stdout) if document]
-    job = _only(folder, [d for d in documents if d["kind"] == "RayJob"], "RayJob")
+    labelled = [d for d in documents if d["metadata"].get("labels", {}).get(_COMPONENT) == "run"]
+    job = _only(folder, [d for d in labelled if d["kind"] == "RayJob"], f"RayJob with the label {_COMPONENT}: run")
     mounted = {volume["configMap"]["name"] for volume in _volumes(job) if "configMap" in volume}
     maps = [d for d in documents if d["kind"] == "ConfigMap" and d["metadata"]["name"] in mounted]
     return Template(overlay, job, _only(folder, maps, "ConfigMap that the RayJob mounts"))
@@ -79,7 +81,7 @@ def fill(template: Template, order: Order, number: int) -> tuple[Document, Docum
     metadata = job["metadata"]
     metadata["name"] = name
     metadata["labels"] = {**metadata.get("labels", {}), RUN_LABEL: order.run, ATTEMPT_LABEL: str(number)}
-    resolved = yaml.safe_dump(order.settings.resolved(), sort_keys=False, default_flow_style=None, width=110)
+    resolved = yaml.safe_dump(order.settings.recorded(), sort_keys=False, default_flow_style=None, width=110)
     metadata["annotations"] = {**metadata.get("annotations", {}), SETTINGS_ANNOTATION: resolved}
     # One quoting for two shells: the first takes it off, and `ray job submit` puts it on again for the second.
     job["spec"]["entrypoint"] = shlex.join(order.words)

@@ -7,9 +7,6 @@ checkpoint. No state of Tune's own is read back.
 
 from __future__ import annotations
 
-import hashlib
-import itertools
-import json
 import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
@@ -25,11 +22,11 @@ from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, MedianStoppingRule
 
 from fraud_ray.errors import FraudRayError
 from fraud_ray.rows import PreparedFold
-from fraud_ray.settings import Range, SearchSettings, Settings, TrainSettings
+from fraud_ray.settings import SearchSettings, Settings, TrainSettings
 from fraud_ray.storage import Storage
+from fraud_ray.training.space import EstimatorSearcher, Hyperparameters, enumerate_space, trial_id
 from fraud_ray.training.trainer import CURVE, load_logits, make_job, place, run_job, train_on_workers
 
-Hyperparameters = dict[str, Any]
 METRIC = "best_average_precision"
 
 
@@ -55,7 +52,7 @@ class Trial:
         return cls(**{**stored, "curve": tuple(stored["curve"])})
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class SearchOutcome:
     """The best trial, and all trials from best to worst. The best one's holdout logits: `selection_logits`."""
 
@@ -63,6 +60,15 @@ class SearchOutcome:
     trials: tuple[Trial, ...]
     folder: str
     reused: int
+
+    def __repr__(self) -> str:
+        best, trials = self.best, len(self.trials)
+        chosen = ", ".join(f"{name} {value}" for name, value in best.hyperparameters.items()) or "settings as given"
+        kept = f", {self.reused} kept" if self.reused else ""
+        return (
+            f"{trials:,} trial{'' if trials == 1 else 's'}{kept}; best: {chosen}, "
+            f"selection AP {best.average_precision:.4f} at epoch {best.best_epoch}"
+        )
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -90,7 +96,7 @@ def search(
     known = {trial.id: trial for trial in _read_ledger(storage, folder) if trial.status != "failed"}
     for trial in known.values():
         finished(trial)
-    plan = None if space.algorithm == "tpe" and space.space else enumerate_space(space)
+    plan = None if space.algorithm == "tpe" and space.space else enumerate_space(settings)
     open_points = None if plan is None else [p for p in plan if trial_id(p) not in known]
     total = len(plan) if plan is not None else space.trials
     update(len(known), total, f"{len(known)} trials kept" if known else "")
@@ -115,28 +121,6 @@ def search(
 def selection_logits(outcome: SearchOutcome, storage: Storage) -> list[np.ndarray[Any, np.dtype[np.float32]]]:
     """Holdout logits of the best trial at its best epoch, one array a selection fold."""
     return load_logits(storage, f"{outcome.folder}/{outcome.best.id}")
-
-
-def trial_id(hyperparameters: Hyperparameters) -> str:
-    """Eight hexadecimal digits that name a trial by its hyperparameters."""
-    return hashlib.sha256(json.dumps(hyperparameters, sort_keys=True).encode()).hexdigest()[:8]
-
-
-def enumerate_space(search: SearchSettings) -> list[Hyperparameters]:
-    """The distinct points of a grid, or of `search.trials` random draws; one empty point for an empty space."""
-    names = list(search.space)
-    if search.algorithm == "grid" or not names:
-        lists = [[_plain(v) for v in options] for options in search.space.values() if not isinstance(options, Range)]
-        return [dict(zip(names, values, strict=True)) for values in itertools.product(*lists)]
-    generator = np.random.default_rng(search.seed)
-    points: dict[str, Hyperparameters] = {}
-    # A small space of lists may hold fewer distinct points than trials asked for.
-    for _ in range(100 * search.trials):
-        point = {name: _draw(name, search.space[name], generator) for name in names}
-        points.setdefault(trial_id(point), point)
-        if len(points) == search.trials:
-            break
-    return list(points.values())
 
 
 def concurrency(settings: Settings, resources: dict[str, float]) -> int:
@@ -164,7 +148,7 @@ def trial_resources(settings: Settings) -> dict[str, float]:
 def run_trial(config: dict[str, Any], context: dict[str, Any]) -> None:
     """Tune's train function: one trial, in this process or on workers of its own."""
     settings = Settings.model_validate(context["settings"])
-    point = _point(config, settings.search)
+    point = config["point"]
     train = settings.train_with(point)
     job = make_job(
         Storage(context["storage"]), f"{context['folder']}/{trial_id(point)}", train, train.epochs, context["folds"]
@@ -219,7 +203,7 @@ class _Watcher(tune.Callback):
             self._conclude(trial, None)
 
     def _conclude(self, trial: Any, fault: str | None) -> None:
-        point = _point(trial.config, self.settings.search)
+        point = trial.config["point"]
         name = trial_id(point)
         curve = self.storage.get_json(f"{self.folder}/{name}/{CURVE}") or []
         last = curve[-1] if curve else {}
@@ -268,7 +252,8 @@ def _run_tune(
     }
     trainable = tune.with_resources(tune.with_parameters(run_trial, context=context), _own_resources(settings))
     if points is None:
-        param_space, algorithm = {}, _optuna(search, known)
+        judged = [(t.hyperparameters, t.average_precision) for t in known.values() if t.average_precision is not None]
+        param_space, algorithm = {}, EstimatorSearcher(settings, METRIC, judged)
         samples = search.trials - len(known)
     else:
         param_space, algorithm, samples = {"point": tune.grid_search(points)}, None, 1
@@ -284,8 +269,8 @@ def _run_tune(
             max_concurrent_trials=concurrency(settings, ray.cluster_resources()),
             time_budget_s=search.time_budget_s,
             reuse_actors=settings.train.workers == 1,
-            trial_name_creator=lambda trial: trial_id(_point(trial.config, search)),
-            trial_dirname_creator=lambda trial: trial_id(_point(trial.config, search)),
+            trial_name_creator=lambda trial: trial_id(trial.config["point"]),
+            trial_dirname_creator=lambda trial: trial_id(trial.config["point"]),
         ),
         run_config=tune.RunConfig(
             name="tune",
@@ -318,68 +303,6 @@ def _scheduler(search: SearchSettings, train: TrainSettings) -> TrialScheduler:
     if search.scheduler == "median":
         return MedianStoppingRule(time_attr="epoch", grace_period=search.grace_epochs)
     return FIFOScheduler()
-
-
-def _optuna(search: SearchSettings, known: dict[str, Trial]) -> Any:
-    import optuna
-    from ray.tune.search.optuna import OptunaSearch
-
-    optuna.logging.set_verbosity(optuna.logging.ERROR)
-    space: dict[str, Any] = {}
-    for name, options in search.space.items():
-        if not isinstance(options, Range):
-            # By position: Optuna's categories cannot be lists.
-            space[name] = optuna.distributions.CategoricalDistribution(list(range(len(options))))
-        elif _is_integer(name):
-            space[name] = optuna.distributions.IntDistribution(int(options.low), int(options.high), log=options.log)
-        else:
-            space[name] = optuna.distributions.FloatDistribution(options.low, options.high, log=options.log)
-    told = [t for t in known.values() if t.average_precision is not None]
-    return OptunaSearch(
-        space=space,
-        metric=METRIC,
-        mode="max",
-        seed=search.seed + len(known),
-        points_to_evaluate=[_encode(t.hyperparameters, search) for t in told] or None,
-        evaluated_rewards=[t.average_precision for t in told] or None,
-    )
-
-
-def _point(config: dict[str, Any], search: SearchSettings) -> Hyperparameters:
-    """The hyperparameters in a trial's config: as enumerated, or as Optuna draws them."""
-    if "point" in config:
-        point: Hyperparameters = config["point"]
-        return point
-    return {
-        name: config[name] if isinstance(options, Range) else _plain(options[config[name]])
-        for name, options in search.space.items()
-    }
-
-
-def _encode(point: Hyperparameters, search: SearchSettings) -> dict[str, Any]:
-    return {
-        name: point[name] if isinstance(options, Range) else [_plain(v) for v in options].index(point[name])
-        for name, options in search.space.items()
-    }
-
-
-def _draw(name: str, options: Any, generator: np.random.Generator) -> Any:
-    if not isinstance(options, Range):
-        return _plain(options[int(generator.integers(len(options)))])
-    if options.log:
-        value = float(np.exp(generator.uniform(np.log(options.low), np.log(options.high))))
-    else:
-        value = float(generator.uniform(options.low, options.high))
-    return round(value) if _is_integer(name) else value
-
-
-def _is_integer(name: str) -> bool:
-    return TrainSettings.model_fields[name].annotation is int
-
-
-def _plain(value: Any) -> Any:
-    """A value as JSON gives it back, so that a point and its stored form have the same identity."""
-    return json.loads(json.dumps(value))
 
 
 def _ledger_key(folder: str, name: str) -> str:

@@ -17,7 +17,7 @@ import uuid
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
@@ -39,12 +39,17 @@ STATE, CURVE, LOGITS = "state.pt", "curve.json", "best.npz"
 Job = dict[str, Any]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Fitted:
     """A network after its last epoch: weights by name, and a dictionary an epoch."""
 
     weights: dict[str, torch.Tensor]
     curve: tuple[dict[str, Any], ...]
+
+    def __repr__(self) -> str:
+        epochs, last = len(self.curve), self.curve[-1]
+        told = f"{epochs:,} epoch{'' if epochs == 1 else 's'}, loss {last['loss']:.4f}"
+        return f"{told}, {last['rows_per_second']:,.0f} rows/s"
 
 
 def place(fold: PreparedFold, settings: TrainSettings, storage: Storage, with_holdout: bool) -> dict[str, Any]:
@@ -105,7 +110,8 @@ def load_fitted(storage: Storage, folder: str) -> Fitted:
 
 def network_shape(features: int, code_sizes: tuple[int, ...], settings: TrainSettings) -> NetworkShape:
     """The network that these settings ask for on so many features and categories."""
-    return NetworkShape(features, code_sizes, settings.hidden_sizes, settings.dropout, settings.members)
+    chosen = {field.name for field in fields(NetworkShape)} - {"features", "code_sizes"}
+    return NetworkShape(features, code_sizes, **{name: getattr(settings, name) for name in chosen})
 
 
 def train_on_workers(

@@ -110,8 +110,8 @@ def _jobs(document: Document) -> Iterator[Finding]:
         return
     field = RAY_JOBS[document.kind]
     job = at(document.body, field)
-    if not job["entrypoint"].startswith("python jobs/pipeline.py -c configs/"):
-        yield Finding(document, f"{field}.entrypoint", "must run jobs/pipeline.py with a file of configs/")
+    if not re.match(r"python jobs/(pipeline|retrain|score)\.py -c configs/", job["entrypoint"]):
+        yield Finding(document, f"{field}.entrypoint", "must run a script of jobs/ with a file of configs/")
     for name in ("backoffLimit", "activeDeadlineSeconds", "preRunningDeadlineSeconds"):
         if job.get(name) is None:
             yield Finding(document, f"{field}.{name}", "missing")

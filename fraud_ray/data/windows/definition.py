@@ -19,13 +19,14 @@ DAY = 86_400_000_000  # in microseconds, the unit of all times here
 class Measure:
     """One column that looks back on an entity's transactions.
 
-    compute, of: as in settings. The window of a transaction at time t covers (t - delay - length, t - delay];
+    compute, of, among: as in settings. The window of a transaction at time t covers (t - delay - length, t - delay];
     length and delay in microseconds. current: whether the transaction itself is in its window.
     """
 
     name: str
     compute: str
     of: str | None
+    among: str
     length: int
     delay: int
     current: bool
@@ -51,7 +52,8 @@ class Definition:
             if column.entity is not None:
                 delay = round(self.windows.delay_of(column) * DAY)
                 current = column.current and not column.is_of_past and not delay
-                measure = Measure(name, column.compute, column.of, round(days * DAY), delay, current)
+                length = round(days * DAY)
+                measure = Measure(name, column.compute, column.of, column.among, length, delay, current)
                 measures[column.entity] = (*measures.get(column.entity, ()), measure)
         return measures
 

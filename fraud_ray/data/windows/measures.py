@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
@@ -17,10 +18,13 @@ from fraud_ray.settings import WindowsSettings
 _NO_SPREAD = 1e-12
 
 
-def compute(rows: Transactions, asked: Mask, measures: Sequence[Measure], decimals: int) -> dict[str, Float64]:
+def compute(
+    rows: Transactions, asked: Mask, measures: Sequence[Measure], decimals: int
+) -> dict[str, npt.NDArray[np.float32]]:
     """The measures of the rows asked for, by name, each of shape (asked,), in their order; NaN where there is none.
 
-    The other rows are history alone. Raises DataError for values too large to be summed exactly.
+    In float32, as a model reads them, so that files hold what it is fitted on. The other rows are history alone. Raises
+    DataError for values too large to be summed exactly.
     """
     timeline = Timeline(rows, asked, decimals)
     return {measure.name: timeline.in_given_order(_KINDS[measure.compute](timeline, measure)) for measure in measures}
@@ -39,23 +43,31 @@ def calendar(compute: str, times: pa.ChunkedArray, windows: WindowsSettings) -> 
 
 
 def _count(timeline: Timeline, measure: Measure) -> Float64:
-    return timeline.total(measure, timeline.counts).astype(float)
+    if measure.among == "all":
+        low, high = timeline.window(measure)
+        return (high - low + measure.current).astype(float)
+    return timeline.total(measure, timeline.members(measure.among)).astype(float)
+
+
+def _share(timeline: Timeline, measure: Measure) -> Float64:
+    """0 where there are no transactions."""
+    every = _count(timeline, replace(measure, among="all"))
+    return _count(timeline, measure) / np.maximum(every, 1)
 
 
 def _sum(timeline: Timeline, measure: Measure) -> Float64:
-    return timeline.total(measure, timeline.sums(_of(measure))) / timeline.unit
+    return timeline.total(measure, timeline.sums(*_of(measure))) / timeline.unit
 
 
 def _mean(timeline: Timeline, measure: Measure) -> Float64:
-    total = timeline.total(measure, timeline.sums(_of(measure)))
-    return _ratio(total / timeline.unit, timeline.total(measure, timeline.present(_of(measure))))
+    return _ratio(_sum(timeline, measure), timeline.total(measure, timeline.present(*_of(measure))))
 
 
 def _std(timeline: Timeline, measure: Measure) -> Float64:
     """With n - 1 in the denominator; none for fewer than two values."""
-    count = timeline.total(measure, timeline.present(_of(measure))).astype(float)
-    total = timeline.total(measure, timeline.sums(_of(measure))).astype(float)
-    high, mixed, low = (timeline.total(measure, part) for part in timeline.squares(_of(measure)))
+    count = timeline.total(measure, timeline.present(*_of(measure))).astype(float)
+    total = timeline.total(measure, timeline.sums(*_of(measure))).astype(float)
+    high, mixed, low = (timeline.total(measure, part) for part in timeline.squares(*_of(measure)))
     squares = high * 4.0**LOW_BITS + mixed * 2.0 ** (LOW_BITS + 1) + low
     spread = count * squares - total * total
     spread[spread <= _NO_SPREAD * count * squares] = 0
@@ -63,8 +75,16 @@ def _std(timeline: Timeline, measure: Measure) -> Float64:
 
 
 def _max(timeline: Timeline, measure: Measure) -> Float64:
+    return _largest(timeline, measure, timeline.values(*_of(measure)))
+
+
+def _min(timeline: Timeline, measure: Measure) -> Float64:
+    return -_largest(timeline, measure, -timeline.values(*_of(measure)))
+
+
+def _largest(timeline: Timeline, measure: Measure, values: Float64) -> Float64:
     low, high = timeline.window(measure)
-    values = np.nan_to_num(timeline.values(_of(measure)), nan=-np.inf)
+    values = np.where(np.isnan(values), -np.inf, values)
     largest = _range_max(values, low, high)
     if measure.current:
         largest = np.maximum(largest, values[timeline.asked])
@@ -87,7 +107,7 @@ def _distinct(timeline: Timeline, measure: Measure) -> Float64:
     """A row stands for its value from the first window that holds it until one holds the value's next row, or it no
     more; the rows that stand in a window are its distinct values."""
     low, high = timeline.window(measure)
-    codes = timeline.texts(_of(measure))
+    codes = timeline.texts(*_of(measure))
     rows = np.arange(len(codes))
     value = timeline.entity.astype(np.int64) * (int(codes.max(initial=0)) + 2) + codes
     order = np.argsort(value, kind="stable")  # by entity, value and time
@@ -115,9 +135,38 @@ def _at(positions: Int64, length: int) -> Int64:
     return np.bincount(positions, minlength=length + 1)[:length]
 
 
-def _since_previous(timeline: Timeline, measure: Measure) -> Float64:
+def _since_last(timeline: Timeline, measure: Measure) -> Float64:
+    _, high = timeline.window(measure)
+    return _days_since(timeline, measure, timeline.members(measure.among)[high] - 1)
+
+
+def _since_first(timeline: Timeline, measure: Measure) -> Float64:
+    low, _ = timeline.window(measure)
+    return _days_since(timeline, measure, timeline.members(measure.among)[low])
+
+
+def _streak(timeline: Timeline, measure: Measure) -> Float64:
+    """Rows of one instant have no order: one that does not count ends the streak before all of them."""
     low, high = timeline.window(measure)
-    return _days_since(timeline, np.where(low < high, high - 1, -1))
+    instant = timeline.instant
+    ends = np.bincount(instant[~timeline.is_among(measure.among)], minlength=len(instant))[instant] > 0
+    # The latest row that ends a streak, before each position.
+    broken = np.append(-1, np.maximum.accumulate(np.where(ends, np.arange(len(ends)), -1)))
+    return np.asarray(high - np.maximum(broken[high] + 1, low), float)
+
+
+def _since_streak(timeline: Timeline, measure: Measure) -> Float64:
+    _, high = timeline.window(measure)
+    streak = _streak(timeline, measure)
+    began = timeline.time[np.where(streak > 0, high - streak, 0).astype(np.int64)]
+    return np.where(streak > 0, (timeline.time[timeline.asked] - began) / DAY, np.nan)
+
+
+def _days_since(timeline: Timeline, measure: Measure, number: Int64) -> Float64:
+    """Days since a member, by its number among all of them; none where the window has no member."""
+    positions = np.append(np.flatnonzero(timeline.is_among(measure.among)), 0)
+    passed = (timeline.time[timeline.asked] - timeline.time[positions[number]]) / DAY
+    return np.where(_count(timeline, measure) > 0, passed, np.nan)
 
 
 def _ratio_to_mean(timeline: Timeline, measure: Measure) -> Float64:
@@ -132,44 +181,15 @@ def _deviations(timeline: Timeline, measure: Measure) -> Float64:
     return _ratio(_own(timeline, measure) - _mean(timeline, measure), _std(timeline, measure))
 
 
-def _frauds(timeline: Timeline, measure: Measure) -> Float64:
-    return timeline.total(measure, timeline.frauds).astype(float)
-
-
-def _fraud_share(timeline: Timeline, measure: Measure) -> Float64:
-    """0 where there are no transactions."""
-    return _frauds(timeline, measure) / np.maximum(_count(timeline, measure), 1)
-
-
-def _since_last_fraud(timeline: Timeline, measure: Measure) -> Float64:
-    _, high = timeline.window(measure)
-    return _since_fraud(timeline, measure, timeline.frauds[high] - 1)
-
-
-def _since_first_fraud(timeline: Timeline, measure: Measure) -> Float64:
-    low, _ = timeline.window(measure)
-    return _since_fraud(timeline, measure, timeline.frauds[low])
-
-
-def _since_fraud(timeline: Timeline, measure: Measure, number: Int64) -> Float64:
-    """number: which of all frauds, for each row asked for; none where its window has no fraud."""
-    positions = np.append(np.flatnonzero(np.diff(timeline.frauds)), -1)
-    return _days_since(timeline, np.where(_frauds(timeline, measure) > 0, positions[number], -1))
-
-
-def _days_since(timeline: Timeline, position: Int64) -> Float64:
-    """Days from the row at each position, none where it is -1."""
-    passed = (timeline.time[timeline.asked] - timeline.time[position]) / DAY
-    return np.where(position < 0, np.nan, passed)
-
-
 def _own(timeline: Timeline, measure: Measure) -> Float64:
-    return timeline.values(_of(measure))[timeline.asked]
+    column, _ = _of(measure)
+    return timeline.values(column)[timeline.asked]
 
 
-def _of(measure: Measure) -> str:
+def _of(measure: Measure) -> tuple[str, str]:
+    """The column, and which rows of it count."""
     assert measure.of is not None, "settings require a column"
-    return measure.of
+    return measure.of, measure.among
 
 
 def _ratio(above: Float64, below: Float64 | Int64) -> Float64:
@@ -179,17 +199,18 @@ def _ratio(above: Float64, below: Float64 | Int64) -> Float64:
 
 _KINDS: dict[str, Callable[[Timeline, Measure], Float64]] = {
     "count": _count,
+    "share": _share,
     "sum": _sum,
     "mean": _mean,
+    "min": _min,
     "max": _max,
     "std": _std,
     "distinct": _distinct,
-    "since_previous": _since_previous,
+    "since_last": _since_last,
+    "since_first": _since_first,
+    "streak": _streak,
+    "since_streak": _since_streak,
     "ratio_to_mean": _ratio_to_mean,
     "ratio_to_max": _ratio_to_max,
     "deviations": _deviations,
-    "frauds": _frauds,
-    "fraud_share": _fraud_share,
-    "since_last_fraud": _since_last_fraud,
-    "since_first_fraud": _since_first_fraud,
 }

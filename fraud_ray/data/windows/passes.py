@@ -68,8 +68,8 @@ class Job:
 class Scattered:
     """What scattering finds in one partition.
 
-    first, last: times in microseconds; types: by entity, `text` or `integers`; identity: SHA-256, in hexadecimal, over
-    what windows read of it but for the labels, so that the same transactions are known again.
+    first, last: times in microseconds; types: of entities and ids by column, `text` or `integers`; identity: SHA-256,
+    in hexadecimal, over what windows read of it but for the labels, so that the same transactions are known again.
     """
 
     violations: tuple[Violation, ...]
@@ -82,35 +82,38 @@ class Scattered:
 def scatter(item: tuple[int, Partition], job: Job) -> Scattered:
     """One partition, with its position in the source."""
     index, partition = item
-    definition, data = job.definition, job.definition.data
-    table = read_partition(job.root, partition, data, definition.reads)
-    has_labels = data.label in table.column_names
-    checked = [name for name in definition.reads if name != data.label or has_labels or job.needs_labels]
-    violations = check_columns(table, {name: data.columns[name] for name in checked}, partition.shown)
+    definition = job.definition
+    table, violations = _checked(partition, job.root, definition, job.needs_labels)
     if violations or not table.num_rows:
         return Scattered(tuple(violations))
-    needed = _needed(table, definition)
-    digest = hashlib.sha256(_written([pa.record_batch({n: c for n, c in needed.items() if n != _LABEL})]))
-    types = {}
-    for name in definition.by_entity:
-        entities = _names(table[name])
-        bucket = _bucket_of(entities, job.buckets)
+    needed, entities = _needed(table, definition), _entities(table, definition)
+    identifier = definition.data.of_kind("id")
+    types = {} if identifier is None else {identifier: _type_of(needed[_ID])}
+    for name, of_rows in entities.items():
+        bucket = _bucket_of(of_rows, job.buckets)
         order = np.argsort(bucket, kind="stable")
-        block = pa.record_batch({**needed, "entity": entities}).take(pa.array(order))
+        block = pa.record_batch({**needed, "entity": of_rows}).take(pa.array(order))
         cuts = np.searchsorted(bucket[order], np.arange(job.buckets + 1))
         blocks = [block.slice(int(begin), int(end - begin)) for begin, end in pairwise(cuts)]
         job.storage.put(job.scattered(name, index), _written(blocks))
-        digest.update(_written([pa.record_batch({"entity": entities})]))
-        types[name] = "integers" if pa.types.is_integer(entities.type) else "text"
+        types[name] = _type_of(of_rows)
     times = needed["time"].to_numpy()
-    return Scattered((), int(times.min()), int(times.max()), types, digest.hexdigest())
+    return Scattered((), int(times.min()), int(times.max()), types, _identity(needed, entities))
+
+
+def identify(partition: Partition, root: str, definition: Definition) -> str | None:
+    """The identity of a partition of this source; None where it has no rows, or columns that break the contract."""
+    table, violations = _checked(partition, root, definition, needs_labels=False)
+    if violations or not table.num_rows:
+        return None
+    return _identity(_needed(table, definition), _entities(table, definition))
 
 
 def gather(task: int, job: Job, newest: int, state: str | None, labels: pa.Table | None) -> None:
     """One bucket of one entity, by its place in `job.tasks`.
 
     newest: time of the newest transaction, in microseconds; state: folder of the state that is extended; labels: id
-    (text) and label of earlier transactions, known by now.
+    and label of earlier transactions, known by now.
     """
     entity, bucket = job.tasks[task]
     definition = job.definition
@@ -122,12 +125,7 @@ def gather(task: int, job: Job, newest: int, state: str | None, labels: pa.Table
         rows = _with_labels(rows, labels)
     asked = np.arange(rows.num_rows) >= sum(block.num_rows for block in known)
     columns = compute(_transactions(rows, definition), asked, measures, definition.windows.decimals)
-    made = pa.record_batch(
-        {
-            "row": np.concatenate([block["row"].to_numpy() for block in blocks]),
-            **{name: values.astype(np.float32) for name, values in columns.items()},
-        }
-    )
+    made = pa.record_batch({"row": np.concatenate([block["row"].to_numpy() for block in blocks]), **columns})
     cuts = np.cumsum([0, *(block.num_rows for block in blocks)]).tolist()
     job.storage.put(job.gathered(task), _written([made.slice(begin, end - begin) for begin, end in pairwise(cuts)]))
     held = rows.filter(pc.greater(rows["time"], newest - definition.horizon(entity)))
@@ -178,8 +176,31 @@ def _of_calendar(table: pa.Table, job: Job, partition: Partition) -> dict[str, n
     return {made: calendar(kind, times, definition.windows) for made, kind in definition.calendar.items()}
 
 
+def _checked(
+    partition: Partition, root: str, definition: Definition, needs_labels: bool
+) -> tuple[pa.Table, list[Violation]]:
+    """What windows read of a partition, and what of it breaks the contract."""
+    data = definition.data
+    table = read_partition(root, partition, data, definition.reads)
+    has_labels = data.label in table.column_names
+    checked = [name for name in definition.reads if name != data.label or has_labels or needs_labels]
+    return table, check_columns(table, {name: data.columns[name] for name in checked}, partition.shown)
+
+
+def _identity(needed: dict[str, pa.Array], entities: dict[str, pa.Array]) -> str:
+    digest = hashlib.sha256()
+    for columns in ({name: column for name, column in needed.items() if name != _LABEL}, entities):
+        if columns:
+            digest.update(_written([pa.record_batch(columns)]))
+    return digest.hexdigest()
+
+
+def _entities(table: pa.Table, definition: Definition) -> dict[str, pa.Array]:
+    return {name: names(table[name]) for name in definition.by_entity}
+
+
 def _needed(table: pa.Table, definition: Definition) -> dict[str, pa.Array]:
-    """What every block holds beside its entity: the row's place, time, values, texts, label and, as text, the id."""
+    """What every block holds beside its entity: the row's place, time, values, texts, label and id."""
     data = definition.data
     label, identifier = data.label, data.of_kind("id")
     columns: dict[str, Any] = {
@@ -188,14 +209,17 @@ def _needed(table: pa.Table, definition: Definition) -> dict[str, pa.Array]:
         **{f"{_VALUE}{name}": pc.cast(table[name], pa.float64(), safe=False) for name in definition.values},
         **{f"{_TEXT}{name}": strings(table[name]) for name in definition.texts},
         _LABEL: pc.cast(table[label], pa.int8()) if label in table.column_names else pa.nulls(len(table), pa.int8()),
-        **({} if identifier is None else {_ID: strings(table[identifier])}),
+        **({} if identifier is None else {_ID: names(table[identifier])}),
     }
     return {n: c.combine_chunks() if isinstance(c, pa.ChunkedArray) else c for n, c in columns.items()}
 
 
 def _with_labels(rows: pa.Table, labels: pa.Table) -> pa.Table:
     """The rows with the labels that have come since."""
-    found = pc.index_in(rows[_ID], labels["id"])
+    held, come = rows[_ID], labels["id"]
+    if held.type != come.type:
+        held, come = strings(held), strings(come)
+    found = pc.index_in(held, come)
     label = pc.coalesce(labels["label"].take(found), rows[_LABEL])
     return rows.set_column(rows.column_names.index(_LABEL), _LABEL, label)
 
@@ -210,12 +234,16 @@ def _transactions(rows: pa.Table, definition: Definition) -> Transactions:
     )
 
 
-def _names(column: pa.ChunkedArray) -> pa.Array:
-    """Entities as int64 or text; missing, also the empty text, as null."""
+def names(column: pa.ChunkedArray) -> pa.Array:
+    """Entities or ids as int64 or text; missing, also the empty text, as null."""
     if pa.types.is_integer(column.type):
         return pc.cast(column, pa.int64()).combine_chunks()
     texts = strings(column).combine_chunks()
     return pc.if_else(pc.equal(texts, ""), None, texts)
+
+
+def _type_of(names: pa.Array) -> str:
+    return "integers" if pa.types.is_integer(names.type) else "text"
 
 
 def _bucket_of(entities: pa.Array, buckets: int) -> npt.NDArray[np.int16]:

@@ -21,23 +21,22 @@ from functools import partial
 from typing import TypeVar
 
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from fraud_ray.data.contract import ContractViolation
 from fraud_ray.data.keys import BUCKETS
-from fraud_ray.data.source import Source, read_partition
+from fraud_ray.data.source import Source
 from fraud_ray.data.tasks import Update, map_tasks
 from fraud_ray.data.windows.definition import Definition
 from fraud_ray.data.windows.passes import Job, Scattered, assemble, gather, scatter
 from fraud_ray.errors import DataError
-from fraud_ray.model.encoder import strings
-from fraud_ray.settings import DataSettings
 from fraud_ray.storage import Storage
 
 # Part of the key: raise it when the same data and declarations come to give other columns.
 VERSION = 1
 # Rows that a bucket holds, where the settings do not say how many buckets there are: some hundred bytes each.
 ROWS_A_BUCKET = 500_000
+# Rows of which each pass makes a task of its own, and not of fewer: some tenths of a second.
+ROWS_A_TASK = 200_000
 
 _NEVER = -(2**62)  # microseconds since 1970
 
@@ -50,8 +49,8 @@ class State:
     """What lies below windows/<key>/.
 
     definition: fingerprint of the windows; newest: time of the newest transaction, in microseconds since 1970; types:
-    by entity, `text` or `integers`; counted: partitions that it has seen, by the hash of their content, with the names
-    they had; parent: key of the state that was extended.
+    of entities and ids by column, `text` or `integers`; counted: partitions that it has seen, by the hash of their
+    content, with the names they had; parent: key of the state that was extended.
     """
 
     key: str
@@ -81,7 +80,10 @@ def load_state(storage: Storage, key: str) -> State:
     """Raises DataError where there is none."""
     manifest = storage.get_json(_manifest(key))
     if manifest is None:
-        raise DataError(f"no window state at {storage.path(_folder(key))}; compute the windows of the history first")
+        raise DataError(
+            f"no window state at {storage.path(_folder(key))}; compute the windows of the history first, or name the "
+            "storage.root below which that was done"
+        )
     return State(**manifest)
 
 
@@ -115,23 +117,6 @@ def extend(
             "of the history with the model's own declarations first"
         )
     return _computed(source, definition, storage, update, state, labels)
-
-
-def read_labels(source: Source, data: DataSettings) -> pa.Table:
-    """Labels by id: columns `id` (text) and `label` (int8). Raises DataError for partitions without either."""
-    identifier = data.of_kind("id")
-    if identifier is None:
-        raise DataError("labels are fed by id; declare a column of kind 'id' under data.columns")
-    tables = []
-    for partition in source.partitions:
-        table = read_partition(source.root, partition, data, [identifier, data.label])
-        for name in (identifier, data.label):
-            if name not in table.column_names:
-                raise DataError(
-                    f"{partition.shown}: column '{name}' is missing; labels need '{identifier}' beside them"
-                )
-        tables.append(pa.table({"id": strings(table[identifier]), "label": pc.cast(table[data.label], pa.int8())}))
-    return pa.concat_tables(tables)
 
 
 def _computed(
@@ -224,7 +209,7 @@ class _Passes:
     ) -> list[Result]:
         """The results in the order of the items."""
         results: dict[int, Result] = {}
-        for position, result in map_tasks(function, items, weights):
+        for position, result in map_tasks(function, items, weights, ROWS_A_TASK):
             results[position] = result
             self.done = min(self.done + weights[position], self.total)
             self.update(self.done, self.total, name)

@@ -66,13 +66,14 @@ class Timeline:
         self._rows = rows
         self._place = (np.cumsum(asked) - 1)[order[self.asked]]
         self.edge = cache(self._edge)
+        self.members = cache(self._members)
         self.present = cache(self._present)
         self.sums = cache(self._sums)
         self.squares = cache(self._squares)
 
-    def in_given_order(self, values: npt.NDArray[np.generic]) -> Float64:
+    def in_given_order(self, values: npt.NDArray[np.generic]) -> npt.NDArray[np.float32]:
         """A value of each row asked for, in the order in which the rows were given."""
-        placed = np.empty(len(values))
+        placed = np.empty(len(values), np.float32)
         placed[self._place] = values
         return placed
 
@@ -97,39 +98,45 @@ class Timeline:
         return np.maximum.accumulate(np.where(begins, np.arange(len(begins)), 0))
 
     @cached_property
-    def counts(self) -> Int64:
-        """Running number of rows."""
-        return np.arange(len(self.time) + 1)
+    def fraud(self) -> Mask:
+        return self._rows.fraud[self.order]
 
-    @cached_property
-    def frauds(self) -> Int64:
-        """Running number of frauds."""
-        return _running(self._rows.fraud[self.order])
+    def is_among(self, among: str) -> Mask:
+        """Which rows count, shape (rows,): all, or by their label."""
+        return {"all": np.ones(len(self.time), bool), "frauds": self.fraud, "legitimate": ~self.fraud}[among]
 
-    def values(self, column: str) -> Float64:
-        return self._rows.values[column][self.order]
+    def values(self, column: str, among: str = "all") -> Float64:
+        """Shape (rows,); NaN also for rows that do not count."""
+        values = self._rows.values[column][self.order]
+        return values if among == "all" else np.where(self.is_among(among), values, np.nan)
 
-    def texts(self, column: str) -> Int32:
-        return self._rows.texts[column][self.order]
+    def texts(self, column: str, among: str = "all") -> Int32:
+        """Codes, shape (rows,); -1 also for rows that do not count."""
+        codes = self._rows.texts[column][self.order]
+        return codes if among == "all" else np.where(self.is_among(among), codes, np.int32(-1))
 
-    def _present(self, column: str) -> Int64:
+    def _members(self, among: str) -> Int64:
+        """Running number of rows that count."""
+        return _running(self.is_among(among))
+
+    def _present(self, column: str, among: str) -> Int64:
         """Running number of values that are not missing."""
-        return _running(~np.isnan(self.values(column)))
+        return _running(~np.isnan(self.values(column, among)))
 
-    def _sums(self, column: str) -> Int64:
+    def _sums(self, column: str, among: str) -> Int64:
         """Running sum in units."""
-        return _running(self._units(column))
+        return _running(self._units(column, among))
 
-    def _squares(self, column: str) -> tuple[Int64, Int64, Int64]:
+    def _squares(self, column: str, among: str) -> tuple[Int64, Int64, Int64]:
         """Running sums of high * high, high * low and low * low, where high * 2^LOW_BITS + low are a value's units."""
-        units = self._units(column)
+        units = self._units(column, among)
         high, low = units >> LOW_BITS, units & (2**LOW_BITS - 1)
         self._check_sum(column, np.square(np.abs(high).max(initial=0), dtype=float))
         return _running(high * high), _running(high * low), _running(low * low)
 
-    def _units(self, column: str) -> Int64:
+    def _units(self, column: str, among: str) -> Int64:
         """Values in whole units, 0 where missing."""
-        scaled = np.rint(np.nan_to_num(self.values(column)) * self.unit)
+        scaled = np.rint(np.nan_to_num(self.values(column, among)) * self.unit)
         self._check_sum(column, np.abs(scaled).max(initial=0))
         return scaled.astype(np.int64)
 

@@ -1,0 +1,80 @@
+"""Day after day: the state to go on from, the partitions that it has not counted, and the labels that came since.
+
+windows/latest/<fingerprint of the windows>/<time of the newest transaction>-<key> names a state all of whose columns
+have been used.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import replace
+from datetime import UTC, datetime
+from functools import partial
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from fraud_ray.data.source import Source, read_partition
+from fraud_ray.data.tasks import map_tasks
+from fraud_ray.data.windows.definition import Definition
+from fraud_ray.data.windows.passes import identify, names
+from fraud_ray.data.windows.state import ROWS_A_TASK, State, load_state
+from fraud_ray.errors import DataError
+from fraud_ray.model.encoder import strings
+from fraud_ray.settings import DataSettings
+from fraud_ray.storage import Storage
+
+
+def uncounted(state: State, source: Source, definition: Definition) -> Source | None:
+    """The partitions that the state has not counted; None where none of them holds a row. Reads them all, on Ray."""
+    identities: dict[int, str | None] = {}
+    rows = [partition.rows for partition in source.partitions]
+    known = partial(identify, root=source.root, definition=definition)
+    for position, identity in map_tasks(known, source.partitions, rows, ROWS_A_TASK):
+        identities[position] = identity
+    left = tuple(p for position, p in enumerate(source.partitions) if identities[position] not in state.counted)
+    if len(left) == len(source.partitions):
+        return source
+    fingerprint = hashlib.sha256("\n".join([source.fingerprint, *(p.shown for p in left)]).encode()).hexdigest()
+    return replace(source, partitions=left, fingerprint=fingerprint) if any(p.rows for p in left) else None
+
+
+def make_latest(storage: Storage, state: State) -> None:
+    """Lets `latest_after` find the state: call it when nothing is left to be done with the columns made with it."""
+    newest = datetime.fromtimestamp(state.newest / 1e6, UTC)
+    storage.put(f"{_latest(state)}/{newest:%Y%m%dT%H%M%S%f}-{state.key}", b"")
+
+
+def latest_after(storage: Storage, state: State) -> State:
+    """The newest state made latest, of the same windows, that has counted all that this one has; else this one."""
+    for found in reversed(storage.keys(_latest(state))):
+        other = load_state(storage, found.rpartition("-")[2])
+        if other.newest < state.newest:
+            break
+        if other.counted.keys() >= state.counted.keys():
+            return other
+    return state
+
+
+def read_labels(source: Source, data: DataSettings) -> pa.Table:
+    """Labels by id: columns `id` (int64 or text) and `label` (int8). Raises DataError for partitions without either."""
+    identifier = data.of_kind("id")
+    if identifier is None:
+        raise DataError("labels are fed by id; declare a column of kind 'id' under data.columns")
+    tables = []
+    for partition in source.partitions:
+        table = read_partition(source.root, partition, data, [identifier, data.label])
+        for name in (identifier, data.label):
+            if name not in table.column_names:
+                raise DataError(
+                    f"{partition.shown}: column '{name}' is missing; labels need '{identifier}' beside them"
+                )
+        tables.append(pa.table({"id": names(table[identifier]), "label": pc.cast(table[data.label], pa.int8())}))
+    if len({table.schema for table in tables}) > 1:
+        tables = [table.set_column(0, "id", strings(table["id"])) for table in tables]
+    return pa.concat_tables(tables)
+
+
+def _latest(state: State) -> str:
+    """The prefix of the latest states of the same windows."""
+    return f"windows/latest/{state.definition}"

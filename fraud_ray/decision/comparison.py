@@ -1,0 +1,115 @@
+"""Champion against challenger on the same holdout: is the difference there, and large enough to change for?"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from fraud_ray.decision.bootstrap import paired_intervals
+from fraud_ray.decision.cuts import Array, checked
+from fraud_ray.decision.gate import SUBJECTS
+from fraud_ray.decision.metrics import confusion_at, rate_metrics
+from fraud_ray.errors import FraudRayError
+from fraud_ray.settings import Settings
+
+
+@dataclass(frozen=True)
+class Scored:
+    """What a model says of the holdout: probabilities (rows,), and the threshold from which on it alerts."""
+
+    probabilities: Array
+    threshold: float
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One metric of both models on the same rows.
+
+    low, high: interval of the difference, challenger less champion, at this confidence, from a paired bootstrap;
+    margin: the smallest difference for which the champion is replaced; version: the champion's.
+    """
+
+    metric: str
+    champion: float
+    challenger: float
+    low: float
+    high: float
+    confidence: float
+    margin: float
+    rows: int
+    version: int
+
+    @property
+    def difference(self) -> float:
+        return self.challenger - self.champion
+
+    @property
+    def is_better(self) -> bool:
+        """Whether the challenger is better by the margin, and by more than chance explains."""
+        return self.difference >= self.margin and self.low > 0
+
+    @property
+    def message(self) -> str:
+        """Both figures and what follows, as a sentence."""
+        verdict = "the challenger takes its place" if self.is_better else "the champion stays"
+        return (
+            f"{SUBJECTS[self.metric]} {self.challenger:.4f} against {self.champion:.4f} of the champion, version "
+            f"{self.version}, on the same {self.rows:,} rows: {self.difference:+.4f} ({self.confidence:.0%} interval "
+            f"{self.low:+.4f} to {self.high:+.4f}); {self.margin:g} and an interval above 0 are asked for; "
+            f"{verdict}"
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, stored: Mapping[str, Any]) -> Comparison:
+        return cls(**stored)
+
+
+def compare(
+    challenger: Scored, champion: Scored, version: int, labels: Array, entity: Array | None, settings: Settings
+) -> Comparison:
+    """The comparison on rows of these labels (rows,), 0 or 1, and entities (rows,), drawn whole where they are given.
+
+    version: the champion's. The metric is `retrain.metric`, by default the gate's first. Raises FraudRayError where
+    the metric is undefined, as it is for F1 where a model never alerts and there is no fraud.
+    """
+    metric, decision = judged_by(settings), settings.decision
+    low, high = paired_intervals(
+        (challenger.probabilities, challenger.threshold),
+        (champion.probabilities, champion.threshold),
+        labels,
+        entity,
+        settings.retrain.repeats,
+        decision.confidence,
+        decision.seed,
+    )[metric]
+    return Comparison(
+        metric,
+        champion=_metric(champion, labels, metric),
+        challenger=_metric(challenger, labels, metric),
+        low=low,
+        high=high,
+        confidence=decision.confidence,
+        margin=settings.retrain.margin,
+        rows=len(labels),
+        version=version,
+    )
+
+
+def judged_by(settings: Settings) -> str:
+    """The metric that decides about promotion: `retrain.metric`, else the first that the gate bounds, else F1."""
+    gate = settings.gate
+    bounds = {"f1_score": gate.min_f1, "average_precision": gate.min_average_precision, "auc_roc": gate.min_auc}
+    bounded = (name for name, bound in bounds.items() if bound is not None)
+    return settings.retrain.metric or next(bounded, "f1_score")
+
+
+def _metric(model: Scored, labels: Array, name: str) -> float:
+    scores, fraud = checked(model.probabilities, labels)
+    found = rate_metrics(scores, fraud, confusion_at(scores, fraud, model.threshold)).get(name)
+    if found is None:
+        raise FraudRayError(f"{SUBJECTS[name]} is undefined on the holdout, so champion and challenger do not compare")
+    return found

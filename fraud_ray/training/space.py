@@ -1,0 +1,149 @@
+"""Which points of a search space are tried: all of a grid, random draws, or what Optuna's estimator suggests.
+
+A point holds the hyperparameters whose conditions hold in it; all others keep their values of `train`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import typing
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import numpy as np
+from ray.tune.search import Searcher
+
+from fraud_ray.settings import Listed, Options, Settings, TrainSettings
+
+Hyperparameters = dict[str, Any]
+
+
+def trial_id(hyperparameters: Hyperparameters) -> str:
+    """Eight hexadecimal digits that name a trial by its hyperparameters."""
+    return hashlib.sha256(json.dumps(hyperparameters, sort_keys=True).encode()).hexdigest()[:8]
+
+
+def enumerate_space(settings: Settings) -> list[Hyperparameters]:
+    """The distinct points of a grid, or of `search.trials` random draws; one empty point for an empty space."""
+    search = settings.search
+    if search.algorithm == "grid" or not search.space:
+        return _grid(settings)
+    generator = np.random.default_rng(search.seed)
+    points: dict[str, Hyperparameters] = {}
+    # A small space of lists may hold fewer distinct points than trials asked for.
+    for _ in range(100 * search.trials):
+        point = compose(settings, lambda name, options: _draw(name, options, generator))
+        points.setdefault(trial_id(point), point)
+        if len(points) == search.trials:
+            break
+    return list(points.values())
+
+
+def compose(settings: Settings, choose: Callable[[str, Options], Any]) -> Hyperparameters:
+    """A point: in the order of the space, `choose` gives each hyperparameter whose condition holds its value."""
+    point: Hyperparameters = {}
+    for name, options in settings.search.space.items():
+        if _applies(options, point, settings.train):
+            point[name] = choose(name, options)
+    return point
+
+
+class EstimatorSearcher(Searcher):
+    """Tune's view of Optuna's tree-structured Parzen estimator, which knows the trials given from the start."""
+
+    def __init__(self, settings: Settings, metric: str, known: Iterable[tuple[Hyperparameters, float]]) -> None:
+        import optuna
+
+        super().__init__(metric=metric, mode="max")
+        optuna.logging.set_verbosity(optuna.logging.ERROR)
+        self.settings = settings
+        space = settings.search.space
+        told = [
+            optuna.trial.create_trial(
+                params={name: _as_parameter(value, space[name]) for name, value in point.items()},
+                distributions={name: _distribution(name, space[name]) for name in point},
+                value=score,
+            )
+            for point, score in known
+        ]
+        sampler = optuna.samplers.TPESampler(seed=settings.search.seed + len(told))
+        self.study = optuna.create_study(direction="maximize", sampler=sampler)
+        self.study.add_trials(told)
+        self.asked: dict[str, Any] = {}
+
+    def suggest(self, trial_id: str) -> dict[str, Any]:
+        asked = self.asked[trial_id] = self.study.ask()
+
+        def choose(name: str, options: Options) -> Any:
+            if isinstance(options, Listed):
+                return options.plain[asked.suggest_categorical(name, _positions(options))]
+            if _is_integer(name):
+                return asked.suggest_int(name, int(options.low), int(options.high), log=options.log)
+            return asked.suggest_float(name, options.low, options.high, log=options.log)
+
+        return {"point": compose(self.settings, choose)}
+
+    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
+        from optuna.trial import TrialState
+
+        score = (result or {}).get(self.metric)
+        failed = error or score is None
+        self.study.tell(self.asked.pop(trial_id), None if failed else score, TrialState.FAIL if failed else None)
+
+    def save(self, checkpoint_path: str) -> None:
+        """Keeps nothing: a search goes on from its ledger."""
+
+    def restore(self, checkpoint_path: str) -> None:
+        """Reads nothing, likewise."""
+
+
+def _grid(settings: Settings) -> list[Hyperparameters]:
+    points: list[Hyperparameters] = [{}]
+    for name, options in settings.search.space.items():
+        assert isinstance(options, Listed), "validated with the settings"
+        points = [
+            {**point, **chosen}
+            for point in points
+            for chosen in ([{name: v} for v in options.plain] if _applies(options, point, settings.train) else [{}])
+        ]
+    return points
+
+
+def _applies(options: Options, point: Hyperparameters, train: TrainSettings) -> bool:
+    """Whether the condition of a hyperparameter holds in a point, and in `train` for what is not in it."""
+    return all(point.get(name, getattr(train, name)) in wanted for name, wanted in options.when.items())
+
+
+def _draw(name: str, options: Options, generator: np.random.Generator) -> Any:
+    if isinstance(options, Listed):
+        return options.plain[int(generator.integers(len(options.values)))]
+    if options.log:
+        value = float(np.exp(generator.uniform(np.log(options.low), np.log(options.high))))
+    else:
+        value = float(generator.uniform(options.low, options.high))
+    return round(value) if _is_integer(name) else value
+
+
+def _distribution(name: str, options: Options) -> Any:
+    from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+
+    if isinstance(options, Listed):
+        return CategoricalDistribution(_positions(options))
+    if _is_integer(name):
+        return IntDistribution(int(options.low), int(options.high), log=options.log)
+    return FloatDistribution(options.low, options.high, log=options.log)
+
+
+def _positions(options: Listed) -> list[int]:
+    """What Optuna chooses from: its categories cannot be lists."""
+    return list(range(len(options.values)))
+
+
+def _as_parameter(value: Any, options: Options) -> Any:
+    return options.plain.index(value) if isinstance(options, Listed) else value
+
+
+def _is_integer(name: str) -> bool:
+    annotation = TrainSettings.model_fields[name].annotation
+    return int in (annotation, *(getattr(kind, "__origin__", kind) for kind in typing.get_args(annotation)))
