@@ -17,6 +17,9 @@ FASTER = 2.0  # than the example's loop, as on a CPU
 
 
 def stage(world: World) -> list[Row]:
+    """No rows where there is no GPU."""
+    if not torch.cuda.is_available():
+        return []
     device = torch.device("cuda")
     fold = world.prepared(10 * MILLION)
     fit_rows, _ = world.loaded(10 * MILLION)
