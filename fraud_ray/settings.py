@@ -482,14 +482,15 @@ Options = Annotated[
 DEFAULT_SPACE: Mapping[str, Any] = types.MappingProxyType(
     {
         "network": ["mlp", "residual"],
-        "hidden_sizes": [[64, 64], [128, 64], [256, 128]],
+        "hidden_sizes": [[128, 64], [64, 128, 128], [128, 128, 128]],
         "activation": ["relu", "silu"],
         "layer_norm": [False, True],
-        "dropout": {"low": 0.0, "high": 0.5},
-        "learning_rate": {"low": 0.0005, "high": 0.01, "log": True},
+        "members": [1, 4],
+        "member_weights": {"values": ["own", "shared"], "when": {"members": 4}},
+        "dropout": {"low": 0.0, "high": 0.4},
+        "learning_rate": {"low": 0.001, "high": 0.005, "log": True},
         "weight_decay": {"low": 0.001, "high": 0.3, "log": True, "when": {"optimizer": "adamw"}},
-        "members": [1, 4, 8],
-        "member_weights": {"values": ["own", "shared"], "when": {"members": [4, 8]}},
+        "schedule": ["constant", "cosine"],
     }
 )
 

@@ -133,10 +133,10 @@ def test_numbers_in_scientific_notation_are_numbers(config: Path) -> None:
 
 def test_the_default_space_can_be_changed_and_what_is_set_leaves_it(config: Path) -> None:
     search = ("search.space=default", "search.algorithm=tpe")
-    loaded = load(config, *search, "train.optimizer=adam", "train.members=4", "search.space.dropout=[0.1]")
-    assert loaded.notes == ("members is set, so it leaves search.space",)
+    loaded = load(config, *search, "train.optimizer=adam", "train.network=mlp", "search.space.dropout=[0.1]")
+    assert loaded.notes == ("network is set, so it leaves search.space",)
     space = loaded.settings.search.space
-    assert set(space) == set(DEFAULT_SPACE) - {"members"}
+    assert set(space) == set(DEFAULT_SPACE) - {"network"}
     assert isinstance(space["dropout"], Listed)
     assert settings_hash(load(config, *search).settings) == settings_hash(
         load(config, f"search.space={json.dumps(dict(DEFAULT_SPACE))}", "search.algorithm=tpe").settings
