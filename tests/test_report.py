@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Callable
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -92,6 +93,7 @@ def report_values(
         {slices[0]: rng.choice([*(f"kind-{i}" for i in range(categories)), ""], ROWS)},
     )
     evaluation = evaluate(probabilities, rows, threshold, settings.decision)
+    evaluation = replace(evaluation, importance={"amount": 0.1234, "online": -0.0012})
     days_known = 7 if with_roles else None
     curves = Curves.of(
         probabilities, label, threshold, rows.roles.get("true_probability"), days_known, settings.decision.confidence
@@ -215,11 +217,13 @@ CASES: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("case", CASES)
 def test_a_page_is_made_of_any_run_without_network_or_script_and_with_whole_pictures(made: Any, case: str) -> None:
-    page = render(made(**CASES[case]))
+    values = made(**CASES[case])
+    page = render(values)
     assert not re.search(r"https?:|<(script|link|img|iframe|object)\b|\b(src|href)=|url\(|@import", page)
     assert "content=\"default-src 'none'" in page
     drawn = re.findall(r"(<svg viewBox=\"0 0 400 .*?</svg>)\s*</figure>", page, flags=re.DOTALL)
-    assert len(drawn) == page.count("<figure>") - 1, "one figure is a table"
+    tables = 1 + bool(values.evaluation.confusion.tp + values.evaluation.confusion.fp)  # counts; alerts' reliability
+    assert len(drawn) == page.count("<figure>") - tables
     for picture in drawn:
         assert not re.search(r"\b(nan|inf|None)\b", picture)
         ElementTree.fromstring(picture)
@@ -247,6 +251,11 @@ def test_the_numbers_on_the_page_are_the_runs(made: Any, case: str) -> None:
         assert row[2] == (spans(*evaluation["intervals"][name]) if name in evaluation["intervals"] else "")
         if evaluation["best_possible"]:
             assert row[3] == (f"{evaluation['best_possible'][name]:.4f}" if name in evaluation["best_possible"] else "")
+    bins = values.curves.alert_calibration
+    for rows, probability, low, high in zip(*(bins[n] for n in ("rows", "probability", "low", "high")), strict=True):
+        assert cells.row(f"{rows:,.0f}", f"{probability:.4f}")[3] == spans(low, high)
+    for column, loss in evaluation["importance"].items():
+        assert cells.row(column, f"{loss:.4f}")
     counts = evaluation["confusion"]
     assert cells.row("Alert")[1:] == tuple(f"{n:,}" for n in (counts["tp"], counts["fp"], counts["tp"] + counts["fp"]))
     assert cells.row("No alert")[1:3] == tuple(f"{n:,}" for n in (counts["fn"], counts["tn"]))
