@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import pkgutil
 import shutil
 import tempfile
 from pathlib import Path
@@ -12,8 +13,24 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-# Read by Ray when it starts: workers would yield to this process, in which the peers run.
-os.environ.setdefault("RAY_worker_niceness", "0")
+# Names of the stages in the table's order, and the functions that measure them.
+STAGES = {
+    "prepare": "preparing:stage",
+    "train step": "training:stage",
+    "train, DDP": "ranks:stage",
+    "train, streamed": "training:streamed",
+    "train on a GPU": "gpu:stage",
+    "train until": "quality:stage",
+    "search": "searching:stage",
+    "score, in memory": "scoring:in_memory",
+    "score, parquet": "scoring:partitions",
+    "score, one row": "scoring:one_row",
+    "command line, help": "commands:answers",
+    "command line, run": "commands:line",
+    "scaling, rows": "preparing:scaling",
+    "scaling, trials": "searching:scaling",
+    "scaling, ranks": "ranks:scaling",
+}
 
 
 def main() -> None:
@@ -21,15 +38,20 @@ def main() -> None:
 
 
 def benchmark(
-    only: Annotated[str | None, typer.Option(metavar="STAGE", help="Measure the stages that begin with this.")] = None,
+    only: Annotated[
+        list[str] | None, typer.Option(metavar="STAGE", help="Measure the stages that begin with this; repeatable.")
+    ] = None,
     full: Annotated[bool, typer.Option("--full", help="Also 100 M rows and 512 trials.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON: {rows: [...], machine: {...}}.")] = False,
     picture: Annotated[Path | None, typer.Option(metavar="FILE", help="Draw the ratios into an SVG file.")] = None,
     scratch: Annotated[Path | None, typer.Option(help="Folder for data, which is removed; by default in /tmp.")] = None,
 ) -> None:
     """Measures every stage beside its peers, in turn, on this machine. Exit code 1 if a row misses its target."""
+    chosen = {name: measure for name, measure in STAGES.items() if not only or name.startswith(tuple(only))}
+    unknown = [prefix for prefix in only or () if not any(name.startswith(prefix) for name in STAGES)]
+    if unknown:
+        raise typer.BadParameter(f"there is no stage '{unknown[0]}'; there are: {'; '.join(STAGES)}")
     from benchmarks.harness import Row, machine
-    from benchmarks.stages import STAGES
     from benchmarks.table import draw, table
     from benchmarks.world import World
     from fraud_ray.cli.display import Display
@@ -37,9 +59,8 @@ def benchmark(
     from fraud_ray.progress import Quiet
     from fraud_ray.settings import ClusterSettings
 
-    chosen = {name: stage for name, stage in STAGES.items() if only is None or name.startswith(only)}
-    if not chosen:
-        raise typer.BadParameter(f"there is no stage '{only}'; there are: {', '.join(STAGES)}", param_hint="--only")
+    # Read by Ray when it starts: its workers would yield to this process, in which some peers run.
+    os.environ.setdefault("RAY_worker_niceness", "0")
     progress = Display() if os.isatty(2) else Quiet()
     on = machine()
     rows: list[Row] = []
@@ -49,7 +70,7 @@ def benchmark(
             world = World(folder, full)
             for name, measure in chosen.items():
                 with progress.stage(name) as stage:
-                    found = measure(world)
+                    found = pkgutil.resolve_name(f"benchmarks.{measure}")(world)
                     stage.say("; ".join(f"{row.ratio:.3g} x" for row in found if row.ratio is not None))
                 rows += found
     finally:

@@ -5,6 +5,7 @@ A ratio always says how many times as fast as its peer ours is, from the medians
 
 from __future__ import annotations
 
+import math
 import os
 import statistics
 import threading
@@ -39,6 +40,18 @@ class Target:
         return f"{self.sense} {self.bound:.3g} {self.unit}"
 
 
+@dataclass
+class Sample:
+    """The figures of one side: seconds, or what it measured itself; and its peak memory in bytes."""
+
+    values: list[float] = field(default_factory=list)
+    memory: int = 0
+
+    @property
+    def median(self) -> float:
+        return statistics.median(self.values)
+
+
 @dataclass(frozen=True)
 class Row:
     """One line of the table.
@@ -60,6 +73,21 @@ class Row:
     holds: bool = True  # what else the target asks for, such as an equal loss
     note: str = ""
 
+    @classmethod
+    def between(
+        cls,
+        stage: str,
+        unit: Unit,
+        ours: Sample,
+        peer: Sample,
+        peer_name: str,
+        target: Target | None = None,
+        **more: Any,
+    ) -> Row:
+        """A row of two samples."""
+        figures = {"memory": ours.memory, "peer_memory": peer.memory, "target": target, **more}
+        return cls(stage, unit, ours.median, peer.median, peer_name, **figures)
+
     @property
     def ratio(self) -> float | None:
         if self.peer is None:
@@ -73,19 +101,9 @@ class Row:
 
     def to_json(self) -> dict[str, Any]:
         target = None if self.target is None else str(self.target)
-        return {**asdict(self), "ratio": self.ratio, "target": target, "met": self.met}
-
-
-@dataclass
-class Sample:
-    """The figures of one side: seconds, or what it measured itself; and its peak memory in bytes."""
-
-    values: list[float] = field(default_factory=list)
-    memory: int = 0
-
-    @property
-    def median(self) -> float:
-        return statistics.median(self.values)
+        told = {**asdict(self), "ratio": self.ratio, "target": target, "met": self.met}
+        # A side that never gets there takes for ever, of which JSON knows nothing.
+        return {name: None if value == math.inf else value for name, value in told.items()}
 
 
 def in_turn(sides: Mapping[str, Side], repeats: int, warm: bool = True) -> dict[str, Sample]:

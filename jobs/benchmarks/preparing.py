@@ -15,7 +15,7 @@ import pyarrow.dataset as ds
 import pyarrow.feather as feather
 import ray
 
-from benchmarks.harness import GIB, Row, Sample, Side, Target, in_turn
+from benchmarks.harness import GIB, Row, Side, Target, in_turn
 from benchmarks.world import MILLION, ROWS_A_FILE, World, silent
 from fraud_ray.data.prepare import prepare
 from fraud_ray.storage import Storage
@@ -29,15 +29,20 @@ PARTS = 64
 def stage(world: World) -> list[Row]:
     rows = 10 * MILLION
     cards = world.cards(rows)
-    ours = _ours(world, rows)
-    pair = in_turn({"ours": ours, "pandas": lambda: _pandas(cards, world.scratch / "pandas")}, repeats=3)
+    sides: dict[str, Side] = {
+        "ours": _ours(world, rows),
+        "pandas": lambda: _pandas(cards, world.scratch / "pandas"),
+    }
+    ours, held = in_turn(sides, repeats=3).values()
     stock = in_turn({"stock": lambda: _stock(cards, world.scratch / "stock")}, repeats=1, warm=False)["stock"]
     scan = in_turn({"scan": lambda: _scan(cards)}, repeats=3)["scan"].median
     work = f"{rows / MILLION:.0f} M rows, {rows // ROWS_A_FILE} files"
-    limit = {"limit": scan, "limit_name": "Arrow scan"}
+    limit: dict[str, Any] = {"limit": scan, "limit_name": "Arrow scan"}
     return [
-        _row(pair["ours"], stock, "StandardScaler, OneHotEncoder", Target(">=", 5), note=f"{work}; peer once", **limit),
-        _row(pair["ours"], pair["pandas"], "pandas in memory", Target(">=", 1 / 1.5), note=work, **limit),
+        Row.between(
+            "prepare", "s", ours, stock, "Ray's preprocessors", Target(">=", 5), note=f"{work}; peer once", **limit
+        ),
+        Row.between("prepare", "s", ours, held, "pandas in memory", Target(">=", 1 / 1.5), note=work, **limit),
     ]
 
 
@@ -67,20 +72,6 @@ def scaling(world: World) -> list[Row]:
             )
         )
     return made
-
-
-def _row(ours: Sample, peer: Sample, name: str, target: Target, **more: Any) -> Row:
-    return Row(
-        "prepare",
-        "s",
-        ours.median,
-        peer.median,
-        name,
-        memory=ours.memory,
-        peer_memory=peer.memory,
-        target=target,
-        **more,
-    )
 
 
 def _ours(world: World, rows: int) -> Side:

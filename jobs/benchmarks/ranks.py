@@ -36,17 +36,15 @@ def _row(world: World, ranks: int, rows_a_rank: int, target: Target | None) -> R
         "apart": _apart(world, fold, ranks, rows_a_rank),
     }
     found = in_turn(sides, repeats=2, warm=False)
-    return Row(
+    return Row.between(
         f"train, DDP, {ranks} ranks of {rows_a_rank:,}",
         "rows/s",
-        found["ranks"].median,
-        found["one"].median,
+        found["ranks"],
+        found["one"],
         "one rank",
+        target,
         limit=found["apart"].median,
         limit_name=f"{ranks} ranks that do not communicate",
-        memory=found["ranks"].memory,
-        peer_memory=found["one"].memory,
-        target=target,
         note=f"one thread a rank, median epoch of {EPOCHS}",
     )
 

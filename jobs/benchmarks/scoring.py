@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import statistics
 import time
 from collections.abc import Callable, Sequence
 from functools import lru_cache
@@ -67,17 +66,15 @@ def in_memory(world: World) -> list[Row]:
         products = products_per_second(8_192, inputs, backward=False)
 
     def row(peer: str, name: str, bound: float, note: str) -> Row:
-        return Row(
+        return Row.between(
             "score, in memory",
             "rows/s",
-            samples["ours"].median,
-            samples[peer].median,
+            samples["ours"],
+            samples[peer],
             name,
+            Target(">=", bound),
             limit=products,
             limit_name="its matrix products",
-            memory=samples["ours"].memory,
-            peer_memory=samples[peer].memory,
-            target=Target(">=", bound),
             note=note,
         )
 
@@ -93,7 +90,7 @@ def partitions(world: World) -> list[Row]:
     model = open_model(str(world.bundle), RegistrySettings())
     files = sorted(cards.glob("*.parquet"))
     served = _pyfunc(world)
-    few = pq.read_table(files[0]).slice(0, PEERS_ROWS).to_pandas()
+    few = _raw(files[0], open_graph(world.bundle).columns).to_pandas()
     batch_size = _best_batch(served, few)
     path = str(world.scratch / "pyfunc")
 
@@ -111,17 +108,15 @@ def partitions(world: World) -> list[Row]:
     samples = in_turn({"ours": ours, "copy": copy, "pyfunc": pyfunc}, repeats=3)
 
     def row(peer: str, name: str, bound: float, note: str) -> Row:
-        return Row(
+        return Row.between(
             "score, parquet to parquet",
             "s",
-            samples["ours"].median,
-            samples[peer].median,
+            samples["ours"],
+            samples[peer],
             name,
+            Target(">=", bound),
             limit=samples["copy"].median,
             limit_name="read and write",
-            memory=samples["ours"].memory,
-            peer_memory=samples[peer].memory,
-            target=Target(">=", bound),
             note=note,
         )
 
@@ -139,28 +134,13 @@ def one_row(world: World) -> list[Row]:
     model, frame = _pyfunc(world), table.to_pandas()
     ours = _latencies(lambda: scorer.session.run(["probability"], inputs), CALLS)
     peer = _latencies(lambda: model.predict(frame), CALLS // 10)
-    note = f"{CALLS:,} calls"
-    percentiles = [float(np.percentile(times, 99)) for times in (ours, peer)]
-    return [
-        Row(
-            "score, one row, median",
-            "ms",
-            statistics.median(ours),
-            statistics.median(peer),
-            "mlflow.pyfunc",
-            target=Target("<=", 0.1, "ms"),
-            note=note,
-        ),
-        Row(
-            "score, one row, 99th percentile",
-            "ms",
-            percentiles[0],
-            percentiles[1],
-            "mlflow.pyfunc",
-            target=Target("<=", 1, "ms"),
-            note=note,
-        ),
-    ]
+
+    def row(name: str, percentile: float, bound: float) -> Row:
+        times = float(np.percentile(ours, percentile)), float(np.percentile(peer, percentile))
+        target = Target("<=", bound, "ms")
+        return Row(f"score, one row, {name}", "ms", *times, "mlflow.pyfunc", target=target, note=f"{CALLS:,} calls")
+
+    return [row("median", 50, 0.1), row("99th percentile", 99, 1)]
 
 
 def _raw(cards: Path, columns: Sequence[FeatureColumn]) -> pa.Table:
@@ -212,8 +192,9 @@ def _copy_file(file: Path, target: Path) -> None:
 
 
 def _score_file(file: Path, target: Path, model: str, batch_rows: int) -> None:
-    frame = pd.read_parquet(file)
-    scored = pd.concat([frame, _predict(_load_pyfunc(model), frame, batch_rows)], axis=1)
+    frame, served = pd.read_parquet(file), _load_pyfunc(model)
+    inputs = frame[served.metadata.get_input_schema().input_names()]
+    scored = pd.concat([frame, _predict(served, inputs, batch_rows)], axis=1)
     scored.to_parquet(target, compression="zstd")
 
 

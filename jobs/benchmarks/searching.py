@@ -34,15 +34,13 @@ def stage(world: World) -> list[Row]:
 
     samples = in_turn({"ours": ours, "peer": lambda: _trainers(world, settings)}, repeats=1, warm=False)
     return [
-        Row(
+        Row.between(
             f"search, {TRIALS} trials of {EPOCHS} epochs",
             "trials/min",
-            samples["ours"].median,
-            samples["peer"].median,
+            samples["ours"],
+            samples["peer"],
             "a TorchTrainer a trial",
-            memory=samples["ours"].memory,
-            peer_memory=samples["peer"].memory,
-            target=Target(">=", 10),
+            Target(">=", 10),
             note=f"{ROWS * 4 // 5:,} rows, batch {settings.train.batch_size}; peer: our loop, {PEERS_TRIALS} trials",
         ),
         Row(
@@ -80,7 +78,7 @@ def scaling(world: World) -> list[Row]:
 
 def _settings(world: World, rows: int, trials: int, epochs: int) -> Settings:
     rates = tuple(float(rate) for rate in np.geomspace(0.0005, 0.005, trials))
-    settings = world.settings(rows, epochs=epochs, patience_epochs=None)
+    settings = world.settings(rows, epochs=epochs, batch_size=1_024, patience_epochs=None)
     return settings.model_copy(update={"search": SearchSettings(space={"learning_rate": rates})})
 
 

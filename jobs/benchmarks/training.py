@@ -61,17 +61,15 @@ def _step(world: World, fold: PreparedFold, fit_rows: Rows, holdout: Rows, place
     samples = in_turn({"ours": ours, "example": example}, repeats=SEEDS, warm=False)
     noise = 2 * (sum(statistics.variance(values) for values in losses.values()) / SEEDS) ** 0.5
     means = {name: statistics.mean(values) for name, values in losses.items()}
-    return Row(
+    return Row.between(
         f"train step, batch {batch_size:,}",
         "rows/s",
-        samples["ours"].median,
-        samples["example"].median,
+        samples["ours"],
+        samples["example"],
         "the example's loop",
+        Target(">=", FASTER[batch_size]),
         limit=peers.run(products_per_second, batch_size, held_out[0].shape[1]),
         limit_name="its matrix products",
-        memory=samples["ours"].memory,
-        peer_memory=samples["example"].memory,
-        target=Target(">=", FASTER[batch_size]),
         holds=means["ours"] <= means["example"] + noise,
         note=f"one thread; holdout loss after an epoch {means['ours']:.5f} against {means['example']:.5f}, "
         f"noise of {SEEDS} seeds {noise:.5f}",
