@@ -502,8 +502,8 @@ def _spelled_out(space: Any) -> Any:
 class SearchSettings(Frozen):
     space: Annotated[dict[str, Options], BeforeValidator(_spelled_out)] = {}
     """Hyperparameters of `train` to search: a list of values, or {low, high, log}; {values, when: {NAME: VALUE}} and
-    {low, high, log, when} only where an earlier one has a value. `default`: a space that did well on the handbook's
-    folds, for random and tpe. Empty: one trial."""
+    {low, high, log, when} only where an earlier one has a value. `default`: a space around what did well on the
+    handbook's selection folds, for random and tpe. Empty: one trial."""
     algorithm: Literal["grid", "random", "tpe"] = "grid"
     """grid: every combination of the lists; random; tpe: Optuna's estimator."""
     trials: PositiveInt = 16
