@@ -27,7 +27,7 @@ lint: .venv/installed
 lock:
 	rm -rf .venv-lock
 	$(PYTHON) -m venv .venv-lock
-	.venv-lock/bin/python -m pip install --quiet torch==2.13.0 -e '.[test]'
+	.venv-lock/bin/python -m pip install --quiet torch==2.13.0 -e '.[test,compare]'
 	.venv-lock/bin/python -m pip freeze --exclude-editable | sed 's/+[a-z0-9.]*$$//' > requirements.lock
 	rm -rf .venv-lock
 

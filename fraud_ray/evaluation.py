@@ -9,15 +9,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import torch
 
-from fraud_ray.decision.calibration import choose_threshold, fit_calibration
+from fraud_ray.decision.calibration import Costs, choose_threshold, fit_calibration
 from fraud_ray.decision.curves import Curves
+from fraud_ray.decision.importance import permutation_importance
 from fraud_ray.decision.metrics import Evaluation, evaluate
 from fraud_ray.model.bundle import Bundle
 from fraud_ray.model.calibration import Calibration
 from fraud_ray.model.network import FraudNetwork
-from fraud_ray.rows import PreparedFold, Rows, load
+from fraud_ray.rows import PreparedFold, Rows, load, raw_table
 from fraud_ray.settings import DecisionSettings, TrainSettings
 from fraud_ray.storage import Storage
 from fraud_ray.training.trainer import network_shape
@@ -40,11 +42,11 @@ def assemble(
     fold, of the winner at its best epoch. origin: where the model comes from, kept in the bundle.
     """
     calibration, threshold = calibrate(storage, selection, selection_logits, decision)
-    shape = network_shape(len(final.encoder.feature_names), final.encoder.code_sizes, train)
-    bundle = Bundle(final.encoder, shape, weights, calibration, threshold, train.model_dump(mode="json"))
+    bundle = bundle_of(final, weights, train, calibration, threshold)
     rows = load(storage, final.holdout, with_roles=True)
     probabilities = calibration.apply(network_logits(bundle.network(), rows))
     evaluation = evaluate(probabilities, rows, threshold, decision)
+    evaluation = replace(evaluation, importance=_importance(storage, bundle, selection[0], decision))
     truth, days = rows.roles.get("true_probability"), _days(rows) or None
     curves = Curves.of(probabilities, rows.label, threshold, truth, days, decision.confidence)
     if final.profile is not None:
@@ -54,6 +56,36 @@ def assemble(
         for file in sorted(Path(scratch).iterdir()):
             storage.put(f"{folder}/{file.name}", file.read_bytes())
     return evaluation, curves
+
+
+def _importance(
+    storage: Storage, bundle: Bundle, selection: PreparedFold, decision: DecisionSettings
+) -> dict[str, float]:
+    """How much the model relies on each column, on a selection holdout, so that test rows are not looked at again."""
+    if not decision.importance_rows:
+        return {}
+    network = bundle.network()
+
+    def score(table: pa.Table) -> np.ndarray[Any, np.dtype[np.float32]]:
+        features, codes = bundle.encoder.apply(table)
+        return network_logits(network, Rows(features, codes, np.zeros(len(features), np.int8)))
+
+    columns = [column.name for column in bundle.encoder.columns]
+    labels = load(storage, selection.holdout).label
+    table = raw_table(storage, selection.holdout)
+    return permutation_importance(score, table, labels, columns, decision.importance_rows, decision.seed)
+
+
+def bundle_of(
+    fold: PreparedFold,
+    weights: dict[str, torch.Tensor],
+    train: TrainSettings,
+    calibration: Calibration,
+    threshold: float,
+) -> Bundle:
+    """The model that was trained on a fold with these settings."""
+    shape = network_shape(len(fold.encoder.feature_names), fold.encoder.code_sizes, train)
+    return Bundle(fold.encoder, shape, weights, calibration, threshold, train.model_dump(mode="json"))
 
 
 def calibrate(
@@ -68,7 +100,10 @@ def calibrate(
     scores = np.concatenate(list(logits))
     calibration = fit_calibration(scores, labels, decision.calibration)
     days = sum(_days(rows) for rows in holdouts) or None
-    return calibration, choose_threshold(calibration.apply(scores), labels, decision.threshold, days)
+    costs = None
+    if decision.cost_per_alert is not None and all("amount" in rows.roles for rows in holdouts):
+        costs = Costs(np.concatenate([rows.roles["amount"] for rows in holdouts]), decision.cost_per_alert)
+    return calibration, choose_threshold(calibration.apply(scores), labels, decision.threshold, days, costs)
 
 
 def network_logits(network: FraudNetwork, rows: Rows, batch_rows: int = 8_192) -> np.ndarray[Any, np.dtype[np.float32]]:

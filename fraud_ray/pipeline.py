@@ -28,7 +28,7 @@ def run(loaded: Loaded, progress: Progress, until: str | None = None, retrain: b
     settings, storage = loaded.settings, Storage.at(loaded.settings.storage.root)
     with ExitStack() as session:
         if settings.simulate:
-            _simulate_if_absent(settings, progress, session)
+            simulate_if_absent(settings, progress, session)
         if until == "simulate":
             return Outcome(settings.data.path, settings.data.path, "stopped after simulate")
         source = open_source(settings.data)
@@ -51,7 +51,8 @@ def run(loaded: Loaded, progress: Progress, until: str | None = None, retrain: b
             return stages.stopped_after(stopped.stage)
 
 
-def _simulate_if_absent(settings: Settings, progress: Progress, session: ExitStack) -> None:
+def simulate_if_absent(settings: Settings, progress: Progress, session: ExitStack) -> None:
+    """Writes the data that `settings.simulate` describes where data.path holds nothing."""
     from fraud_ray.data.simulate import holds_data, simulate
 
     assert settings.simulate is not None, "the caller has looked"

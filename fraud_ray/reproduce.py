@@ -20,15 +20,13 @@ import torch
 
 from fraud_ray import audit
 from fraud_ray.cluster import check_resources, connect
-from fraud_ray.data.contract import validate
 from fraud_ray.data.folds import plan_folds
 from fraud_ray.data.prepare import prepare
 from fraud_ray.data.source import Source, open_source
-from fraud_ray.data.windows.definition import Definition
-from fraud_ray.data.windows.state import add_windows
 from fraud_ray.decision.metrics import evaluate
 from fraud_ray.errors import SettingsError
 from fraud_ray.evaluation import fetch_bundle, network_logits
+from fraud_ray.intake import take_in
 from fraud_ray.lifecycle import bundle_hashes
 from fraud_ray.model.bundle import Bundle
 from fraud_ray.progress import Progress
@@ -89,6 +87,8 @@ def reproduce(storage: Storage, name: str, progress: Progress, cluster: ClusterS
     recorded = read_run(storage, name)
     if recorded.outcome is None:
         raise SettingsError(f"run '{name}' is {recorded.state}: only one that is concluded can be reproduced")
+    if recorded.outcome.evaluation is None:
+        raise SettingsError(f"run '{name}' is {recorded.state}: it left no model that could be reproduced")
     settings = parse_settings(recorded.record["settings"], f"{recorded.folder}/run.json")
     settings = settings.model_copy(update={"cluster": cluster or settings.cluster})
     best = _winner(storage, name)
@@ -122,15 +122,7 @@ def _winner(storage: Storage, name: str) -> Trial:
 
 def _prepared(source: Source, settings: Settings, scratch: Storage, progress: Progress) -> PreparedFold:
     """The final fold, prepared from the partitions."""
-    definition = Definition.of(settings)
-    if definition is not None:
-        with progress.stage("windows") as stage:
-            made = add_windows(source, definition, scratch, stage.update)
-            source = open_source(settings.data.model_copy(update={"path": made.root}))
-            stage.say(f"{len(definition.names):,} columns for {source.rows:,} rows")
-    with progress.stage("validate") as stage:
-        census = validate(source, settings.data, stage.update)
-        stage.say(f"{census.rows:,} rows, {census.frauds:,} frauds")
+    source, census = take_in(source, settings, scratch, progress)
     folds = plan_folds(source, census, settings.data, settings.folds)
     with progress.stage("prepare") as stage:
         final = prepare(source, folds, settings, scratch, stage.update).final

@@ -33,7 +33,7 @@ _RECORD = "run.json"
 class Outcome:
     """What a run came to.
 
-    status: registered, rejected, or `stopped after <stage>`. evaluation, gate, version: the JSON of
+    status: registered, rejected, backtested, or `stopped after <stage>`. evaluation, gate, version: the JSON of
     decision.metrics.Evaluation, decision.gate.GateDecision and registry.versions.RegisteredVersion, where the run got
     so far. comparison: after a retraining against a champion, the JSON of decision.comparison.Comparison with its
     message. report: where its page lies. timings: seconds a stage, those of earlier starts included.
@@ -278,7 +278,8 @@ def _declare(loaded: Loaded, storage: Storage, name: str, fingerprint: str) -> N
 
 def _identity(loaded: Loaded, fingerprint: str) -> dict[str, Any]:
     """What makes two runs the same, as JSON types."""
-    return json.loads(json.dumps({**loaded.settings.identity(), FINGERPRINT: fingerprint}, default=str))
+    told = {**loaded.settings.identity(), **(loaded.beside or {}), FINGERPRINT: fingerprint}
+    return json.loads(json.dumps(told, default=str))
 
 
 def _folder(name: str) -> str:

@@ -10,14 +10,16 @@ import hashlib
 import json
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 from pyarrow import fs
@@ -38,8 +40,12 @@ from fraud_ray.data.source import (
 )
 from fraud_ray.data.tasks import Update, map_tasks
 from fraud_ray.errors import DataError, SettingsError
+from fraud_ray.model.reasons import reason_columns, reason_fields
 from fraud_ray.model.scorer import GRAPH, INFO, GraphError, GraphScorer
 from fraud_ray.settings import ClusterSettings, RegistrySettings
+
+if TYPE_CHECKING:
+    from fraud_ray.model.explanation import Explainer
 
 ADDED = (
     pa.field("probability", pa.float32()),
@@ -48,6 +54,10 @@ ADDED = (
 )
 ROWS_PER_BATCH = 131_072  # read, scored and written as one row group: what a worker holds of a partition
 MADE_BY, MADE_WITH, MADE_FROM, ALERTS = b"fraud_ray.model", b"fraud_ray.graph", b"fraud_ray.input", b"fraud_ray.alerts"
+EXPLAINED = b"fraud_ray.reasons"
+
+
+REASONS = 3  # columns named for an alert, where reasons are asked for
 
 
 @dataclass(frozen=True)
@@ -55,12 +65,14 @@ class Model:
     """A graph, and the version that its rows carry: 'fraud-detection-production/3', or the graph's own digest.
 
     windows: definition and state's key of the window columns that it reads; None where it reads none, and for a bare
-    graph.
+    graph. parts: the bundle's files that the graph was joined from, by name, which reasons are computed from; None
+    where they are not asked for.
     """
 
     version: str
     graph: bytes
     windows: Mapping[str, Any] | None = None
+    parts: Mapping[str, bytes] | None = None
 
 
 @dataclass(frozen=True)
@@ -94,9 +106,10 @@ class Scored:
         return {**asdict(self), "alert_rate": self.alert_rate}
 
 
-def open_model(uri: str, registry: RegistrySettings) -> Model:
+def open_model(uri: str, registry: RegistrySettings, with_reasons: bool = False) -> Model:
     """The model of a URI, models:/name@alias or models:/name/version, or of a bundle's folder or graph on disk.
 
+    with_reasons: whether it shall also say why it alerts, for which a bare graph is not enough.
     Raises FraudRayError where there is none, which says how to get one.
     """
     if uri.startswith("models:"):
@@ -104,7 +117,8 @@ def open_model(uri: str, registry: RegistrySettings) -> Model:
 
         with tempfile.TemporaryDirectory() as scratch:
             version, bundle = fetch(registry, uri, Path(scratch))
-            return Model(f"{version.name}/{version.version}", (bundle / GRAPH).read_bytes(), _windows(bundle))
+            parts = _parts(bundle) if with_reasons else None
+            return Model(f"{version.name}/{version.version}", (bundle / GRAPH).read_bytes(), _windows(bundle), parts)
     path = Path(uri).expanduser()
     folder = path if path.is_dir() else None
     path = path / GRAPH if folder else path
@@ -118,7 +132,20 @@ def open_model(uri: str, registry: RegistrySettings) -> Model:
         _scorer(graph)
     except GraphError as fault:
         raise SettingsError(f"{path} is no model of this package: {fault}; name the {GRAPH} of a bundle") from None
-    return Model(f"sha256:{_digest(graph)[:12].decode()}", graph, _windows(folder) if folder else None)
+    parts = _parts(path.parent) if with_reasons else None
+    return Model(f"sha256:{_digest(graph)[:12].decode()}", graph, _windows(folder) if folder else None, parts)
+
+
+def _parts(bundle: Path) -> Mapping[str, bytes]:
+    from fraud_ray.model.bundle import PARTS  # torch takes seconds to import
+
+    absent = [name for name in PARTS if not (bundle / name).is_file()]
+    if absent:
+        raise SettingsError(
+            f"{bundle} holds no {', '.join(absent)}, from which reasons are computed; name a registered version or the "
+            "folder of a bundle, or score without --reasons"
+        )
+    return {name: (bundle / name).read_bytes() for name in PARTS}
 
 
 def score_partitions(
@@ -130,7 +157,8 @@ def score_partitions(
 ) -> Scored:
     """Scores every partition below `source` into one of the same name below `target`; both are folders or URIs.
 
-    An output partition has its input's rows in their order, all columns, and ADDED. One that this model has made from
+    An output partition has its input's rows in their order, all columns, and ADDED; from a model with parts also the
+    REASONS columns that weigh most in each alert, and what each adds to its log-odds. One that this model has made from
     the input as it is now is kept; any other is replaced. Uses the Ray that this process has, else joins or starts one.
     Raises ContractViolation that lists every column which the model reads and a partition lacks, or has in another
     type, before anything is scored.
@@ -138,8 +166,8 @@ def score_partitions(
     source, target = locate(source, target)
     footers = read_footers(source)
     scorer = _scorer(model.graph)
-    _check_contract(footers, {column.name: column.kind for column in scorer.columns})
-    made = {MADE_BY: model.version.encode(), MADE_WITH: _digest(model.graph)}
+    _check_contract(footers, {column.name: column.kind for column in scorer.columns}, _added(model))
+    made = {MADE_BY: model.version.encode(), MADE_WITH: _digest(model.graph), EXPLAINED: _explained(model)}
     jobs = [
         _Job(
             path=info.path,
@@ -212,23 +240,37 @@ def _windows(bundle: Path) -> Mapping[str, Any] | None:
     return origin.get("windows")
 
 
-def _check_contract(footers: Mapping[str, tuple[fs.FileInfo, Footer]], kinds: Mapping[str, str]) -> None:
+def _added(model: Model) -> tuple[pa.Field, ...]:
+    """The columns that scoring by this model adds."""
+    return ADDED if model.parts is None else (*ADDED, *reason_fields(REASONS))
+
+
+def _explained(model: Model) -> bytes:
+    """How many reasons an alert has."""
+    return str(REASONS if model.parts else 0).encode()
+
+
+def _check_contract(
+    footers: Mapping[str, tuple[fs.FileInfo, Footer]], kinds: Mapping[str, str], added: Sequence[pa.Field]
+) -> None:
     violations = [
         Violation(name, column, message, footer.metadata.num_rows, 0)
         for name, (_, footer) in footers.items()
-        for column, message in _faults(name, footer.metadata.schema.to_arrow_schema(), kinds)
+        for column, message in _faults(name, footer.metadata.schema.to_arrow_schema(), kinds, added)
     ]
     if violations:
         raise ContractViolation(violations, len(footers))
 
 
-def _faults(name: str, schema: pa.Schema, kinds: Mapping[str, str]) -> Iterator[tuple[str, str]]:
+def _faults(
+    name: str, schema: pa.Schema, kinds: Mapping[str, str], added: Sequence[pa.Field]
+) -> Iterator[tuple[str, str]]:
     """(column, what is wrong with it) of a partition of this name and schema."""
     twice = sorted({column for column in schema.names if schema.names.count(column) > 1})
     if twice:
         yield from ((column, "is there more than once. Write the file again with one.") for column in twice)
         return
-    for field in ADDED:
+    for field in added:
         if field.name in schema.names:
             yield field.name, "has the name of one that scoring adds. Rename it in the file."
     table = typed(schema.empty_table(), hive_keys(name), kinds)
@@ -259,12 +301,15 @@ def _score_partition(job: _Job, model: Model, source: str, target: str) -> tuple
     kinds = {column.name: column.kind for column in scorer.columns}
     keys = hive_keys(job.name)
     rows = alerts = 0
-    with _opened(source, job) as file, writing(target, job.name, file, ADDED) as writer:
+    added = _added(model)
+    with _opened(source, job) as file, writing(target, job.name, file, added) as writer:
         for table in _batches(file, job.name):
-            probability = scorer.score(typed(table, keys, kinds))
+            read = typed(table, keys, kinds)
+            probability = scorer.score(read)
             decision = probability >= scorer.threshold
             version = pa.repeat(model.version, table.num_rows)
-            for field, values in zip(ADDED, (pa.array(probability), pa.array(decision), version), strict=True):
+            why = [] if model.parts is None else _reasons(model, read, decision)
+            for field, values in zip(added, (pa.array(probability), pa.array(decision), version, *why), strict=True):
                 table = table.append_column(field, values)
             writer.write_table(table)
             rows += table.num_rows
@@ -296,6 +341,24 @@ def _readable(name: str) -> Iterator[None]:
         yield
     except (pa.ArrowException, OSError) as fault:
         raise DataError(f"{name} cannot be read: {str(fault).splitlines()[0]}; write it again") from None
+
+
+def _reasons(model: Model, table: pa.Table, decision: npt.NDArray[np.bool_]) -> list[pa.Array]:
+    """The columns of reason_fields for a table's rows, filled for alerts."""
+    assert model.parts is not None, "reasons were asked for"
+    return reason_columns(_explainer(model.graph, tuple(model.parts.items())), table, decision, REASONS)
+
+
+@lru_cache(maxsize=1)
+def _explainer(graph: bytes, parts: tuple[tuple[str, bytes], ...]) -> Explainer:
+    """One a process and model."""
+    from fraud_ray.model.bundle import Bundle
+    from fraud_ray.model.explanation import Explainer
+
+    with tempfile.TemporaryDirectory() as folder:
+        for name, content in parts:
+            (Path(folder) / name).write_bytes(content)
+        return Explainer.of(Bundle.load(Path(folder)))
 
 
 @lru_cache(maxsize=2)

@@ -43,6 +43,7 @@ from fraud_ray.provenance import without_passwords
 Share = Annotated[float, Field(gt=0, lt=1)]
 Probability = Annotated[float, Field(ge=0, le=1)]
 Encoding = Literal["standard", "signed_log", "piecewise_linear"]
+Reference = Literal["logistic_regression", "random_forest", "xgboost", "lightgbm"]
 
 # A setting marked so may change between two starts of the same run: it cannot change the result.
 NO_EFFECT: dict[str, Any] = {"affects_result": False}
@@ -481,14 +482,15 @@ Options = Annotated[
 DEFAULT_SPACE: Mapping[str, Any] = types.MappingProxyType(
     {
         "network": ["mlp", "residual"],
-        "hidden_sizes": [[64, 64], [128, 64], [256, 128]],
+        "hidden_sizes": [[128, 64], [64, 128, 128], [128, 128, 128]],
         "activation": ["relu", "silu"],
         "layer_norm": [False, True],
-        "dropout": {"low": 0.0, "high": 0.5},
-        "learning_rate": {"low": 0.0005, "high": 0.01, "log": True},
+        "members": [1, 4],
+        "member_weights": {"values": ["own", "shared"], "when": {"members": 4}},
+        "dropout": {"low": 0.0, "high": 0.4},
+        "learning_rate": {"low": 0.001, "high": 0.005, "log": True},
         "weight_decay": {"low": 0.001, "high": 0.3, "log": True, "when": {"optimizer": "adamw"}},
-        "members": [1, 4, 8],
-        "member_weights": {"values": ["own", "shared"], "when": {"members": [4, 8]}},
+        "schedule": ["constant", "cosine"],
     }
 )
 
@@ -536,15 +538,17 @@ def _branch_of_threshold(value: Any) -> str | None:
         return "<recall>"
     if isinstance(value, AlertsPerDay) or (isinstance(value, dict) and "alerts_per_day" in value):
         return "<alerts>"
-    return "<probability>" if _is_number(value) else "<rule>" if value == "max_f1" else None
+    return "<probability>" if _is_number(value) else "<rule>" if value in ("max_f1", "min_cost") else None
 
 
 ThresholdRule = Annotated[
-    Annotated[Literal["max_f1"], Tag("<rule>")]
+    Annotated[Literal["max_f1", "min_cost"], Tag("<rule>")]
     | Annotated[Probability, Tag("<probability>")]
     | Annotated[RecallAtPrecision, Tag("<recall>")]
     | Annotated[AlertsPerDay, Tag("<alerts>")],
-    _alternatives(_branch_of_threshold, "max_f1, a probability, {recall_at_precision: …} or {alerts_per_day: …}"),
+    _alternatives(
+        _branch_of_threshold, "max_f1, min_cost, a probability, {recall_at_precision: …} or {alerts_per_day: …}"
+    ),
 ]
 
 
@@ -552,8 +556,11 @@ class DecisionSettings(Frozen):
     calibration: Literal["none", "platt", "isotonic"] = "platt"
     """How scores become probabilities; fitted on the selection holdouts."""
     threshold: ThresholdRule = "max_f1"
-    """`max_f1`, a fixed probability, `{recall_at_precision: 0.9}` or `{alerts_per_day: 100}`; chosen on the
-    selection holdouts."""
+    """`max_f1`, `min_cost`, a fixed probability, `{recall_at_precision: 0.9}` or `{alerts_per_day: 100}`; chosen on the
+    selection holdouts. `min_cost`: a missed fraud costs its amount, an alert `cost_per_alert`."""
+    cost_per_alert: PositiveFloat | None = None
+    """What it costs to look into an alert, in the currency of the amount; null: not known, and no money saved is
+    reported."""
     precision_at: tuple[PositiveInt, ...] = (100, 1_000)
     """k of precision at k."""
     card_precision_at: PositiveInt = 100
@@ -562,6 +569,8 @@ class DecisionSettings(Frozen):
     """Resamples behind each interval; 0: none."""
     confidence: Share = 0.95
     """Level of the intervals."""
+    importance_rows: NonNegativeInt = 20_000
+    """Rows of a selection holdout on which each column's importance is measured, all frauds among them; 0: none."""
     slices: tuple[str, ...] = ()
     """Categorical columns whose values are evaluated one by one."""
     seed: NonNegativeInt = 42
@@ -590,6 +599,14 @@ class GateSettings(Frozen):
     """Bound for each value of each column in decision.slices."""
     beats_champion: bool = False
     """Whether the champion, scored on the same holdout, must not be better in average precision."""
+
+
+class BacktestSettings(Frozen):
+    shift_days: Annotated[tuple[NonNegativeInt, ...], Field(min_length=1)] = (0, 7, 14, 21)
+    """One final fold an entry, that many days before the final fold of a run."""
+    references: tuple[Reference, ...] = typing.get_args(Reference)
+    """Models fitted beside the network on the same folds and columns, with as many trials; those whose package is not
+    installed are left out (extra `compare`)."""
 
 
 class DriftSettings(Frozen):
@@ -693,6 +710,7 @@ class Settings(Frozen):
     search: SearchSettings = SearchSettings()
     decision: DecisionSettings = DecisionSettings()
     gate: GateSettings = GateSettings()
+    backtest: BacktestSettings = Field(default=BacktestSettings(), json_schema_extra=NO_EFFECT)
     drift: DriftSettings = DriftSettings()
     retrain: RetrainSettings = RetrainSettings()
     registry: RegistrySettings = RegistrySettings()
@@ -761,6 +779,10 @@ class Settings(Frozen):
             needs("timestamp", "folds.remove_compromised")
             if self.folds.kind != "time":
                 raise ValueError("folds.remove_compromised goes with folds.kind: time")
+        if self.decision.threshold == "min_cost":
+            needs("amount", "decision.threshold: min_cost")
+            if self.decision.cost_per_alert is None:
+                raise ValueError("decision.threshold: min_cost needs decision.cost_per_alert, what an alert costs")
         if isinstance(self.decision.threshold, AlertsPerDay):
             needs("timestamp", "decision.threshold.alerts_per_day")
             if self.folds.max_holdout_rows:
@@ -832,11 +854,15 @@ def settings_hash(settings: Settings) -> str:
 
 @dataclass(frozen=True)
 class Loaded:
-    """Settings as read, the name of the configuration they came from, and remarks for the plan line."""
+    """Settings as read, the name of the configuration they came from, and remarks for the plan line.
+
+    beside: what else tells one run from another, by dotted key.
+    """
 
     settings: Settings
     config: str
     notes: tuple[str, ...] = ()
+    beside: dict[str, Any] | None = None
 
 
 def load_settings(path: str | Path, overrides: typing.Sequence[str] = ()) -> Loaded:

@@ -10,7 +10,7 @@ from hypothesis.extra.numpy import arrays
 from scipy.special import expit
 from sklearn.linear_model import LogisticRegression
 
-from fraud_ray.decision.calibration import MAX_KNOTS, choose_threshold, fit_calibration
+from fraud_ray.decision.calibration import MAX_KNOTS, Costs, choose_threshold, fit_calibration
 from fraud_ray.decision.metrics import calibration_error
 from fraud_ray.errors import FraudRayError
 from fraud_ray.settings import AlertsPerDay, DecisionSettings, RecallAtPrecision
@@ -158,6 +158,26 @@ def test_alerts_a_day_are_as_many_as_fit_within_the_limit(scored, per_day, days)
     possible = [int((probabilities >= cut).sum()) for cut in np.unique(probabilities)]
     within = [count for count in possible if count <= per_day * days]
     assert alerts == (max(within) if within else min(possible))
+
+
+@quick
+@given(scored_rows(), st.data())
+def test_no_cut_costs_less_than_min_cost(scored, data):
+    probabilities, labels = scored
+    cents = data.draw(arrays(np.int64, len(labels), elements=st.integers(0, 10_000)))
+    costs = Costs(cents / 100, per_alert=data.draw(st.sampled_from([0.5, 5.0, 50.0])))
+
+    def cost(threshold):
+        alert = probabilities.astype(np.float64) >= threshold
+        return costs.amounts[(labels == 1) & ~alert].sum() + costs.per_alert * alert.sum()
+
+    chosen = choose_threshold(probabilities, labels, "min_cost", costs=costs)
+    assert cost(chosen) == pytest.approx(min(cost(cut) for cut in np.unique(probabilities)))
+
+
+def test_the_minimum_cost_needs_costs():
+    with pytest.raises(ValueError, match="what errors cost"):
+        choose_threshold(np.ones(3), np.ones(3), "min_cost")
 
 
 def test_alerts_a_day_need_days():

@@ -211,7 +211,7 @@ def outcome(**changes: Any) -> Outcome:
 
 
 def test_run_prints_figures_checks_version_and_what_to_type_next(config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with_pipeline(monkeypatch, lambda loaded, progress, until: outcome())
+    with_pipeline(monkeypatch, lambda loaded, progress, until, retrain: outcome())
     done = fraud_ray("run", "-c", str(config), "--set", "train.epochs=3")
     assert done.exit_code == 0
     shown = " ".join(done.stdout.split())
@@ -234,7 +234,7 @@ def test_run_prints_figures_checks_version_and_what_to_type_next(config: Path, m
 
 def test_a_rejected_model_ends_with_3(config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     gate = {"checks": [CHECK], "passed": False}
-    with_pipeline(monkeypatch, lambda loaded, progress, until: outcome(passed=False, gate=gate, version=None))
+    with_pipeline(monkeypatch, lambda loaded, progress, until, retrain: outcome(passed=False, gate=gate, version=None))
     done = fraud_ray("run", "-c", str(config))
     assert done.exit_code == 3
     assert "failed" in done.stdout
@@ -242,7 +242,7 @@ def test_a_rejected_model_ends_with_3(config: Path, monkeypatch: pytest.MonkeyPa
 
 
 def test_with_json_there_is_nothing_else_on_stdout(config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def run(loaded: Any, progress: Any, until: str | None) -> Outcome:
+    def run(loaded: Any, progress: Any, until: str | None, retrain: bool) -> Outcome:
         print("a library that prints")
         with progress.stage("validate") as stage:
             stage.say("fine")
@@ -258,7 +258,7 @@ def test_with_json_there_is_nothing_else_on_stdout(config: Path, monkeypatch: py
 def test_name_and_until_reach_the_pipeline(config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[Any] = []
 
-    def run(loaded: Any, progress: Any, until: str | None) -> Outcome:
+    def run(loaded: Any, progress: Any, until: str | None, retrain: bool) -> Outcome:
         asked.extend([loaded.settings.run.name, until])
         return Outcome("fraud-2024", "/store", "stopped after search")
 
@@ -271,7 +271,7 @@ def test_name_and_until_reach_the_pipeline(config: Path, monkeypatch: pytest.Mon
 def test_an_unexpected_fault_is_one_message_with_its_trace_in_a_file(
     config: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def run(loaded: Any, progress: Any, until: str | None) -> Outcome:
+    def run(loaded: Any, progress: Any, until: str | None, retrain: bool) -> Outcome:
         raise ZeroDivisionError("of all things")
 
     with_pipeline(monkeypatch, run)
@@ -295,7 +295,7 @@ def test_a_fault_of_a_ray_task_is_told_as_it_was_raised(
     def refuse() -> None:
         raise DataError("part-3.parquet is torn")
 
-    with_pipeline(monkeypatch, lambda loaded, progress, until: ray.get(ray.remote(refuse).remote()))
+    with_pipeline(monkeypatch, lambda loaded, progress, until, retrain: ray.get(ray.remote(refuse).remote()))
     done = fraud_ray("run", "-c", str(config))
     assert (done.exit_code, done.stderr) == (4, "error: part-3.parquet is torn\n")
 
@@ -305,7 +305,7 @@ import sys, time, types
 from fraud_ray.run import open_run
 from fraud_ray.storage import Storage
 
-def run(loaded, progress, until):
+def run(loaded, progress, until, retrain):
     with open_run(loaded, Storage.at(loaded.settings.storage.root), "f") as held, progress.stage("search"):
         held.once("prepare", lambda: 1, int, int)
         print("working", file=sys.stderr, flush=True)

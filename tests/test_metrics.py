@@ -20,10 +20,11 @@ from sklearn.metrics import average_precision_score, precision_recall_fscore_sup
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from fraud_ray.decision.bootstrap import NAMES, Ranking, intervals
+from fraud_ray.decision.bootstrap import NAMES, Ranking, Scored, differences, intervals
 from fraud_ray.decision.curves import (
     MAX_POINTS,
     Curves,
+    alert_calibration_points,
     alerts_points,
     calibration_points,
     histogram_points,
@@ -223,6 +224,23 @@ def test_two_hundred_repeats_on_two_hundred_thousand_rows_take_less_than_three_s
     assert time.process_time() - started < 3
 
 
+@pytest.mark.parametrize("by_entity", [True, False])
+def test_a_difference_between_models_is_of_means_over_weeks_on_the_same_draws(by_entity):
+    weeks = [simulated(4_000, seed) for seed in (1, 2)]
+    model, labels = [rows.roles["true_probability"] for rows in weeks], [rows.label for rows in weeks]
+    noise = np.random.default_rng(0)
+    other = [truth * np.exp(noise.normal(0, 0.5, len(truth))) for truth in model]
+    entities = [rows.roles["entity"] for rows in weeks] if by_entity else None
+    scored = [[Scored(probabilities, 0.5) for probabilities in of] for of in (model, other)]
+    found = differences(scored[0], {"noisy": scored[1]}, labels, entities, 100, 0.95, seed=0)
+    lead = found["noisy"]["average_precision"]
+    means = [np.mean([average_precision_score(y, p) for y, p in zip(labels, of, strict=True)]) for of in (model, other)]
+    assert lead.value == pytest.approx(means[0] - means[1])
+    assert 0 < lead.low < lead.value < lead.high
+    alone = intervals(model[0], labels[0], 0.5, entities and entities[0], 100, 0.95, seed=0)["average_precision"]
+    assert lead.high - lead.low < 0.7 * (alone[1] - alone[0])
+
+
 def test_an_evaluation_holds_every_figure_and_survives_json():
     rows = simulated(5_000)
     settings = DecisionSettings(precision_at=(10, 9_999), card_precision_at=20, slices=("place",), bootstrap_repeats=20)
@@ -249,6 +267,17 @@ def test_an_evaluation_holds_every_figure_and_survives_json():
     assert sum(part.rows for part in found.slices) == 5_000
     assert sum(part.frauds for part in found.slices) == found.frauds
     assert Evaluation.from_json(json.loads(json.dumps(found.to_json()))) == found
+
+
+def test_money_is_counted_where_an_amount_is_declared():
+    labels = np.array([1, 1, 0, 0, 1], np.int8)
+    amounts = np.array([100.0, 40.0, 500.0, 7.0, np.nan])
+    rows = Rows(np.zeros((5, 1), np.float32), np.zeros((5, 0), np.int32), labels, {"amount": amounts})
+    scores = np.array([0.9, 0.2, 0.8, 0.1, 0.7])
+    metrics = evaluate(scores, rows, 0.5, DecisionSettings(bootstrap_repeats=0, cost_per_alert=10)).metrics
+    assert metrics["amount_recall"] == pytest.approx(100 / 140)
+    assert metrics["money_saved"] == pytest.approx(100 - 3 * 10)
+    assert "money_saved" not in evaluate(scores, rows, 0.5, DecisionSettings(bootstrap_repeats=0)).metrics
 
 
 def test_what_needs_an_undeclared_role_is_left_out():
@@ -330,6 +359,19 @@ def test_alerts_are_counted_up_to_a_limit(sample, most_alerts):
     assert all(alerts <= most_alerts for alerts in points["alerts"][1:])
     for alerts, frauds, threshold in zip(points["alerts"], points["frauds"], points["threshold"], strict=True):
         assert (alerts, frauds) == (np.sum(scores >= threshold), labels[scores >= threshold].sum())
+
+
+def test_alerts_are_compared_with_their_probability_in_five_bins_by_score():
+    rng = np.random.default_rng(0)
+    truth = rng.beta(0.3, 2, 20_000)
+    labels = (rng.random(len(truth)) < truth).astype(np.int8)
+    points = alert_calibration_points(truth, labels, 0.4)
+    assert sum(points["rows"]) == (truth >= 0.4).sum()
+    assert max(points["rows"]) - min(points["rows"]) <= 1
+    assert points["probability"] == sorted(points["probability"])
+    for probability, low, high in zip(points["probability"], points["low"], points["high"], strict=True):
+        assert low <= probability <= high
+    assert alert_calibration_points(truth, labels, 1.1)["rows"] == []
 
 
 def test_an_interval_of_a_share_is_wilsons():

@@ -134,8 +134,8 @@ def test_the_handbooks_final_fold_beats_the_published_network(ray_session: None,
     outcome = pipeline.run(load_settings(REPOSITORY / "configs/handbook.yaml", overrides), Quiet())
     assert outcome.evaluation is not None
     metrics = outcome.evaluation["metrics"]
-    assert metrics["auc_roc"] >= 0.866
-    assert metrics["average_precision"] >= 0.675
+    assert metrics["auc_roc"] >= 0.87
+    assert metrics["average_precision"] >= 0.69
     assert metrics["card_precision_at_100"] >= 0.290
     assert outcome.status == "registered"
 

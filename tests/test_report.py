@@ -225,6 +225,15 @@ def test_a_page_is_made_of_any_run_without_network_or_script_and_with_whole_pict
         ElementTree.fromstring(picture)
 
 
+def test_a_conditional_hyperparameter_has_a_value_in_the_trials_in_which_its_condition_held(made: Any) -> None:
+    values = made(**CASES["200 trials"])
+    page = render(values)
+    assert "0.5 to 4 (with loss focal)" in page
+    cells = Cells(page)
+    for trial in values.found.trials[:20]:
+        assert (cells.row(trial.id)[-1] != "") == (trial.hyperparameters["loss"] == "focal")
+
+
 @pytest.mark.parametrize("case", ["registered", "rejected", "as in seed.yaml", "many slices", "200 trials"])
 def test_the_numbers_on_the_page_are_the_runs(made: Any, case: str) -> None:
     values = made(**CASES[case])

@@ -19,7 +19,7 @@ from fraud_ray.anchors import verify
 from fraud_ray.audit import read_all
 from fraud_ray.cli import app
 from fraud_ray.data.source import Source
-from fraud_ray.decision.bootstrap import intervals, paired_intervals
+from fraud_ray.decision.bootstrap import differences, intervals
 from fraud_ray.decision.comparison import Comparison, Scored, compare, judged_by
 from fraud_ray.errors import DataError, SettingsError
 from fraud_ray.progress import Quiet
@@ -66,19 +66,19 @@ def two_models(rows: int = 20_000, gain: float = 0.6) -> tuple[Scored, Scored, n
 def test_a_paired_interval_holds_the_difference_and_is_narrower_than_the_models_own(by_entity: bool) -> None:
     better, worse, label, entity = two_models(gain=0.1)
     cards = entity if by_entity else None
-    pair = [(model.probabilities, model.threshold) for model in (better, worse)]
-    low, high = paired_intervals(*pair, label, cards, 300, 0.95, 1)["average_precision"]
-    difference = average_precision_score(label, pair[0][0]) - average_precision_score(label, pair[1][0])
-    assert low < difference < high
-    assert low > 0
-    own = intervals(*pair[0][:1], label, 0.5, cards, 300, 0.95, 1)["average_precision"]
-    assert high - low < 0.25 * (own[1] - own[0])
+    drawn = None if cards is None else [cards]
+    found = differences([better], {"worse": [worse]}, [label], drawn, 300, 0.95, 1)["worse"]["average_precision"]
+    difference = np.subtract(*(average_precision_score(label, model.probabilities) for model in (better, worse)))
+    assert found.value == pytest.approx(difference)
+    assert 0 < found.low < difference < found.high
+    own = intervals(better.probabilities, label, 0.5, cards, 300, 0.95, 1)["average_precision"]
+    assert found.high - found.low < 0.25 * (own[1] - own[0])
 
 
 def test_a_model_against_itself_differs_by_nothing() -> None:
     better, _, label, entity = two_models()
-    pair = better.probabilities, better.threshold
-    assert set(paired_intervals(pair, pair, label, entity, 20, 0.95, 1).values()) == {(0.0, 0.0)}
+    found = differences([better], {"itself": [better]}, [label], [entity], 20, 0.95, 1)["itself"]
+    assert {(one.value, one.error, one.low, one.high) for one in found.values()} == {(0, 0, 0, 0)}
 
 
 def of_cards(**sections: object) -> Settings:

@@ -58,8 +58,10 @@ REFUSED = {
     "train.positive_weight=many": "train.positive_weight should be a number above 0 or 'balanced' (given: 'many')",
     "train.resources_per_worker={CPU: -1}": "train.resources_per_worker.CPU should be greater than 0 (given: -1)",
     "decision.threshold=2": "decision.threshold should be less than or equal to 1 (given: 2)",
-    "decision.threshold=best": "decision.threshold should be max_f1, a probability, {recall_at_precision: …} "
+    "decision.threshold=best": "decision.threshold should be max_f1, min_cost, a probability, {recall_at_precision: …} "
     "or {alerts_per_day: …} (given: 'best')",
+    "decision.threshold=[0.5]": "decision.threshold should be max_f1, min_cost, a probability",
+    "decision.threshold=min_cost": "decision.threshold: min_cost needs decision.cost_per_alert",
     "decision.threshold={recall_at_precision: 3}": "decision.threshold.recall_at_precision should be less than 1",
     "search.space.learning_rate=5": "search.space.learning_rate should be a list of values or {low: …",
     "search.space.learning_rate=[-1]": "search.space.learning_rate: -1 should be greater than 0",
@@ -131,10 +133,10 @@ def test_numbers_in_scientific_notation_are_numbers(config: Path) -> None:
 
 def test_the_default_space_can_be_changed_and_what_is_set_leaves_it(config: Path) -> None:
     search = ("search.space=default", "search.algorithm=tpe")
-    loaded = load(config, *search, "train.optimizer=adam", "train.members=4", "search.space.dropout=[0.1]")
-    assert loaded.notes == ("members is set, so it leaves search.space",)
+    loaded = load(config, *search, "train.optimizer=adam", "train.network=mlp", "search.space.dropout=[0.1]")
+    assert loaded.notes == ("network is set, so it leaves search.space",)
     space = loaded.settings.search.space
-    assert set(space) == set(DEFAULT_SPACE) - {"members"}
+    assert set(space) == set(DEFAULT_SPACE) - {"network"}
     assert isinstance(space["dropout"], Listed)
     assert settings_hash(load(config, *search).settings) == settings_hash(
         load(config, f"search.space={json.dumps(dict(DEFAULT_SPACE))}", "search.algorithm=tpe").settings
@@ -193,7 +195,7 @@ def test_every_setting_has_a_meaning_in_the_reference() -> None:
     shown = {entry.key: (entry.type, entry.default) for entry in entries}
     assert shown["train.epochs"] == ("integer > 0", "50")
     assert shown["folds.holdout_share"] == ("number > 0 and < 1", "0.2")
-    assert shown["decision.threshold"] == ("max_f1, number >= 0 and <= 1 or mapping", "max_f1")
+    assert shown["decision.threshold"] == ("max_f1 or min_cost, number >= 0 and <= 1 or mapping", "max_f1")
     assert shown["gate.slices.min"] == ("number >= 0 and <= 1", "required")
 
 

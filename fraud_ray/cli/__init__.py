@@ -13,6 +13,7 @@ import typer
 
 from fraud_ray.cli import (
     audit,
+    backtest,
     cache,
     data,
     drift,
@@ -53,6 +54,7 @@ def _fraud_ray(
 
 app.command()(run.run)
 app.command()(run.retrain)
+app.command()(backtest.backtest)
 app.command()(data.simulate)
 app.command()(data.validate)
 app.command()(drift.drift)

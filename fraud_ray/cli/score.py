@@ -52,6 +52,10 @@ def score(
     registry: Annotated[
         str | None, typer.Option("--registry", metavar="URI", help="MLflow's registry, in place of registry.uri.")
     ] = None,
+    reasons: Annotated[
+        bool,
+        typer.Option("--reasons", help="Also write which columns weigh most in each alert, and in which direction."),
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Score every row of partitioned parquet: the same partitions, with probability, decision and model version added.
@@ -62,6 +66,10 @@ def score(
 
     A model of window columns is given raw partitions, in the order of time. It scores those that its window state has
     not counted, and names the state after them, from which the same command goes on the next day.
+
+    With [bold]--reasons[/] alerts also have reason_1 to reason_3, the columns that weigh most, and effect_1 to
+    effect_3, what each adds to the log-odds of fraud (below 0: it speaks against fraud), compared with a typical
+    transaction: integrated gradients of the network, summed over a column's encodings.
     """
     from fraud_ray.cli.display import Display
     from fraud_ray.cli.tables import print_scored
@@ -70,7 +78,7 @@ def score(
 
     where, storage, cluster = _settings(config, overrides, registry)
     with Display().stage("score") as stage:
-        opened = open_model(model, where)
+        opened = open_model(model, where, with_reasons=reasons)
         if opened.windows or labels or state:
             scored = score_raw(opened, source, target, storage, labels, state, cluster, stage.update)
         else:

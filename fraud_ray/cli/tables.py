@@ -24,11 +24,13 @@ _LABELS = {
     "precision": "precision",
     "recall": "recall",
     "f1_score": "F1",
+    "amount_recall": "fraud amount caught",
+    "money_saved": "money saved",
     "brier": "Brier score",
     "brier_skill": "Brier skill",
     "calibration_error": "calibration error",
 }
-_AT_THRESHOLD = {"precision", "recall", "f1_score"}
+_AT_THRESHOLD = {"precision", "recall", "f1_score", "amount_recall", "money_saved"}
 _WIDTH_OF_A_PIPE = 160
 
 
@@ -255,7 +257,9 @@ def _label(name: str) -> str:
 
 
 def _number(value: float | None) -> str:
-    return "" if value is None else f"{value:.4f}"
+    if value is None:
+        return ""
+    return f"{value:,.0f}" if abs(value) >= 1_000 else f"{value:.4f}"  # amounts of money are large
 
 
 def new_table(*columns: str, right: Iterable[str] = (), title: str | None = None) -> Table:

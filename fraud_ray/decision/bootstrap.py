@@ -1,9 +1,10 @@
-"""Bootstrap intervals of the metrics that a model is judged by, from weights on scores sorted once."""
+"""Bootstrap intervals of a model's metrics, and of two models' differences, from weights on scores sorted once."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 
 import numpy as np
 import numpy.typing as npt
@@ -41,34 +42,6 @@ def intervals(
     return _percentiles([ranking.metrics(weights) for weights in draws], confidence)
 
 
-def paired_intervals(
-    one: tuple[Array, float],
-    other: tuple[Array, float],
-    labels: Array,
-    entity: Array | None,
-    repeats: int,
-    confidence: float,
-    seed: int,
-) -> dict[str, tuple[float, float]]:
-    """Percentile intervals of the difference, one less the other, of NAMES by name; both see the same resamples.
-
-    one, other: scores (rows,) of the same rows, and the threshold from which on they alert. Resamples are drawn, and
-    metrics left out, as `intervals` does. What both models owe to the same rows cancels out, so these intervals are
-    much narrower than the two models' own.
-    """
-    orders, rankings = [], []
-    for scores, threshold in (one, other):
-        values, fraud = checked(scores, labels)
-        order = np.argsort(-values, kind="stable")
-        orders.append(order)
-        rankings.append(Ranking.of(values[order], fraud[order], threshold))
-    differences = []
-    for weights in _draws(np.asarray(labels) == 1, entity, repeats, seed):
-        first, second = (ranking.metrics(weights[order]) for order, ranking in zip(orders, rankings, strict=True))
-        differences.append(first - second)
-    return _percentiles(differences, confidence)
-
-
 def _percentiles(estimates: list[Float64], confidence: float) -> dict[str, tuple[float, float]]:
     """Low and high of each of NAMES over estimates, each (NAMES,), without undefined ones."""
     tails = [(1 - confidence) / 2, (1 + confidence) / 2]
@@ -79,6 +52,92 @@ def _percentiles(estimates: list[Float64], confidence: float) -> dict[str, tuple
             low, high = np.quantile(defined, tails)
             found[name] = (float(low), float(high))
     return found
+
+
+@dataclass(frozen=True)
+class Difference:
+    """By how much a model's metric exceeds another's, the same rows drawn for both.
+
+    error: standard deviation over the draws; low, high: the interval.
+    """
+
+    value: float
+    error: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Scored:
+    """What a model says of a holdout: probabilities (rows,), and the threshold from which on it alerts."""
+
+    probabilities: Array
+    threshold: float
+
+
+def differences(
+    model: Sequence[Scored],
+    others: Mapping[str, Sequence[Scored]],
+    labels: Sequence[Array],
+    entities: Sequence[Array] | None,
+    repeats: int,
+    confidence: float,
+    seed: int,
+) -> dict[str, dict[str, Difference]]:
+    """By how much a model's NAMES, each the mean over some holdouts, exceed those of others; by name of the other.
+
+    model, others' values, labels and entities: one entry a holdout; labels (rows,), 0 or 1, and entities (rows,) are
+    the holdout's. Whole entities are drawn where they are given, for all holdouts at once, since a card's transactions
+    of two weeks are no more independent than those of one; else rows, stratified. Every model is measured on the same
+    draws, so that what both owe to the same rows cancels out. Metrics are left out as `intervals` does.
+    """
+    frauds = [checked(one.probabilities, label)[1] for one, label in zip(model, labels, strict=True)]
+    rankings = [_rankings(scored, frauds) for scored in (model, *others.values())]
+    rng = np.random.default_rng(seed)
+    drawn = _by_entity(entities, repeats, rng) if entities is not None else _by_class(frauds, repeats, rng)
+    whole = [np.ones(len(fraud), np.int32) for fraud in frauds]
+    # A draw at a time: all of them together would be as many copies of the rows.
+    estimates = np.array([[_mean(ranked, weights) for ranked in rankings] for weights in chain([whole], drawn)])
+    found = {}
+    for position, other in enumerate(others, 1):
+        value, *drawn_values = estimates[:, 0] - estimates[:, position]
+        values, errors = (dict(zip(NAMES, of.tolist(), strict=True)) for of in (value, np.nanstd(drawn_values, axis=0)))
+        found[other] = {
+            name: Difference(values[name], errors[name], low, high)
+            for name, (low, high) in _percentiles(drawn_values, confidence).items()
+        }
+    return found
+
+
+def _rankings(scored: Sequence[Scored], frauds: Sequence[Bool]) -> list[tuple[Array, Ranking]]:
+    """For each holdout the order of its rows from the highest score down, and the ranking."""
+    found = []
+    for one, fraud in zip(scored, frauds, strict=True):
+        values, _ = checked(one.probabilities, fraud)
+        order = np.argsort(-values, kind="stable")
+        found.append((order, Ranking.of(values[order], fraud[order], one.threshold)))
+    return found
+
+
+def _mean(rankings: Sequence[tuple[Array, Ranking]], weights: Sequence[Array]) -> Float64:
+    """NAMES, each the mean over the holdouts, whose rows are counted `weights` (rows,) times."""
+    each = [ranking.metrics(of[order]) for (order, ranking), of in zip(rankings, weights, strict=True)]
+    return np.mean(each, axis=0)
+
+
+def _by_entity(entities: Sequence[Array], repeats: int, rng: np.random.Generator) -> Iterator[list[Array]]:
+    names, of_row = np.unique(np.concatenate(list(entities)), return_inverse=True)
+    ends = np.cumsum([len(entity) for entity in entities])[:-1]
+    for drawn in _clustered(of_row.astype(np.int32), len(names), repeats, rng):
+        yield np.split(drawn, ends)
+
+
+def _by_class(frauds: Sequence[Bool], repeats: int, rng: np.random.Generator) -> Iterator[list[Array]]:
+    draws = [
+        _stratified(fraud, repeats, generator) for fraud, generator in zip(frauds, rng.spawn(len(frauds)), strict=True)
+    ]
+    for _ in range(repeats):
+        yield [next(of) for of in draws]
 
 
 @dataclass(frozen=True)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 from scipy.optimize import isotonic_regression, minimize
 from scipy.special import expit
 
-from fraud_ray.decision.cuts import Array, Bool, Cuts, Float64, checked
+from fraud_ray.decision.cuts import Array, Bool, Cuts, Float64, checked, fraud_amounts
 from fraud_ray.errors import FraudRayError
 from fraud_ray.model.calibration import Calibration
 from fraud_ray.settings import AlertsPerDay, RecallAtPrecision
@@ -17,7 +18,15 @@ MAX_KNOTS = 64
 # Above zero, so that a calibration never turns the order of the scores round, and finite in the graph's float32.
 SLOPES = (1e-3, 1e3)
 
-Rule = Literal["max_f1"] | float | RecallAtPrecision | AlertsPerDay
+Rule = Literal["max_f1", "min_cost"] | float | RecallAtPrecision | AlertsPerDay
+
+
+@dataclass(frozen=True)
+class Costs:
+    """What errors cost: a missed fraud its amount (rows,), an alert always the same."""
+
+    amounts: Array
+    per_alert: float
 
 
 def fit_calibration(logits: Array, labels: Array, method: Literal["none", "platt", "isotonic"]) -> Calibration:
@@ -33,13 +42,16 @@ def fit_calibration(logits: Array, labels: Array, method: Literal["none", "platt
     return _platt(scores, fraud) if method == "platt" else _isotonic(scores, fraud)
 
 
-def choose_threshold(probabilities: Array, labels: Array, rule: Rule, days: int | None = None) -> float:
+def choose_threshold(
+    probabilities: Array, labels: Array, rule: Rule, days: int | None = None, costs: Costs | None = None
+) -> float:
     """The threshold that a rule finds in probabilities (rows,) and labels (rows,): a row is alerted on from there up.
 
-    days: on which the rows lie, for alerts a day. `max_f1` looks at every cut and takes the one with fewest alerts
-    among the best. Alerts a day are a limit: the most alerts within it, or the fewest possible where equal scores
-    exceed it.
-    Raises ValueError for alerts a day without days, FraudRayError when no threshold has the precision asked for.
+    days: on which the rows lie, for alerts a day; costs: for `min_cost`. `max_f1` and `min_cost` look at every cut, and
+    take the one with fewest alerts among the best. Alerts a day are a limit: the most alerts within it, or the fewest
+    possible where equal scores exceed it.
+    Raises ValueError for alerts a day without days and min_cost without costs, FraudRayError when no threshold has the
+    precision asked for.
     """
     if isinstance(rule, float | int):
         return float(rule)
@@ -51,7 +63,18 @@ def choose_threshold(probabilities: Array, labels: Array, rule: Rule, days: int 
             raise ValueError("alerts a day need the number of days that the rows lie on")
         within = int(np.searchsorted(cuts.alerts, rule.alerts_per_day * days, side="right"))
         return cuts.threshold(max(within - 1, 0))
+    if rule == "min_cost":
+        if costs is None:
+            raise ValueError("the minimum cost needs what errors cost")
+        return cuts.threshold(int(np.argmin(_cost_of_cuts(cuts, probabilities, labels, costs))))
     return cuts.threshold(int(np.argmax(cuts.f1)))
+
+
+def _cost_of_cuts(cuts: Cuts, probabilities: Array, labels: Array, costs: Costs) -> Float64:
+    """What each cut costs (cuts,), less the amount of all frauds."""
+    values, fraud = checked(probabilities, labels)
+    at_stake = fraud_amounts(costs.amounts, fraud)[np.argsort(-values, kind="stable")]
+    return costs.per_alert * cuts.alerts - np.cumsum(at_stake)[cuts.alerts - 1]
 
 
 def _cut_at_precision(cuts: Cuts, precision: float) -> int:

@@ -6,20 +6,12 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from fraud_ray.decision.bootstrap import paired_intervals
+from fraud_ray.decision.bootstrap import Scored, differences
 from fraud_ray.decision.cuts import Array, checked
 from fraud_ray.decision.gate import SUBJECTS
 from fraud_ray.decision.metrics import confusion_at, rate_metrics
 from fraud_ray.errors import FraudRayError
 from fraud_ray.settings import Settings
-
-
-@dataclass(frozen=True)
-class Scored:
-    """What a model says of the holdout: probabilities (rows,), and the threshold from which on it alerts."""
-
-    probabilities: Array
-    threshold: float
 
 
 @dataclass(frozen=True)
@@ -77,21 +69,21 @@ def compare(
     the metric is undefined, as it is for F1 where a model never alerts and there is no fraud.
     """
     metric, decision = judged_by(settings), settings.decision
-    low, high = paired_intervals(
-        (challenger.probabilities, challenger.threshold),
-        (champion.probabilities, champion.threshold),
-        labels,
-        entity,
+    found = differences(
+        [challenger],
+        {"champion": [champion]},
+        [labels],
+        None if entity is None else [entity],
         settings.retrain.repeats,
         decision.confidence,
         decision.seed,
-    )[metric]
+    )["champion"][metric]
     return Comparison(
         metric,
         champion=_metric(champion, labels, metric),
         challenger=_metric(challenger, labels, metric),
-        low=low,
-        high=high,
+        low=found.low,
+        high=found.high,
         confidence=decision.confidence,
         margin=settings.retrain.margin,
         rows=len(labels),

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from scipy.stats import binomtest
 
-from fraud_ray.decision.cuts import Array, Cuts, Float64, checked
+from fraud_ray.decision.cuts import Array, Bool, Cuts, Float64, checked
 
 MAX_POINTS = 200
 
 Points = dict[str, list[float]]
+IntervalMethod = Literal["wilson", "exact"]
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,7 @@ class Curves:
     model: RankingCurves
     best_possible: RankingCurves | None
     calibration: Points
+    alert_calibration: Points
     histogram: Points
     days: int | None
 
@@ -59,6 +61,7 @@ class Curves:
             _ranking_curves(probabilities, labels, most_alerts),
             None if true_probability is None else _ranking_curves(true_probability, labels, most_alerts),
             calibration_points(probabilities, labels, confidence=confidence),
+            alert_calibration_points(probabilities, labels, threshold),
             histogram_points(probabilities, labels),
             days,
         )
@@ -127,12 +130,27 @@ def calibration_points(probabilities: Array, labels: Array, bins: int = 10, conf
     at 0, and the probabilities near a threshold share the last. Empty steps are left out.
     """
     values, fraud = checked(probabilities, labels)
-    step = np.minimum((values * bins).astype(np.int64), bins - 1)
-    rows, probability, frauds = (
-        np.bincount(step, weights=weights, minlength=bins) for weights in (None, values, fraud)
-    )
+    return _reliability(np.minimum((values * bins).astype(np.int64), bins - 1), values, fraud, confidence, "wilson")
+
+
+def alert_calibration_points(probabilities: Array, labels: Array, threshold: float, bins: int = 5) -> Points:
+    """The same of the rows at or above a threshold, in bins of equal count by score, lowest first; empty without any.
+
+    Intervals are of 99 %, since all bins are looked at together, and exact, since the highest bins are close to 1,
+    where Wilson's leaves out what one miss cannot tell from 1. Equal probabilities share a bin.
+    """
+    values, fraud = checked(probabilities, labels)
+    alert = values >= threshold
+    values, fraud = values[alert], fraud[alert]
+    lower = np.searchsorted(np.sort(values), values, side="left")
+    return _reliability(lower * bins // max(len(values), 1), values, fraud, 0.99, "exact")
+
+
+def _reliability(of_row: Array, values: Float64, fraud: Bool, confidence: float, method: IntervalMethod) -> Points:
+    """Mean probability and fraud rate, with its interval, of the rows (rows,) of each group; empty ones left out."""
+    rows, probability, frauds = (np.bincount(of_row, weights=weights) for weights in (None, values, fraud))
     filled = np.flatnonzero(rows)
-    intervals = [share_interval(int(frauds[i]), int(rows[i]), confidence) for i in filled]
+    intervals = [share_interval(int(frauds[i]), int(rows[i]), confidence, method) for i in filled]
     return {
         "probability": (probability[filled] / rows[filled]).tolist(),
         "fraud_rate": (frauds[filled] / rows[filled]).tolist(),
@@ -142,12 +160,13 @@ def calibration_points(probabilities: Array, labels: Array, bins: int = 10, conf
     }
 
 
-def share_interval(hits: int, total: int, confidence: float) -> tuple[float, float]:
-    """Wilson's interval of the share that `hits` of `total` independent draws estimate; total is at least 1.
+def share_interval(hits: int, total: int, confidence: float, method: IntervalMethod = "wilson") -> tuple[float, float]:
+    """The interval of the share that `hits` of `total` independent draws estimate; total is at least 1.
 
-    Source: Wilson, "Probable Inference, the Law of Succession, and Statistical Inference" (1927).
+    Source: Wilson, "Probable Inference, the Law of Succession, and Statistical Inference" (1927); exact: Clopper,
+    Pearson, "The Use of Confidence or Fiducial Limits Illustrated in the Case of the Binomial" (1934).
     """
-    interval = binomtest(hits, total).proportion_ci(confidence, method="wilson")
+    interval = binomtest(hits, total).proportion_ci(confidence, method)
     return float(interval.low), float(interval.high)
 
 

@@ -32,6 +32,12 @@ def checked(scores: Array, labels: Array) -> tuple[Float64, Bool]:
     return values, fraud
 
 
+def fraud_amounts(amounts: Array, fraud: Bool) -> Float64:
+    """What missing each row (rows,) costs: its amount where it is fraud; a missing or negative amount costs nothing."""
+    values = np.asarray(amounts, np.float64)
+    return np.where(fraud & np.isfinite(values) & (values > 0), values, 0.0)
+
+
 @dataclass(frozen=True)
 class Cuts:
     """Cut i alerts on all rows that score at least `scores[i]`; cuts go from the highest distinct score down.

@@ -27,6 +27,7 @@ from fraud_ray.model.scorer import GRAPH, INFO, GraphScorer
 
 FORMAT = 1
 WEIGHTS, ENCODER, PROFILE = "weights.safetensors", "encoder.json", "profile.json"
+PARTS = (WEIGHTS, ENCODER, INFO)  # what a model is read back from
 
 
 @dataclass(frozen=True)

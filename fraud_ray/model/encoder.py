@@ -231,6 +231,14 @@ class Encoder:
         return encoded + pieces + tuple(f"{name}:missing" for name in self.indicators)
 
     @property
+    def feature_columns(self) -> tuple[str, ...]:
+        """The column that each column of the feature matrix comes from: its name without the way of encoding."""
+        columns = {column.name for column in self.columns}
+        return tuple(
+            name if name in columns or ":" not in name else name.rpartition(":")[0] for name in self.feature_names
+        )
+
+    @property
     def code_sizes(self) -> tuple[int, ...]:
         """The number of codes of each categorical column."""
         return tuple(c.size for c in self.categorical)

@@ -33,11 +33,13 @@ LABELS = {
     "f1_score": "F1",
     "precision": "Precision",
     "recall": "Recall",
+    "amount_recall": "Fraud amount caught",
+    "money_saved": "Money saved",
     "brier": "Brier score",
     "brier_skill": "Brier skill",
     "calibration_error": "Calibration error",
 }
-AT_THRESHOLD = {"f1_score", "precision", "recall"}
+AT_THRESHOLD = {"f1_score", "precision", "recall", "amount_recall", "money_saved"}
 
 
 @dataclass(frozen=True)
@@ -189,7 +191,7 @@ def _template() -> jinja2.Template:
         lstrip_blocks=True,
     )
     environment.filters.update(
-        four=lambda value: "" if value is None else f"{value:.4f}",
+        four=lambda value: "" if value is None else f"{value:,.0f}" if abs(value) >= 1_000 else f"{value:.4f}",
         count=lambda value: f"{value:,}",
         interval=lambda value: "" if value is None else f"{value[0]:.4f} … {value[1]:.4f}",
         moment=lambda text: f"{text[:16].replace('T', ' ')} UTC",

@@ -192,7 +192,7 @@ def run_job(job: Job, rank: int, ranks: int, device: torch.device, report: Calla
         if rank == 0:
             curve.append(result)
             if best.epoch == epoch.number and best.logits:
-                _save_logits(storage, folder, best.logits)
+                save_logits(storage, folder, best.logits)
             storage.put_json(f"{folder}/{CURVE}", curve)
             _save_state(storage, folder, current())
         report(_reported(result))
@@ -225,6 +225,13 @@ def load_state(storage: Storage, folder: str) -> dict[str, Any] | None:
     return None if content is None else torch.load(io.BytesIO(content), weights_only=True, map_location="cpu")
 
 
+def save_logits(storage: Storage, folder: str, logits: list[Float32]) -> None:
+    """Keeps logits where `load_logits` finds them."""
+    buffer = io.BytesIO()
+    np.savez(buffer, *logits)
+    storage.put(f"{folder}/{LOGITS}", buffer.getvalue())
+
+
 def load_logits(storage: Storage, folder: str) -> list[Float32]:
     """The holdout logits of a job's best epoch, one array a fold."""
     content = storage.get(f"{folder}/{LOGITS}")
@@ -238,12 +245,6 @@ def _save_state(storage: Storage, folder: str, state: dict[str, Any]) -> None:
     buffer = io.BytesIO()
     torch.save(state, buffer)
     storage.put(f"{folder}/{STATE}", buffer.getvalue())
-
-
-def _save_logits(storage: Storage, folder: str, logits: list[Float32]) -> None:
-    buffer = io.BytesIO()
-    np.savez(buffer, *logits)
-    storage.put(f"{folder}/{LOGITS}", buffer.getvalue())
 
 
 def _open_fold(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -16,6 +16,8 @@ from fraud_ray.settings import WindowsSettings
 
 # A variance below this share of the mean square is rounding: there is no spread.
 _NO_SPREAD = 1e-12
+_HOUR = DAY // 24
+_SATURDAY, _EPOCH = 5, 3  # days of the week from Monday, 0; 1970 began on a Thursday
 
 
 def compute(
@@ -26,20 +28,29 @@ def compute(
     In float32, as a model reads them, so that files hold what it is fitted on. The other rows are history alone. Raises
     DataError for values too large to be summed exactly.
     """
-    timeline = Timeline(rows, asked, decimals)
+    timeline = Timeline(rows, asked, decimals, max(measure.delay + measure.length for measure in measures))
     return {measure.name: timeline.in_given_order(_KINDS[measure.compute](timeline, measure)) for measure in measures}
 
 
-def calendar(compute: str, times: pa.ChunkedArray, windows: WindowsSettings) -> npt.NDArray[np.generic]:
-    """A column of the time alone, int8 or float32 (rows,); times: timestamp[us] in UTC."""
-    local = pc.local_timestamp(pc.cast(times, pa.timestamp("us", windows.timezone)))
-    since_midnight = pc.cast(local, pa.int64()).to_numpy() % DAY
-    if compute == "weekend":
-        return pc.greater_equal(pc.day_of_week(local), 5).to_numpy().astype(np.int8)
-    if compute == "night":
-        return (since_midnight * 24 // DAY <= windows.night_ends).astype(np.int8)
-    angle = since_midnight / DAY * 2 * np.pi
-    return (np.sin(angle) if compute == "hour_sin" else np.cos(angle)).astype(np.float32)
+def calendar(
+    kinds: Mapping[str, str], times: pa.ChunkedArray, windows: WindowsSettings
+) -> dict[str, npt.NDArray[np.generic]]:
+    """Columns of the time alone by name, int8 or float32 (rows,).
+
+    kinds: what each column holds; times: timestamp[us] in UTC.
+    """
+    if windows.timezone != "UTC":
+        times = pc.local_timestamp(pc.cast(times, pa.timestamp("us", windows.timezone)))
+    local = pc.cast(times, pa.int64()).to_numpy()
+    since_midnight = local % DAY
+    angle = since_midnight * (2 * np.pi / DAY)
+    of_kind: dict[str, Callable[[], npt.NDArray[np.generic]]] = {
+        "weekend": lambda: ((local // DAY + _EPOCH) % 7 >= _SATURDAY).astype(np.int8),
+        "night": lambda: (since_midnight < (windows.night_ends + 1) * _HOUR).astype(np.int8),
+        "hour_sin": lambda: np.sin(angle).astype(np.float32),
+        "hour_cos": lambda: np.cos(angle).astype(np.float32),
+    }
+    return {name: of_kind[kind]() for name, kind in kinds.items()}
 
 
 def _count(timeline: Timeline, measure: Measure) -> Float64:

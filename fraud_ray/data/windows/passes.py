@@ -147,14 +147,17 @@ def assemble(item: tuple[int, Partition], job: Job) -> None:
         place = job.filled.index(index)
         for task, (entity, _) in enumerate(job.tasks):
             block = _read(job.storage, job.gathered(task), place)
+            rows = block["row"].to_numpy()
             for measure in definition.by_entity[entity]:
-                columns[measure.name][block["row"].to_numpy()] = block[measure.name].to_numpy()
+                columns[measure.name][rows] = block[measure.name].to_numpy()
     for name in definition.names:
         if name in table.column_names:
             raise DataError(
                 f"{partition.shown}: column '{name}' is there already; give the one below windows.columns another name"
             )
-        table = table.append_column(name, pa.array(columns[name], from_pandas=True))
+        values = columns[name]
+        missing = np.isnan(values) if values.dtype == np.float32 else np.zeros(0, bool)
+        table = table.append_column(name, pa.array(values, mask=missing if missing.any() else None))
     sink = pa.BufferOutputStream()
     # Dictionaries of numbers that hardly repeat would take most of the time.
     texts = [name for name in table.column_names if pa.types.is_string(table.schema.field(name).type)]
@@ -173,7 +176,7 @@ def _of_calendar(table: pa.Table, job: Job, partition: Partition) -> dict[str, n
         times = harmonised(table[name], "timestamp")
     else:  # a hive key
         times = read_partition(job.root, partition, definition.data, [name])[name]
-    return {made: calendar(kind, times, definition.windows) for made, kind in definition.calendar.items()}
+    return calendar(definition.calendar, times, definition.windows)
 
 
 def _checked(

@@ -54,15 +54,18 @@ class Timeline:
     windows never decrease from one row asked for to the next.
     """
 
-    def __init__(self, rows: Transactions, asked: Mask, decimals: int) -> None:
-        """Raises DataError, now or when sums are asked for, for values too large to be summed exactly."""
+    def __init__(self, rows: Transactions, asked: Mask, decimals: int, reach: int) -> None:
+        """reach: the largest age, in microseconds, at which a window begins.
+
+        Raises DataError, now or when sums are asked for, for values too large to be summed exactly.
+        """
         by_time = np.argsort(rows.time, kind="stable")
         narrow = np.min_scalar_type(int(rows.entity.max(initial=0)))  # 16 bits or less are sorted by radix
         order = by_time[np.argsort(rows.entity[by_time].astype(narrow), kind="stable")]
         self.order = order
         self.entity, self.time = rows.entity[order], rows.time[order]
         self.asked = np.flatnonzero(asked[order])
-        self.unit = 10.0**decimals
+        self.unit, self.reach = 10.0**decimals, reach
         self._rows = rows
         self._place = (np.cumsum(asked) - 1)[order[self.asked]]
         self.edge = cache(self._edge)
@@ -151,21 +154,28 @@ class Timeline:
     def _edge(self, age: int) -> Int64:
         """The first row of the entity that is younger than `age` at the time of each row asked for."""
         found = np.empty(len(self.asked), np.int64)
-        for first, last in self._blocks(age):
-            entity, time = self.entity[first:last], self.time[first:last]
-            start = int(time.min()) - age
-            key = (entity - entity[0]).astype(np.int64) * (int(time.max()) - start + 1) + (time - start)
-            block = slice(*np.searchsorted(self.asked, (first, last)))
+        for first, key in self._keys:
+            block = slice(*np.searchsorted(self.asked, (first, first + len(key))))
             found[block] = first + np.searchsorted(key, key[self.asked[block] - first] - age, side="right")
         return found
 
-    def _blocks(self, age: int) -> list[tuple[int, int]]:
-        """Ranges of whole entities, so few in each that a key of entity and time fits in 64 bits."""
+    @cached_property
+    def _keys(self) -> list[tuple[int, Int64]]:
+        """For blocks of whole entities their first row, and of each row a key that grows with entity and time.
+
+        Entities are so far apart that no age within reach leads to another, and blocks so small that keys fit in 64
+        bits.
+        """
         if not len(self.time):
             return []
-        held = _LARGEST // (int(self.time.max()) - int(self.time.min()) + age + 1)
-        cuts = np.searchsorted(self.entity, np.arange(0, int(self.entity[-1]) + 1, held))
-        return [(int(first), int(last)) for first, last in pairwise([*cuts, len(self.entity)]) if first < last]
+        start = int(self.time.min()) - self.reach
+        span = int(self.time.max()) - start + 1
+        cuts = np.searchsorted(self.entity, np.arange(0, int(self.entity[-1]) + 1, _LARGEST // span))
+        blocks = [slice(first, last) for first, last in pairwise([*cuts.tolist(), len(self.entity)]) if first < last]
+        return [
+            (b.start, (self.entity[b] - self.entity[b.start]).astype(np.int64) * span + (self.time[b] - start))
+            for b in blocks
+        ]
 
 
 def _running(values: npt.NDArray[np.generic]) -> Int64:

@@ -1,0 +1,101 @@
+"""What a backtest hands on: models with their logits, and then their figures on every final fold."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from fraud_ray.decision.bootstrap import Difference
+from fraud_ray.decision.curves import Points
+from fraud_ray.decision.metrics import Evaluation
+
+Logits = tuple[npt.NDArray[np.float32], ...]
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What was chosen for a model: the best of its trials, and its mean AP over the selection holdouts.
+
+    seconds: of the search and of all fits.
+    """
+
+    name: str
+    hyperparameters: dict[str, Any]
+    trials: int
+    average_precision: float
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A model before it is judged: logits float32 (rows,) of each selection holdout, then of each final one."""
+
+    choice: Choice
+    selection: Logits
+    final: Logits
+
+
+@dataclass(frozen=True)
+class Contender:
+    """A model's figures: an evaluation a final fold, and how reliable the probabilities of all its alerts are."""
+
+    choice: Choice
+    evaluations: tuple[Evaluation, ...]
+    alerts: Points
+
+    @property
+    def metrics(self) -> dict[str, tuple[float, float]]:
+        """Mean and standard deviation (of a sample) over the folds, of every metric that all of them have."""
+        first, *others = (one.metrics for one in self.evaluations)
+        shared = {
+            name: [first[name], *(of[name] for of in others)] for name in first if all(name in of for of in others)
+        }
+        ddof = 1 if others else 0
+        return {name: (float(np.mean(values)), float(np.std(values, ddof=ddof))) for name, values in shared.items()}
+
+    def to_json(self) -> dict[str, Any]:
+        means = {name: {"mean": mean, "deviation": deviation} for name, (mean, deviation) in self.metrics.items()}
+        return {**asdict(self), "metrics": means}
+
+    @classmethod
+    def from_json(cls, stored: Mapping[str, Any]) -> Contender:
+        evaluations = tuple(map(Evaluation.from_json, stored["evaluations"]))
+        return cls(Choice(**stored["choice"]), evaluations, stored["alerts"])
+
+
+@dataclass(frozen=True)
+class Backtest:
+    """What a backtest came to.
+
+    selection, folds: the span of each selection and final fold, the final ones newest first. models: the network, then
+    the references. differences: by how much the network's mean exceeds a reference's, by reference and metric. notes:
+    what a reader should know, such as references that were left out. timings: seconds a stage.
+    """
+
+    name: str
+    folder: str
+    selection: tuple[str, ...]
+    folds: tuple[str, ...]
+    models: tuple[Contender, ...]
+    differences: dict[str, dict[str, Difference]]
+    notes: tuple[str, ...]
+    picture: str
+    timings: dict[str, float]
+
+    def to_json(self) -> dict[str, Any]:
+        return {**asdict(self), "models": [model.to_json() for model in self.models]}
+
+    @classmethod
+    def from_json(cls, stored: Mapping[str, Any]) -> Backtest:
+        exceeds = {
+            other: {metric: Difference(**one) for metric, one in of.items()}
+            for other, of in stored["differences"].items()
+        }
+        lists = {name: tuple(stored[name]) for name in ("selection", "folds", "notes")}
+        return cls(
+            **{**stored, **lists, "differences": exceeds, "models": tuple(map(Contender.from_json, stored["models"]))}
+        )

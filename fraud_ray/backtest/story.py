@@ -1,0 +1,101 @@
+"""The backtest's story: the pipeline's stages on several final folds, without gate and registry.
+
+A backtest is a run like any other, `runs/<name>-backtest`: the same command again goes on where it stood, or answers at
+once.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import replace
+
+from fraud_ray.backtest.result import Backtest
+from fraud_ray.cluster import check_resources, connect
+from fraud_ray.data.source import open_source
+from fraud_ray.errors import FraudRayError, SettingsError
+from fraud_ray.pipeline import simulate_if_absent
+from fraud_ray.progress import Progress
+from fraud_ray.run import Outcome, Run, open_run
+from fraud_ray.settings import Loaded, Reference, Settings
+from fraud_ray.storage import Storage
+from fraud_ray.storage_check import check_storage
+
+_EXTRA = ("xgboost", "lightgbm")  # references whose packages, of the same names, come with the extra `compare`
+RESULT, PICTURE = "backtest.json", "backtest.svg"
+
+
+def backtest(loaded: Loaded, progress: Progress) -> Backtest:
+    """Runs the backtest under these settings, or what of it is not concluded yet.
+
+    Raises FraudRayError; what is concluded by then is kept.
+    """
+    settings, storage = loaded.settings, Storage.at(loaded.settings.storage.root)
+    shifts = final_shifts(settings)
+    references, notes = split_by_package(settings.backtest.references)
+    with ExitStack() as session:
+        if settings.simulate:
+            simulate_if_absent(settings, progress, session)
+        source = open_source(settings.data)
+        named = _named(loaded, shifts, references)
+        run = session.enter_context(open_run(named, storage, source.fingerprint, source.as_of))
+        if run.concluded:
+            return _read(run)
+        session.enter_context(connect(settings))
+        check_resources(settings)
+        check_storage(storage)
+        # Ray, torch and MLflow take seconds to import, which a concluded backtest does without.
+        from fraud_ray.backtest.stages import Stages
+        from fraud_ray.intake import take_in
+
+        stages = Stages(settings, run, progress)
+        data, census = take_in(source, settings, storage, progress)
+        folds = stages.prepare(data, census, shifts)
+        network = stages.network(folds)
+        others = [stages.reference(name, folds, network.choice.trials) for name in references]
+        result = stages.judge([network, *others], folds, notes, PICTURE)
+        storage.put_json(run.key(RESULT), result.to_json())
+        run.conclude(Outcome(run.name, run.folder, "backtested", report=result.picture, timings=run.timings))
+        return result
+
+
+def final_shifts(settings: Settings) -> tuple[int, ...]:
+    """How many days before a run's final fold each of the backtest's lies, the newest first.
+
+    Raises SettingsError where a selection holdout would not end before the first final holdout begins.
+    """
+    folds, shifts = settings.folds, tuple(sorted(set(settings.backtest.shift_days)))
+    if folds.kind != "time":
+        raise SettingsError(f"a backtest goes by time; set folds.kind to time (it is {folds.kind})")
+    needed, latest = shifts[-1] + folds.holdout_days, min(folds.selection_shift_days)
+    if latest < needed:
+        raise SettingsError(
+            f"folds.selection_shift_days {list(folds.selection_shift_days)}: the selection holdout {latest} days back "
+            f"does not end before the first final holdout, {shifts[-1]} days back, begins. Set "
+            f"folds.selection_shift_days to {needed} or more, or lower backtest.shift_days"
+        )
+    return shifts
+
+
+def split_by_package(names: Sequence[Reference]) -> tuple[tuple[Reference, ...], tuple[str, ...]]:
+    """Those references that can be fitted here, and a note on each of the others."""
+    there = tuple(name for name in names if name not in _EXTRA or importlib.util.find_spec(name))
+    absent = (name for name in names if name not in there)
+    return there, tuple(f"{name} is left out: it needs the extra 'compare'" for name in absent)
+
+
+def _named(loaded: Loaded, shifts: Sequence[int], references: Sequence[str]) -> Loaded:
+    """The settings under a name of their own, which also tells what is backtested."""
+    settings = loaded.settings
+    name = settings.run.name and f"{settings.run.name}-backtest"
+    own = settings.model_copy(update={"run": settings.run.model_copy(update={"name": name})})
+    beside = {"backtest.shift_days": list(shifts), "backtest.references": list(references)}
+    return replace(loaded, settings=own, config=f"{loaded.config}-backtest", beside=beside)
+
+
+def _read(run: Run) -> Backtest:
+    stored = run.storage.get_json(run.key(RESULT))
+    if stored is None:
+        raise FraudRayError(f"{run.folder}/{RESULT} is gone; delete {run.folder} and run the backtest again")
+    return Backtest.from_json(stored)

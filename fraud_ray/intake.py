@@ -1,0 +1,28 @@
+"""From partitions as they lie to data that the stages read: window columns added, the contract checked."""
+
+from __future__ import annotations
+
+from fraud_ray.data.contract import Census, validate
+from fraud_ray.data.source import Source, open_source
+from fraud_ray.data.windows.definition import Definition
+from fraud_ray.data.windows.state import add_windows
+from fraud_ray.progress import Progress
+from fraud_ray.settings import Settings
+from fraud_ray.storage import Storage
+
+
+def take_in(source: Source, settings: Settings, storage: Storage, progress: Progress) -> tuple[Source, Census]:
+    """The data to train on, which is the source itself where no windows are declared, and what it holds.
+
+    Raises ContractViolation.
+    """
+    definition = Definition.of(settings)
+    if definition is not None:
+        with progress.stage("windows") as stage:
+            made = add_windows(source, definition, storage, stage.update)
+            source = open_source(settings.data.model_copy(update={"path": made.root}))
+            stage.say(f"{len(definition.names):,} columns for {source.rows:,} rows")
+    with progress.stage("validate") as stage:
+        census = validate(source, settings.data, stage.update)
+        stage.say(f"{census.rows:,} rows, {census.frauds:,} frauds")
+    return source, census
