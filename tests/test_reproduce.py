@@ -53,7 +53,7 @@ def test_what_differs_is_named_and_ends_with_1(
     def fitted_otherwise(*arguments: Any) -> Fitted:
         fitted = load_fitted(Storage.at(str(march)), "runs/march/refit")
         weights = {name: tensor.clone() for name, tensor in fitted.weights.items()}
-        weights["first.bias"][3] += 0.5
+        weights["first.bias"][3] += 8.0  # enough to wake the unit for every row
         return dataclasses.replace(fitted, weights=weights)
 
     monkeypatch.setattr(reproduce, "refit", fitted_otherwise)
@@ -64,7 +64,7 @@ def test_what_differs_is_named_and_ends_with_1(
     assert {"data fingerprint", "package torch", "bundle/model.onnx"} <= set(found["changed"])
     assert found["changed"]["package torch"] == ['"1.0"', f'"{torch.__version__}"']
     tensors = {tensor["name"]: tensor for tensor in found["weights"]}
-    assert (tensors["first.bias"]["differing"], tensors["first.bias"]["largest"]) == (1, pytest.approx(0.5))
+    assert (tensors["first.bias"]["differing"], tensors["first.bias"]["largest"]) == (1, pytest.approx(8.0))
     assert all(tensor["differing"] == 0 for name, tensor in tensors.items() if name != "first.bias")
     then, now = found["metrics"]["brier"]
     assert then == json.loads((store / "runs/march/bundle/bundle.json").read_text())["metrics"]["brier"] != now
