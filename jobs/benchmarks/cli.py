@@ -6,6 +6,7 @@ import json
 import os
 import pkgutil
 import shutil
+import signal
 import tempfile
 from pathlib import Path
 from typing import Annotated
@@ -46,7 +47,10 @@ def benchmark(
     picture: Annotated[Path | None, typer.Option(metavar="FILE", help="Draw the ratios into an SVG file.")] = None,
     scratch: Annotated[Path | None, typer.Option(help="Folder for data, which is removed; by default in /tmp.")] = None,
 ) -> None:
-    """Measures every stage beside its peers, in turn, on this machine. Exit code 1 if a row misses its target."""
+    """Measures every stage beside its peers, in turn, on this machine.
+
+    Exit code 1 if a row misses its target, 130 if interrupted: then the rows measured so far are told.
+    """
     chosen = {name: measure for name, measure in STAGES.items() if not only or name.startswith(tuple(only))}
     unknown = [prefix for prefix in only or () if not any(name.startswith(prefix) for name in STAGES)]
     if unknown:
@@ -64,6 +68,9 @@ def benchmark(
     progress = Display() if os.isatty(2) else Quiet()
     on = machine()
     rows: list[Row] = []
+    # Ended from outside, it tells what it has measured and clears away its data, as upon Ctrl-C.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    is_whole = False
     folder = Path(tempfile.mkdtemp(prefix="fraud-ray-benchmark-", dir=scratch))
     try:
         with join_or_start(ClusterSettings(cpus=on["cores"])):
@@ -73,6 +80,9 @@ def benchmark(
                     found = pkgutil.resolve_name(f"benchmarks.{measure}")(world)
                     stage.say("; ".join(f"{row.ratio:.3g} x" for row in found if row.ratio is not None))
                 rows += found
+        is_whole = True
+    except KeyboardInterrupt:
+        typer.echo("interrupted; these rows are measured:", err=True)
     finally:
         shutil.rmtree(folder)
     if picture:
@@ -82,4 +92,6 @@ def benchmark(
     else:
         console = Console(width=None if os.isatty(1) else 240)
         console.print(table(rows))
+    if not is_whole:
+        raise typer.Exit(130)
     raise typer.Exit(1 if any(row.met is False for row in rows) else 0)
