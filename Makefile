@@ -3,13 +3,17 @@ PYTHON ?= python3
 BIN := .venv/bin
 PYTEST_OPTIONS ?=
 
-.PHONY: run test lint lock clean
+.PHONY: run test test-long lint lock clean
 
 run: .venv/installed
 	$(BIN)/fraud-ray run -c configs/local.yaml
 
 test: .venv/installed
 	$(BIN)/python -m pytest $(PYTEST_OPTIONS)
+
+# Stores, nodes and recoveries, each with servers or clusters of its own to start.
+test-long: .venv/installed
+	$(BIN)/python -m pytest -m long $(PYTEST_OPTIONS)
 
 lint: .venv/installed
 	$(BIN)/ruff check

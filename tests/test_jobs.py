@@ -122,6 +122,7 @@ def test_a_submitted_job_is_watched_read_and_stopped_and_its_run_could_go_on(
     assert not (store / "runs/april/outcome.json").exists()
 
 
+@pytest.mark.long
 def test_a_rendered_rayjob_that_is_killed_and_stopped_in_the_search_finishes_without_repeating_trials(
     ray_up: Head, simulated: Path, store: Path, kubectl: Path
 ) -> None:

@@ -167,6 +167,7 @@ def test_worse_data_leaves_the_champion_better_data_replaces_it_and_rollback_bri
     assert verify(connect(registry), storage) == []
 
 
+@pytest.mark.long
 def test_a_retraining_that_the_gate_rejects_has_not_failed_while_a_champion_stays(
     ray_session: None, simulated: Path, march: Path, tmp_path: Path
 ) -> None:

@@ -184,6 +184,7 @@ def test_optuna_with_early_stopping_fills_its_trials_and_goes_on_with_what_it_kn
     assert all(t.hyperparameters["hidden_sizes"] in ([16], [32]) for t in more.trials)
 
 
+@pytest.mark.long
 def test_trials_of_several_workers_end_although_they_take_every_cpu(
     ray_session: None, folds: list[PreparedFold], storage: Storage
 ) -> None:
@@ -193,11 +194,12 @@ def test_trials_of_several_workers_end_although_they_take_every_cpu(
     assert len(outcome.best.curve) == 3
 
 
+@pytest.mark.long
 def test_a_search_that_runs_out_of_time_keeps_what_it_has(
     ray_session: None, folds: list[PreparedFold], storage: Storage
 ) -> None:
     settings = made_settings(
-        {"learning_rate": [0.001, 0.01]}, train={"epochs": 100_000, "patience_epochs": None}, time_budget_s=12
+        {"learning_rate": [0.001, 0.01]}, train={"epochs": 100_000, "patience_epochs": None}, time_budget_s=20
     )
     outcome, _ = searched(folds, settings, storage, "runs/late")
     assert all(t.status == "stopped" for t in outcome.trials)
@@ -235,6 +237,7 @@ def test_two_workers_give_the_model_of_one_with_the_same_steps(
     assert scores[0] == pytest.approx(scores[1], abs=0.01)
 
 
+@pytest.mark.long
 def test_training_goes_on_after_a_worker_was_killed(
     ray_session: None, folds: list[PreparedFold], storage: Storage
 ) -> None:

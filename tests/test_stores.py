@@ -25,6 +25,8 @@ from tests.line import REPOSITORY, local
 from tests.rays import BIN
 from tests.stores import find_postgres, mlflow_of, postgres, s3, status_of
 
+pytestmark = pytest.mark.long
+
 MODEL = "fraud-detection-production"
 ACCOUNT = {"MLFLOW_TRACKING_USERNAME": "admin", "MLFLOW_TRACKING_PASSWORD": "a password of sixteen"}
 

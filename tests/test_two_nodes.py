@@ -16,6 +16,8 @@ from fraud_ray.storage import Storage
 from tests.line import local
 from tests.rays import BIN, free_ports
 
+pytestmark = pytest.mark.long
+
 
 @pytest.fixture(scope="module")
 def two_nodes(ray_session: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
