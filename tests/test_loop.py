@@ -96,6 +96,14 @@ def test_training_stops_when_patience_runs_out_and_the_best_epoch_is_kept() -> N
     assert best.average_precision == max(scores)
 
 
+def test_without_patience_the_last_epoch_counts() -> None:
+    settings = TrainSettings(batch_size=64, learning_rate=0.05, patience_epochs=None)
+    scores: list[float] = []
+    best = fit([opened(settings)], settings, lambda epoch, *_: scores.append(epoch.average_precision), 20)
+    assert (best.epoch, best.average_precision) == (20, scores[-1])
+    assert scores[-1] < max(scores), "at this rate an earlier one is better"
+
+
 def test_a_network_learns_what_no_linear_model_can() -> None:
     _, best = trained(TrainSettings(batch_size=128, learning_rate=3e-3, patience_epochs=None), epochs=15)
     assert best.average_precision > 0.5 > 3 * HOLDOUT.label.mean()

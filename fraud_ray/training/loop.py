@@ -166,6 +166,9 @@ def fit(
 ) -> Best:
     """Trains all folds for `epochs`, or until `settings.patience_epochs` bring no better mean AP.
 
+    Without patience the last epoch counts: where the learning rate falls to 0, an epoch in the middle that did better
+    on the selection holdouts is luck, and a refit that ended there would be of another kind.
+
     report: told each epoch, the best so far, and a function that gives the state to resume from; it may raise to stop.
     resumed: such a state. Returns the best epoch; without holdouts that is the last one.
     """
@@ -187,7 +190,7 @@ def fit(
             logits = [fold.score_holdout() for fold in folds]
             scores = [_average_precision(fold, z) for fold, z in zip(folds, logits, strict=True)]
             score = float(np.mean(scores))
-            if score > best.average_precision:
+            if score > best.average_precision or settings.patience_epochs is None:
                 best = Best(number, score, logits)
         else:
             best = Best(number)

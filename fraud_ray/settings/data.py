@@ -1,0 +1,151 @@
+"""What the data is: columns, folds, simulation, and how columns are prepared."""
+
+from __future__ import annotations
+
+from datetime import date
+from typing import Annotated, Literal
+
+from pydantic import (
+    Field,
+    NonNegativeInt,
+    PositiveInt,
+    model_validator,
+)
+
+from fraud_ray.settings.base import Frozen, Share
+
+Encoding = Literal["standard", "signed_log", "piecewise_linear"]
+
+
+class ColumnSettings(Frozen):
+    kind: Literal[
+        "numeric", "categorical", "boolean", "amount", "label", "timestamp", "entity", "id", "true_probability"
+    ]
+    """What the column holds. `amount` is a number in currency units; `entity` is the card or customer;
+    `true_probability` is a simulator's own fraud probability, never a feature."""
+    feature: bool | None = None
+    """Whether the model reads it; by default numeric, categorical, boolean and amount columns are read."""
+    min: float | None = None
+    """Smallest value that the contract allows."""
+    max: float | None = None
+    """Largest value that the contract allows."""
+    nulls: bool = False
+    """Whether missing values (and NaN) are allowed."""
+    values: tuple[str, ...] | None = None
+    """The only values that the contract allows, for a categorical column; by default any."""
+    encodings: tuple[Encoding, ...] | None = None
+    """How a number enters the network; by default `prepare.numeric_encodings`. Empty: only through ratios."""
+
+    @property
+    def is_feature(self) -> bool:
+        could_be = self.kind in {"numeric", "categorical", "boolean", "amount"}
+        return could_be if self.feature is None else self.feature
+
+    @model_validator(mode="after")
+    def _consistent(self) -> ColumnSettings:
+        if self.feature and self.kind in {"label", "true_probability", "timestamp", "entity", "id"}:
+            raise ValueError(f"a column of kind '{self.kind}' cannot be a feature; declare it without 'feature: true'")
+        if self.min is not None and self.max is not None and self.min > self.max:
+            raise ValueError(f"min {self.min} is above max {self.max}")
+        if self.values is not None and self.kind != "categorical":
+            raise ValueError(f"'values' is for categorical columns, this one is '{self.kind}'")
+        if self.nulls and self.kind == "label":
+            raise ValueError("a label cannot be missing; leave rows without one out of the data")
+        return self
+
+
+class DataSettings(Frozen):
+    path: str
+    """Folder (or URI) of the parquet partitions, hive-partitioned or flat."""
+    columns: dict[str, ColumnSettings]
+    """The declared columns by name; all others are ignored."""
+
+    @model_validator(mode="after")
+    def _roles(self) -> DataSettings:
+        for kind in ("label", "timestamp", "entity", "id", "amount", "true_probability"):
+            named = [name for name, column in self.columns.items() if column.kind == kind]
+            if len(named) > 1:
+                raise ValueError(f"columns {', '.join(named)} are all of kind '{kind}'; declare one")
+        if not self.of_kind("label"):
+            raise ValueError("no column has kind 'label'; declare the one that says whether a row is fraud")
+        if not self.features:
+            raise ValueError("no column is a feature; declare at least one numeric, categorical or boolean column")
+        return self
+
+    def of_kind(self, kind: str) -> str | None:
+        """The name of the column of this kind, or None where none is declared."""
+        return next((name for name, column in self.columns.items() if column.kind == kind), None)
+
+    @property
+    def features(self) -> tuple[str, ...]:
+        return tuple(name for name, column in self.columns.items() if column.is_feature)
+
+    @property
+    def label(self) -> str:
+        name = self.of_kind("label")
+        assert name is not None, "validated above"
+        return name
+
+
+class SimulateSettings(Frozen):
+    rows: PositiveInt = 200_000
+    """Transactions to write."""
+    days: PositiveInt = 60
+    """Days that they spread over."""
+    start: date = date(2024, 1, 1)
+    """First day."""
+    seed: NonNegativeInt = 7
+    """Seed of the world; the same seed gives the same rows whatever the parallelism."""
+
+
+class FoldSettings(Frozen):
+    kind: Literal["time", "entity", "stratified"] = "time"
+    """`time`: fit, label delay, holdout; `entity`: a share of cards held out; `stratified`: a share of rows,
+    fraud rate kept."""
+    start: date | None = None
+    """time: first fit day of the final fold; by default the latest that leaves room for delay and holdout."""
+    fit_days: PositiveInt = 30
+    """time: days fitted on."""
+    delay_days: NonNegativeInt = 7
+    """time: days between fit and holdout, in which labels are not known yet."""
+    holdout_days: PositiveInt = 7
+    """time: days held out."""
+    selection_shift_days: tuple[PositiveInt, ...] = (7,)
+    """time: one selection fold an entry, that many days before the final fold."""
+    holdout_share: Share = 0.2
+    """entity, stratified: share held out."""
+    selection_folds: PositiveInt = 1
+    """entity, stratified: selection folds cut from the final fold's fit rows."""
+    seed: NonNegativeInt = 42
+    """entity, stratified and row limits: seed of the draw."""
+    remove_compromised: bool = False
+    """Leave out of each holdout day the entities whose fraud was known by then (needs entity and timestamp)."""
+    max_fit_rows: PositiveInt | None = None
+    """Limit on the fit rows of a fold, drawn at random; none by default."""
+    max_holdout_rows: PositiveInt | None = None
+    """Limit on the holdout rows of a fold, drawn at random; none by default."""
+    limits_apply_to: Literal["all", "selection"] = "all"
+    """Whether the row limits hold for all folds or for the search's alone."""
+
+    @model_validator(mode="after")
+    def _selection_fits(self) -> FoldSettings:
+        if self.kind != "time" and self.selection_folds * self.holdout_share > 1:
+            raise ValueError(
+                f"{self.selection_folds} selection folds that each hold out {self.holdout_share:g} of the final fold's "
+                "fit rows take more than all of them; lower selection_folds or holdout_share"
+            )
+        return self
+
+
+class PrepareSettings(Frozen):
+    numeric_encodings: Annotated[tuple[Encoding, ...], Field(min_length=1)] = ("standard", "signed_log")
+    """How numeric columns enter the network: standardised on fit rows, plain and after a signed logarithm; in pieces
+    with edges at quantiles of the fit rows and of their frauds."""
+    piecewise_bins: PositiveInt = 8
+    """piecewise_linear: parts of equal size that the edges divide all fit rows into, and the frauds likewise."""
+    ratios: dict[str, tuple[str, str]] = Field(default={})
+    """Further numbers by name: [numerator, denominator], two columns that the model reads. Encoded like a column."""
+    min_category_rows: PositiveInt = 20
+    """Categories with fewer fit rows share the rare bucket."""
+    max_categories: PositiveInt = 1_000
+    """Most categories of a column with a code of their own; the others share the rare bucket."""

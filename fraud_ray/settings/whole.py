@@ -1,0 +1,219 @@
+"""All settings in one value, and what of them makes a run the same."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from pydantic import (
+    BaseModel,
+    Field,
+    ValidationError,
+    model_validator,
+)
+
+from fraud_ray.provenance import without_passwords
+from fraud_ray.settings.base import NO_EFFECT, Frozen, fault_in_words, suggestion
+from fraud_ray.settings.data import DataSettings, FoldSettings, PrepareSettings, SimulateSettings
+from fraud_ray.settings.decision import (
+    AlertsPerDay,
+    BacktestSettings,
+    DecisionSettings,
+    DriftSettings,
+    GateSettings,
+    RetrainSettings,
+)
+from fraud_ray.settings.places import CacheSettings, ClusterSettings, RegistrySettings, RunSettings, StorageSettings
+from fraud_ray.settings.training import Range, SearchSettings, TrainSettings
+from fraud_ray.settings.windows import WindowsSettings
+
+# Settings of `train` that say where and how safely it runs, so that a search over them finds nothing.
+_UNSEARCHABLE = {"workers", "use_gpu", "resources_per_worker", "residency", "memory_budget", "max_failures"}
+
+
+class Settings(Frozen):
+    data: DataSettings
+    simulate: SimulateSettings | None = None
+    """Simulated data to write where data.path holds nothing; null: missing data is an error."""
+    folds: FoldSettings = FoldSettings()
+    windows: WindowsSettings | None = None
+    """Columns computed from the past of each transaction's entities; null: the data is taken as it is."""
+    prepare: PrepareSettings = PrepareSettings()
+    train: TrainSettings = TrainSettings()
+    search: SearchSettings = SearchSettings()
+    decision: DecisionSettings = DecisionSettings()
+    gate: GateSettings = GateSettings()
+    backtest: BacktestSettings = Field(default=BacktestSettings(), json_schema_extra=NO_EFFECT)
+    drift: DriftSettings = DriftSettings()
+    retrain: RetrainSettings = RetrainSettings()
+    registry: RegistrySettings = RegistrySettings()
+    storage: StorageSettings = Field(default=StorageSettings(), json_schema_extra=NO_EFFECT)
+    cache: CacheSettings = Field(default=CacheSettings(), json_schema_extra=NO_EFFECT)
+    cluster: ClusterSettings = Field(default=ClusterSettings(), json_schema_extra=NO_EFFECT)
+    run: RunSettings = Field(default=RunSettings(), json_schema_extra=NO_EFFECT)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _with_window_columns(cls, raw: Any) -> Any:
+        """Declares the columns that `windows` computes, as features, where `data.columns` does not."""
+        try:
+            windows = WindowsSettings.model_validate(raw["windows"])
+            declared = dict(raw["data"]["columns"])
+        except (ValidationError, KeyError, TypeError, ValueError):
+            return raw  # none, or a fault that the fields' own validation names
+        for name, column, _ in windows.expanded():
+            declared.setdefault(name, {"kind": "boolean"} if column.is_boolean else {"kind": "numeric", "nulls": True})
+        return {**raw, "data": {**raw["data"], "columns": declared}}
+
+    @property
+    def raw_data(self) -> DataSettings:
+        """The data as it lies, without the columns that windows add."""
+        computed = {name for name, _, _ in self.windows.expanded()} if self.windows else set()
+        columns = {name: column for name, column in self.data.columns.items() if name not in computed}
+        return self.data.model_copy(update={"columns": columns})
+
+    @model_validator(mode="after")
+    def _windows_are_of_declared_columns(self) -> Settings:
+        if self.windows is None:
+            return self
+        raw = self.raw_data.columns
+        for pattern, column in self.windows.columns.items():
+            for name in filter(None, (column.entity, column.of)):
+                if name not in raw:
+                    raise ValueError(
+                        f"windows.columns.{pattern} names '{name}', which is no column of the data; declare it under "
+                        "data.columns (with feature: false where the model shall not read it)"
+                    )
+            of = self.data.columns[column.of].kind if column.of else None
+            if of is not None and column.compute != "distinct" and of not in {"numeric", "amount", "boolean"}:
+                raise ValueError(f"windows.columns.{pattern}: '{column.of}' is of kind '{of}', which is no number")
+        timestamp = self.data.of_kind("timestamp")
+        if timestamp is None or self.data.columns[timestamp].nulls:
+            raise ValueError("windows needs a column of kind 'timestamp' without nulls under data.columns")
+        if self.folds.kind == "time" and self.windows.label_delay_days < self.folds.delay_days:
+            raise ValueError(
+                f"windows.label_delay_days {self.windows.label_delay_days:g} is below folds.delay_days "
+                f"{self.folds.delay_days}; labels cannot be known to windows before they are to a fit"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _coherent(self) -> Settings:
+        def needs(kind: str, key: str) -> None:
+            if not self.data.of_kind(kind):
+                raise ValueError(f"{key} needs a column of kind '{kind}'; declare one under data.columns")
+
+        if self.folds.kind == "time":
+            needs("timestamp", "folds.kind: time")
+        if self.folds.kind == "entity":
+            needs("entity", "folds.kind: entity")
+        if self.folds.remove_compromised:
+            needs("entity", "folds.remove_compromised")
+            needs("timestamp", "folds.remove_compromised")
+            if self.folds.kind != "time":
+                raise ValueError("folds.remove_compromised goes with folds.kind: time")
+        if self.decision.threshold == "min_cost":
+            needs("amount", "decision.threshold: min_cost")
+            if self.decision.cost_per_alert is None:
+                raise ValueError("decision.threshold: min_cost needs decision.cost_per_alert, what an alert costs")
+        if isinstance(self.decision.threshold, AlertsPerDay):
+            needs("timestamp", "decision.threshold.alerts_per_day")
+            if self.folds.max_holdout_rows:
+                raise ValueError(
+                    "decision.threshold.alerts_per_day counts whole days, of which folds.max_holdout_rows leaves a "
+                    "sample: unset one of them"
+                )
+        if self.gate.slices and not self.decision.slices:
+            raise ValueError("gate.slices judges the slices of decision.slices, which names none: name a column there")
+        for name, columns in self.prepare.ratios.items():
+            if name in self.data.columns:
+                raise ValueError(f"prepare.ratios.{name} has the name of a column; give it another")
+            for column in columns:
+                if column not in self.data.features or self.data.columns[column].kind == "categorical":
+                    raise ValueError(f"prepare.ratios.{name} names '{column}', which is no number that the model reads")
+        for name in self.decision.slices:
+            if name not in self.data.columns or self.data.columns[name].kind != "categorical":
+                raise ValueError(f"decision.slices names '{name}', which is no categorical column of data.columns")
+        for name, options in self.search.space.items():
+            self._searchable(name, options)
+        return self
+
+    def _searchable(self, name: str, options: Any) -> None:
+        key = f"search.space.{name}"
+        if name not in TrainSettings.model_fields:
+            raise ValueError(f"{key}: train has no such setting{suggestion(name, TrainSettings.model_fields)}")
+        if name in _UNSEARCHABLE:
+            raise ValueError(f"{key} changes where training runs, not what it finds; set train.{name} instead")
+        if isinstance(options, Range) and self.search.algorithm == "grid":
+            raise ValueError(
+                f"{key} is a range, which a grid cannot enumerate; "
+                "list its values, or set search.algorithm to random or tpe"
+            )
+        names = list(self.search.space)
+        for other in options.when:
+            if other not in TrainSettings.model_fields:
+                raise ValueError(f"{key}.when: train has no '{other}'{suggestion(other, TrainSettings.model_fields)}")
+            if other in names and names.index(other) >= names.index(name):
+                raise ValueError(f"{key}.when: '{other}' has to stand before '{name}' in search.space")
+        tried = {name: (options.low, options.high) if isinstance(options, Range) else options.values, **options.when}
+        for setting, values in tried.items():
+            for value in values:
+                try:
+                    self.train_with({setting: value})
+                except ValidationError as fault:
+                    raise ValueError(f"{key}: {value!r} {fault_in_words(fault.errors()[0])}") from None
+
+    def train_with(self, hyperparameters: dict[str, Any]) -> TrainSettings:
+        """The train settings with a trial's hyperparameters in their place, validated."""
+        return TrainSettings.model_validate({**self.train.model_dump(), **hyperparameters})
+
+    def identity(self) -> dict[str, Any]:
+        """Dotted keys and values of every setting that can change a run's result; passwords in URIs starred out."""
+        return dict(dotted(_starred(_result_relevant(self))))
+
+    def resolved(self) -> dict[str, Any]:
+        """All settings with every default filled in, as JSON types."""
+        return self.model_dump(mode="json")
+
+    def recorded(self) -> dict[str, Any]:
+        """As `resolved`, with the passwords in URIs starred out: what is kept, and shown to others."""
+        return _starred(self.resolved())
+
+
+def settings_hash(settings: Settings) -> str:
+    """SHA-256 over the settings that can change the result, in hexadecimal."""
+    return hashlib.sha256(json.dumps(settings.identity(), sort_keys=True, default=str).encode()).hexdigest()
+
+
+def _result_relevant(model: BaseModel) -> dict[str, Any]:
+    kept = {}
+    for name, field in type(model).model_fields.items():
+        if field.json_schema_extra == NO_EFFECT:
+            continue
+        value = getattr(model, name)
+        kept[name] = (
+            _result_relevant(value)
+            if isinstance(value, BaseModel)
+            else model.model_dump(mode="json", include={name})[name]
+        )
+    return kept
+
+
+def _starred(tree: Any) -> Any:
+    """Nested values, in whose texts the user and password of each URI are starred out."""
+    if isinstance(tree, dict):
+        return {key: _starred(value) for key, value in tree.items()}
+    if isinstance(tree, list | tuple):
+        return [_starred(value) for value in tree]
+    return without_passwords(tree) if isinstance(tree, str) else tree
+
+
+def dotted(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """The dotted keys and the values of nested mappings; an empty one is a value."""
+    for key, value in tree.items():
+        if isinstance(value, Mapping) and value:
+            yield from dotted(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
