@@ -51,7 +51,7 @@ def run(cluster: Any, config: Path, overrides: list[str], cwd: Path, *more: str)
 
 def test_a_network_is_trained_by_ranks_on_both_nodes(two_nodes: Any, simulated: Path, store: Path) -> None:
     """Two ranks reserve a CPU each, and no node has two."""
-    overrides = ["run.name=both", "train.workers=2", "train.learning_rate=0.004"]
+    overrides = ["run.name=both", "train.workers=2", "train.learning_rate=0.004", "train.negative_share=1"]
     done = run(two_nodes, *local(simulated, store, overrides), store, "--until", "search")
     assert done.returncode == 0, done.stderr
     (trial,) = json.loads((store / "runs/both/stages/search.json").read_text())["value"]["trials"]
