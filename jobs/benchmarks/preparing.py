@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import logging
 import shutil
 import time
 from pathlib import Path
@@ -121,6 +122,7 @@ def _stock(cards: Path, out: Path) -> float:
     from ray.data.preprocessors import Chain, OneHotEncoder, StandardScaler
 
     ray.data.DataContext.get_current().enable_progress_bars = False
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
     began = time.perf_counter()
     rows = ray.data.read_parquet(str(cards), columns=[*COLUMNS, LABEL])
     chain = Chain(StandardScaler(NUMBERS), OneHotEncoder(["merchant_category"]))

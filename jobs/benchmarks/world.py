@@ -25,7 +25,7 @@ from fraud_ray.decision.calibration import fit_calibration
 from fraud_ray.evaluation import network_logits
 from fraud_ray.model.bundle import Bundle
 from fraud_ray.rows import PreparedFold, Rows, load
-from fraud_ray.settings import Settings, SimulateSettings, TrainSettings, load_settings
+from fraud_ray.settings import PrepareSettings, Settings, SimulateSettings, TrainSettings, load_settings
 from fraud_ray.storage import Storage
 from fraud_ray.training.feed import ResidentFeed, Slot
 from fraud_ray.training.loop import FoldFit, fit
@@ -51,12 +51,12 @@ class World:
         self._kept: dict[int, PreparedFold] = {}
 
     def settings(self, rows: int, **train: Any) -> Settings:
-        """configs/local.yaml on so many rows, a fifth of them held out at random."""
+        """The columns of configs/local.yaml, prepared as by default, on so many rows; a fifth held out at random."""
         loaded = load_settings(
             REPOSITORY / "configs/local.yaml",
             [f"data.path={self.cards(rows)}", f"storage.root={self.storage.root}", "folds={kind: stratified}"],
         ).settings
-        return loaded.model_copy(update={"train": TrainSettings(**train)})
+        return loaded.model_copy(update={"train": TrainSettings(**train), "prepare": PrepareSettings()})
 
     def cards(self, rows: int) -> Path:
         """A folder of partitions of ROWS_A_FILE rows."""
