@@ -4,11 +4,20 @@ from __future__ import annotations
 
 from fraud_ray.data.contract import Census, validate
 from fraud_ray.data.source import Source, open_source
+from fraud_ray.data.tasks import Update
 from fraud_ray.data.windows.definition import Definition
-from fraud_ray.data.windows.state import add_windows
+from fraud_ray.data.windows.state import Windowed, add_windows
 from fraud_ray.progress import Progress
 from fraud_ray.settings import Settings
 from fraud_ray.storage import Storage
+
+
+def with_windows(
+    source: Source, definition: Definition, settings: Settings, storage: Storage, update: Update
+) -> tuple[Source, Windowed]:
+    """The data with its window columns, and what was computed, or found computed, for that."""
+    made = add_windows(source, definition, storage, update)
+    return open_source(settings.data.model_copy(update={"path": made.root})), made
 
 
 def take_in(source: Source, settings: Settings, storage: Storage, progress: Progress) -> tuple[Source, Census]:
@@ -19,8 +28,7 @@ def take_in(source: Source, settings: Settings, storage: Storage, progress: Prog
     definition = Definition.of(settings)
     if definition is not None:
         with progress.stage("windows") as stage:
-            made = add_windows(source, definition, storage, stage.update)
-            source = open_source(settings.data.model_copy(update={"path": made.root}))
+            source, _ = with_windows(source, definition, settings, storage, stage.update)
             stage.say(f"{len(definition.names):,} columns for {source.rows:,} rows")
     with progress.stage("validate") as stage:
         census = validate(source, settings.data, stage.update)

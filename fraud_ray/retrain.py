@@ -27,7 +27,7 @@ def newest_window(loaded: Loaded, source: Source) -> Loaded:
             "retraining finds the newest window; write it with one of them, or set folds.start and use `fraud-ray run`"
         )
     newest = source.as_of - timedelta(days=folds.delay_days)
-    start = newest - timedelta(days=folds.fit_days + folds.delay_days + folds.holdout_days - 1)
+    start = newest - timedelta(days=folds.days - 1)
     note = f"labels are mature up to {newest}, {folds.delay_days} days before the newest data"
     settings = loaded.settings.model_copy(update={"folds": folds.model_copy(update={"start": start})})
     return replace(loaded, settings=settings, notes=(*loaded.notes, note))

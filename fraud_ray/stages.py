@@ -18,15 +18,15 @@ from fraud_ray.data.contract import Census, validate
 from fraud_ray.data.drift import Drift
 from fraud_ray.data.folds import Folds, plan_folds
 from fraud_ray.data.prepare import Prepared, prepare
-from fraud_ray.data.source import Source, open_source
+from fraud_ray.data.source import Source
 from fraud_ray.data.windows.definition import Definition
-from fraud_ray.data.windows.state import add_windows
 from fraud_ray.decision.comparison import Comparison
 from fraud_ray.decision.curves import Curves
 from fraud_ray.decision.gate import GateDecision, decide
 from fraud_ray.decision.metrics import Evaluation
 from fraud_ray.errors import DriftError, FraudRayError
 from fraud_ray.evaluation import assemble, fetch_bundle
+from fraud_ray.intake import with_windows
 from fraud_ray.lifecycle import promote, record_registration, record_run
 from fraud_ray.progress import Progress, Stage
 from fraud_ray.reference import measure_drift, of_champion
@@ -124,8 +124,7 @@ class Stages:
             return
         self.tracked.result()  # a server out of reach is found before anything is computed for it
         with self._stage("windows") as stage:
-            made = add_windows(self.source, definition, self.storage, stage.update)
-            self.data = open_source(self.settings.data.model_copy(update={"path": made.root}))
+            self.data, made = with_windows(self.source, definition, self.settings, self.storage, stage.update)
             self.windows = {"definition": definition.to_json(), "state": made.state.key}
             stage.say(
                 f"{_counted(len(definition.names), 'column')} for {self.data.rows:,} rows"
@@ -288,13 +287,17 @@ class Stages:
         """
         if version is None or version.alias == CHAMPION:
             return None
-        with self._stage("challenge") as stage, tempfile.TemporaryDirectory() as scratch:
+        with self._stage("challenge") as stage:
             tracking = self.tracked.result().tracking
-            bundle = fetch_bundle(self.storage, self.run.key("bundle"), Path(scratch))
-            final = made.prepared.final
+
+            def compute() -> Comparison | None:
+                with tempfile.TemporaryDirectory() as scratch:
+                    bundle = fetch_bundle(self.storage, self.run.key("bundle"), Path(scratch))
+                    return compare_with_champion(tracking, self.storage, made.prepared.final, bundle, self.settings)
+
             comparison = self.run.once(
                 "challenge",
-                lambda: compare_with_champion(tracking, self.storage, final, bundle, self.settings),
+                compute,
                 lambda comparison: comparison and comparison.to_json(),
                 lambda stored: stored and Comparison.from_json(stored),
             )

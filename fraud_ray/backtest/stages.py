@@ -30,6 +30,7 @@ from fraud_ray.run import Run
 from fraud_ray.settings import DecisionSettings, Reference, Settings
 from fraud_ray.storage import Storage
 from fraud_ray.training.search import SearchOutcome, search, selection_logits
+from fraud_ray.training.space import in_words
 from fraud_ray.training.trainer import Fitted, load_fitted, load_logits, refit, save_logits
 
 NETWORK = "network"
@@ -200,5 +201,5 @@ def _compare(
 
 
 def _chosen(hyperparameters: dict[str, Any], trials: int, average_precision: float) -> str:
-    chosen = ", ".join(f"{name} {value}" for name, value in hyperparameters.items()) or "settings as given"
-    return f"{trials} trial{'' if trials == 1 else 's'}; best: {chosen}, selection AP {average_precision:.4f}"
+    told = f"{trials} trial{'' if trials == 1 else 's'}; best: {in_words(hyperparameters)}"
+    return f"{told}, selection AP {average_precision:.4f}"

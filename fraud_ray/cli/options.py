@@ -25,6 +25,10 @@ Overrides = Annotated[
         "--set", metavar="A.B=VALUE", help="Replace one setting; the value is YAML. Repeatable: --set train.epochs=100."
     ),
 ]
+Name = Annotated[
+    str | None,
+    typer.Option("--name", help="The run's name; may hold the data's date, as in 'fraud-{as_of:%Y-%m}'."),
+]
 NoCache = Annotated[
     bool, typer.Option("--no-cache", help="Prepare the data anew; the same as --set cache.max_staleness=PT0S.")
 ]

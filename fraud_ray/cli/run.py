@@ -11,15 +11,11 @@ from typing import TYPE_CHECKING, Annotated, Literal, NoReturn
 
 import typer
 
-from fraud_ray.cli.options import AsJson, Config, NoCache, Overrides
+from fraud_ray.cli.options import AsJson, Config, Name, NoCache, Overrides
 
 if TYPE_CHECKING:
     from fraud_ray.run import Outcome
 
-Name = Annotated[
-    str | None,
-    typer.Option("--name", help="The run's name; may hold the data's date, as in 'fraud-{as_of:%Y-%m}'."),
-]
 Stage = Literal[
     "simulate", "windows", "validate", "drift", "prepare", "search", "refit", "evaluate", "gate", "register"
 ]

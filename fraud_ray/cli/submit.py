@@ -9,16 +9,13 @@ from typing import Annotated
 import typer
 
 from fraud_ray.cli.jobs import DASHBOARD, Address, To, TokenFile, as_values, of_kuberay, of_ray
-from fraud_ray.cli.options import AsJson, Config, Overrides
+from fraud_ray.cli.options import AsJson, Config, Name, Overrides
 
 
 def submit(
     config: Config,
     overrides: Overrides = None,
-    name: Annotated[
-        str | None,
-        typer.Option("--name", help="The run's name; may hold the data's date, as in 'fraud-{as_of:%Y-%m}'."),
-    ] = None,
+    name: Name = None,
     retrain: Annotated[
         bool, typer.Option("--retrain", help="Submit `fraud-ray retrain` in place of `fraud-ray run`.")
     ] = False,

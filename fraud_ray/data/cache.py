@@ -163,19 +163,21 @@ def prune(storage: Storage, max_staleness: timedelta | None, only: str = "", but
     Nothing goes that a run at work reads. A run that has not come to its data yet may be about to read, or to write,
     any of them, and keeps them all. only: a key, for that one alone; but: a run that does not count, as it asks.
     """
+    entries = [entry for entry in (read_entry(storage, only),) if entry] if only else list_entries(storage)
+    manifests = {_manifest(entry.key) for entry in entries}
+    found = [key for key in storage.keys(f"{ROOT}/{only}" if only else ROOT) if key not in manifests]
+    old = [entry for entry in entries if max_staleness is not None and entry.age >= max_staleness]
+    whole = {entry.writer for entry in entries} - {entry.writer for entry in old}
+    if not old and all(key.split("/")[2] in whole for key in found):
+        return Pruned((), 0, ())
     at_work = [run for run in run_names(storage) if run != but and holder_of(storage, run)]
     uses = [storage.get_json(f"runs/{run}/{_USES}") for run in at_work]
     used = {use["writer"] for use in uses if use is not None}
     if None in uses:
         return Pruned((), 0, tuple(at_work))
-    entries = list_entries(storage)
-    old = [e for e in entries if max_staleness is not None and e.age >= max_staleness and e.writer not in used]
-    gone = tuple(entry for entry in old if only in ("", entry.key))
+    gone = tuple(entry for entry in old if entry.writer not in used)
     storage.delete([_manifest(entry.key) for entry in gone])  # first: from here on nobody finds them
-    whole = {entry.writer for entry in entries} - {entry.writer for entry in gone} | used
-    manifests = {_manifest(entry.key) for entry in entries}
-    found = [key for key in storage.keys(f"{ROOT}/{only}" if only else ROOT) if key not in manifests]
-    left = [key for key in found if key.split("/")[2] not in whole]
+    left = [key for key in found if key.split("/")[2] not in whole | used]
     storage.delete(left)
     return Pruned(gone, len(left) + len(gone), tuple(at_work))
 

@@ -139,8 +139,7 @@ def _by_time(census: Census, folds: FoldSettings) -> Folds:
     if census.first is None or census.last is None:
         raise DataError("folds.kind: time needs timestamps, and the data holds none but missing ones")
     begin, end = census.first.date(), census.last.date()
-    days = folds.fit_days + folds.delay_days + folds.holdout_days
-    start = folds.start or end - timedelta(days=days - 1)
+    start = folds.start or end - timedelta(days=folds.days - 1)
     shifts = folds.selection_shift_days
     final = _Window.at("final", start, folds)
     selection = [
@@ -148,11 +147,11 @@ def _by_time(census: Census, folds: FoldSettings) -> Folds:
     ]
     outside = [w for w in (*selection, final) if w.fit[0] < begin or w.holdout[1] > end]
     if outside:
-        earliest, latest = begin + timedelta(days=max((0, *shifts))), end - timedelta(days=days - 1)
+        earliest, latest = begin + timedelta(days=max((0, *shifts))), end - timedelta(days=folds.days - 1)
         remedy = (
             f"Set folds.start between {earliest} and {latest}"
             if earliest <= latest
-            else f"These folds take {days + max((0, *shifts))} days: lower folds.fit_days, folds.delay_days, "
+            else f"These folds take {folds.days + max((0, *shifts))} days: lower folds.fit_days, folds.delay_days, "
             "folds.holdout_days or folds.selection_shift_days"
         )
         lines = [f"fold '{w.name}' ({w.span}) lies outside of the data" for w in outside]

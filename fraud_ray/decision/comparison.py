@@ -69,6 +69,7 @@ def compare(
     the metric is undefined, as it is for F1 where a model never alerts and there is no fraud.
     """
     metric, decision = judged_by(settings), settings.decision
+    values = {name: _metric(of, labels, metric) for name, of in (("champion", champion), ("challenger", challenger))}
     found = differences(
         [challenger],
         {"champion": [champion]},
@@ -80,8 +81,7 @@ def compare(
     )["champion"][metric]
     return Comparison(
         metric,
-        champion=_metric(champion, labels, metric),
-        challenger=_metric(challenger, labels, metric),
+        **values,
         low=found.low,
         high=found.high,
         confidence=decision.confidence,

@@ -127,6 +127,11 @@ class FoldSettings(Frozen):
     limits_apply_to: Literal["all", "selection"] = "all"
     """Whether the row limits hold for all folds or for the search's alone."""
 
+    @property
+    def days(self) -> int:
+        """time: days from the first that a fold is fitted on to the last that it holds out."""
+        return self.fit_days + self.delay_days + self.holdout_days
+
     @model_validator(mode="after")
     def _selection_fits(self) -> FoldSettings:
         if self.kind != "time" and self.selection_folds * self.holdout_share > 1:

@@ -24,7 +24,7 @@ from fraud_ray.errors import FraudRayError
 from fraud_ray.rows import PreparedFold
 from fraud_ray.settings import SearchSettings, Settings, TrainSettings
 from fraud_ray.storage import Storage
-from fraud_ray.training.space import EstimatorSearcher, Hyperparameters, enumerate_space, trial_id
+from fraud_ray.training.space import EstimatorSearcher, Hyperparameters, enumerate_space, in_words, trial_id
 from fraud_ray.training.trainer import CURVE, load_logits, make_job, place, run_job, train_on_workers
 
 METRIC = "best_average_precision"
@@ -63,10 +63,9 @@ class SearchOutcome:
 
     def __repr__(self) -> str:
         best, trials = self.best, len(self.trials)
-        chosen = ", ".join(f"{name} {value}" for name, value in best.hyperparameters.items()) or "settings as given"
         kept = f", {self.reused} kept" if self.reused else ""
         return (
-            f"{trials:,} trial{'' if trials == 1 else 's'}{kept}; best: {chosen}, "
+            f"{trials:,} trial{'' if trials == 1 else 's'}{kept}; best: {in_words(best.hyperparameters)}, "
             f"selection AP {best.average_precision:.4f} at epoch {best.best_epoch}"
         )
 

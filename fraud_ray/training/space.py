@@ -24,6 +24,11 @@ def trial_id(hyperparameters: Hyperparameters) -> str:
     return hashlib.sha256(json.dumps(hyperparameters, sort_keys=True).encode()).hexdigest()[:8]
 
 
+def in_words(hyperparameters: Hyperparameters) -> str:
+    """A point as a line of text shows it."""
+    return ", ".join(f"{name} {value}" for name, value in hyperparameters.items()) or "settings as given"
+
+
 def enumerate_space(settings: Settings) -> list[Hyperparameters]:
     """The distinct points of a grid, or of `search.trials` random draws; one empty point for an empty space."""
     search = settings.search
