@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-import sys
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -35,7 +33,7 @@ def backtest(
     bootstrap interval. Nothing is registered. The same command again answers at once, or goes on where it stood.
     """
     from fraud_ray.cli.backtests import print_backtest
-    from fraud_ray.cli.display import Display
+    from fraud_ray.cli.display import Display, stdout_for_the_result
     from fraud_ray.cluster import refuse_temporary_folders
     from fraud_ray.settings import load_settings
 
@@ -45,7 +43,7 @@ def backtest(
 
     from fraud_ray.backtest import story
 
-    with contextlib.redirect_stdout(sys.stderr):  # stdout is for the result alone
+    with stdout_for_the_result():
         result: Backtest = story.backtest(loaded, Display())
     if as_json:
         typer.echo(json.dumps(result.to_json(), indent=1))

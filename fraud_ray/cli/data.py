@@ -26,12 +26,12 @@ def simulate(
 
     Prints the best scores that any model can reach on it: its labels are drawn from a known probability.
     """
-    from fraud_ray.cli.display import Display
+    from fraud_ray.cli.display import Display, stdout_for_the_result
     from fraud_ray.cluster import join_or_start
     from fraud_ray.settings import ClusterSettings, SimulateSettings
 
     settings = SimulateSettings(rows=rows, days=days, start=start.date(), seed=seed)
-    with join_or_start(ClusterSettings()), Display().stage("simulate") as stage:
+    with stdout_for_the_result(), join_or_start(ClusterSettings()), Display().stage("simulate") as stage:
         from fraud_ray.data import simulate
 
         written = simulate.simulate(settings, out, stage.update)
@@ -50,7 +50,7 @@ def validate(config: Config, overrides: Overrides = None, as_json: AsJson = Fals
 
     Ends with exit code 4 if anything does.
     """
-    from fraud_ray.cli.display import Display
+    from fraud_ray.cli.display import Display, stdout_for_the_result
     from fraud_ray.settings import load_settings
 
     settings = load_settings(config, overrides or ()).settings
@@ -60,7 +60,7 @@ def validate(config: Config, overrides: Overrides = None, as_json: AsJson = Fals
     from fraud_ray.data.source import open_source
 
     source = open_source(settings.data)
-    with connect(settings), Display().stage("validate") as stage:
+    with stdout_for_the_result(), connect(settings), Display().stage("validate") as stage:
         census = contract.validate(source, settings.raw_data, stage.update)
         stage.say(f"{len(source.partitions):,} partitions keep the contract")
     span = [str(moment) for moment in (census.first, census.last) if moment]

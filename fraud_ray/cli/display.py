@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stdout
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.text import Text
 
 _LINE_EVERY_S = 60.0
+
+
+@contextmanager
+def stdout_for_the_result() -> Iterator[None]:
+    """Sends to stderr what Ray, MLflow and others print meanwhile, so that stdout has the result alone."""
+    with redirect_stdout(sys.stderr):
+        yield
 
 
 class Display:

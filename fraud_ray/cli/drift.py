@@ -38,7 +38,7 @@ def drift(
     Bounds are settings (drift.max_ks and others); drift.days picks the newest days.
     Ends with exit code 5 if anything has drifted.
     """
-    from fraud_ray.cli.display import Display
+    from fraud_ray.cli.display import Display, stdout_for_the_result
     from fraud_ray.settings import load_settings
 
     if out is not None and out.suffix not in {".svg", ".png"}:
@@ -52,7 +52,7 @@ def drift(
     from fraud_ray.storage import Storage
 
     source = open_source(settings.data)
-    with connect(settings), Display().stage("drift") as stage:
+    with stdout_for_the_result(), connect(settings), Display().stage("drift") as stage:
         measured = measure_drift(_reference(against, settings), source, settings, stage.update)
         stage.say(measured.verdict)
     if out is not None:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import json
-import sys
 from typing import Annotated
 
 import typer
@@ -25,7 +23,7 @@ def reproduce(
     Of the configuration only storage.root and cluster count. Ends with exit code 0 if all weights are the same to the
     bit, else with 1.
     """
-    from fraud_ray.cli.display import Display
+    from fraud_ray.cli.display import Display, stdout_for_the_result
     from fraud_ray.settings import load_settings
 
     storage = storage_of(config, overrides)
@@ -34,7 +32,7 @@ def reproduce(
     from fraud_ray import reproduce
     from fraud_ray.cli.records import print_reproduction
 
-    with contextlib.redirect_stdout(sys.stderr):  # stdout is for the comparison alone
+    with stdout_for_the_result():
         reproduction = reproduce.reproduce(storage, name, Display(), cluster)
     if as_json:
         typer.echo(json.dumps({**dataclasses.asdict(reproduction), "is_exact": reproduction.is_exact}, indent=1))

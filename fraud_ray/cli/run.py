@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import shlex
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal, NoReturn
 
@@ -66,7 +64,7 @@ def _run(
     as_json: bool,
     until: str | None = None,
 ) -> NoReturn:
-    from fraud_ray.cli.display import Display
+    from fraud_ray.cli.display import Display, stdout_for_the_result
     from fraud_ray.cli.tables import print_outcome
     from fraud_ray.cluster import refuse_temporary_folders
     from fraud_ray.settings import load_settings
@@ -78,7 +76,7 @@ def _run(
 
     from fraud_ray import pipeline
 
-    with contextlib.redirect_stdout(sys.stderr):  # stdout is for the outcome alone
+    with stdout_for_the_result():
         outcome = pipeline.run(loaded, Display(), until, retrain=command == "retrain")
     if as_json:
         typer.echo(json.dumps(outcome.to_json(), indent=1))

@@ -71,13 +71,13 @@ def score(
     effect_3, what each adds to the log-odds of fraud (below 0: it speaks against fraud), compared with a typical
     transaction: integrated gradients of the network, summed over a column's encodings.
     """
-    from fraud_ray.cli.display import Display
+    from fraud_ray.cli.display import Display, stdout_for_the_result
     from fraud_ray.cli.tables import print_scored
     from fraud_ray.raw_scoring import score_raw
     from fraud_ray.scoring import open_model, score_partitions
 
     where, storage, cluster = _settings(config, overrides, registry)
-    with Display().stage("score") as stage:
+    with stdout_for_the_result(), Display().stage("score") as stage:
         opened = open_model(model, where, with_reasons=reasons)
         if opened.windows or labels or state:
             scored = score_raw(opened, source, target, storage, labels, state, cluster, stage.update)

@@ -58,7 +58,7 @@ def benchmark(
     from benchmarks.harness import Row, machine
     from benchmarks.table import draw, table
     from benchmarks.world import World
-    from fraud_ray.cli.display import Display
+    from fraud_ray.cli.display import Display, stdout_for_the_result
     from fraud_ray.cluster import join_or_start
     from fraud_ray.progress import Quiet
     from fraud_ray.settings import ClusterSettings
@@ -73,7 +73,7 @@ def benchmark(
     is_whole = False
     folder = Path(tempfile.mkdtemp(prefix="fraud-ray-benchmark-", dir=scratch))
     try:
-        with join_or_start(ClusterSettings(cpus=on["cores"])):
+        with stdout_for_the_result(), join_or_start(ClusterSettings(cpus=on["cores"])):
             world = World(folder, full)
             for name, measure in chosen.items():
                 with progress.stage(name) as stage:
