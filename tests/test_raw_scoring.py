@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -179,6 +180,26 @@ def test_labels_that_were_filled_in_do_not_make_a_partition_a_new_one(bank: Bank
     write_partition(bank.root, f"raw/{name(HISTORY)}", bank.tables[HISTORY])
     again = bank.score()
     assert (again.partitions, again.counted, again.state) == (0, HISTORY + 1, state)
+
+
+def test_what_was_counted_is_not_read_again_however_much_lies_there(bank: Bank) -> None:
+    bank.deliver(HISTORY)
+    bank.score()
+    bank.deliver(HISTORY + 1)
+    write_partition(bank.root, f"raw/{name(HISTORY)}", bank.tables[HISTORY])  # its labels have come
+    bank.score()
+    for day in range(HISTORY + 2):
+        path = bank.root / "raw" / name(day)
+        stat = path.stat()
+        path.write_bytes(bytes(stat.st_size))
+        os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    bank.deliver(HISTORY + 2)
+    scored = bank.score()
+    assert (scored.partitions, scored.rows, scored.counted) == (1, 60, HISTORY + 2)
+    assert bank.score().partitions == 0
+    (bank.root / "raw" / name(0)).touch()
+    with pytest.raises(DataError, match="is no readable parquet file"):
+        bank.score()
 
 
 def test_a_newer_model_of_the_same_windows_goes_on_from_the_newest_state(bank: Bank) -> None:

@@ -15,7 +15,7 @@ import json
 import math
 import uuid
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from functools import partial
 from typing import TypeVar
@@ -50,7 +50,8 @@ class State:
 
     definition: fingerprint of the windows; newest: time of the newest transaction, in microseconds since 1970; types:
     of entities and ids by column, `text` or `integers`; counted: partitions that it has seen, by the hash of their
-    content, with the names they had; parent: key of the state that was extended.
+    content, with the names they had; parent: key of the state that was extended; files: the stamp of each file, by its
+    path, that is known to hold such a partition or no rows.
     """
 
     key: str
@@ -60,6 +61,7 @@ class State:
     types: dict[str, str]
     counted: dict[str, str]
     parent: str | None
+    files: dict[str, str] = field(default_factory=dict)
 
     @property
     def folder(self) -> str:
@@ -131,17 +133,19 @@ def _computed(
     root = storage.path(f"{_folder(key)}/data")
     if storage.exists(_manifest(key)):
         return Windowed(root, load_state(storage, key), cached=True)
-    parent = state.key if state else None
-    buckets = state.buckets if state else _buckets(source, definition)
+    if state is None:
+        before = State(key, definition.fingerprint(), _buckets(source, definition), _NEVER, {}, {}, None)
+    else:
+        before = replace(state, key=key, parent=state.key)
     scratch = f"{_folder(key)}/scratch/{uuid.uuid4().hex}"  # another process may be at the same work
     filled = tuple(i for i, partition in enumerate(source.partitions) if partition.rows)
-    job = Job(source.root, filled, definition, buckets, storage, _folder(key), scratch, needs_labels=state is None)
+    job = Job(source.root, filled, definition, before.buckets, storage, _folder(key), scratch, needs_labels=not state)
     steps = _Passes(source, update)
     items = list(enumerate(source.partitions))
     rows = [partition.rows for partition in source.partitions]
     try:
         scattered = steps.run("scatter", partial(scatter, job=job), items, rows)
-        after = _count(source, scattered, state)
+        after = _count(source, scattered, before)
         gathering = partial(
             gather,
             job=job,
@@ -154,48 +158,39 @@ def _computed(
         steps.run("assemble", partial(assemble, job=job), items, rows)
     finally:
         storage.delete(storage.keys(scratch))
-    made = State(key, definition.fingerprint(), buckets, after.newest, after.types, after.counted, parent)
-    storage.put_json(_manifest(key), asdict(made))
-    return Windowed(root, made, cached=False)
+    storage.put_json(_manifest(key), asdict(after))
+    return Windowed(root, after, cached=False)
 
 
-@dataclass
-class _Count:
-    """What is known of all partitions counted so far; as in State."""
-
-    newest: int
-    types: dict[str, str]
-    counted: dict[str, str]
-
-
-def _count(source: Source, found: Sequence[Scattered], state: State | None) -> _Count:
-    """What is counted after a state and the partitions that follow it."""
+def _count(source: Source, found: Sequence[Scattered], before: State) -> State:
+    """The state with what was found in the partitions that follow it."""
     violations = [violation for scattered in found for violation in scattered.violations]
     if violations:
         raise ContractViolation(violations, len(source.partitions))
-    count = _Count(state.newest, dict(state.types), dict(state.counted)) if state else _Count(_NEVER, {}, {})
+    newest, types, counted = before.newest, dict(before.types), dict(before.counted)
     for partition, scattered in zip(source.partitions, found, strict=True):
         if not partition.rows:
             continue
-        if scattered.identity in count.counted:
+        if scattered.identity in counted:
             raise DataError(
-                f"{partition.shown} holds the transactions of {count.counted[scattered.identity]}, which are counted "
+                f"{partition.shown} holds the transactions of {counted[scattered.identity]}, which are counted "
                 "already; leave it out, or begin with the state before it"
             )
-        if state and scattered.first < state.newest:
+        if scattered.first < before.newest:
             raise DataError(
-                f"{partition.shown} begins at {_shown(scattered.first)}, before {_shown(state.newest)}, the newest "
+                f"{partition.shown} begins at {_shown(scattered.first)}, before {_shown(before.newest)}, the newest "
                 "transaction of the window state; windows go on in the order of time. Compute the history anew with it"
             )
         for name, held in scattered.types.items():
-            if count.types.setdefault(name, held) != held:
+            if types.setdefault(name, held) != held:
                 raise DataError(
-                    f"{partition.shown}: column '{name}' is {held} and holds {count.types[name]} in the partitions "
+                    f"{partition.shown}: column '{name}' is {held} and holds {types[name]} in the partitions "
                     "before it. Write one type in all."
                 )
-        count.counted[scattered.identity] = partition.shown
-        count.newest = max(count.newest, scattered.last)
-    return count
+        counted[scattered.identity] = partition.shown
+        newest = max(newest, scattered.last)
+    files = before.files | {partition.path: partition.stamp for partition in source.partitions}
+    return replace(before, newest=newest, types=types, counted=counted, files=files)
 
 
 class _Passes:
