@@ -251,6 +251,11 @@ def run_names(storage: Storage) -> list[str]:
     return [parts[1] for parts in keys if len(parts) == 3 and parts[2] == _RECORD]
 
 
+def runs_at_work(storage: Storage) -> list[str]:
+    """The names of those that somebody holds, in order."""
+    return [name for name in run_names(storage) if holder_of(storage, name)]
+
+
 def _declare(loaded: Loaded, storage: Storage, name: str, fingerprint: str) -> None:
     """Writes run.json, or compares with the one that is there."""
     key, identity = f"{_folder(name)}/{_RECORD}", _identity(loaded, fingerprint)

@@ -19,11 +19,13 @@ from fraud_ray.data.source import Source, open_source, read_partition, stamp_of
 from fraud_ray.data.tasks import map_tasks
 from fraud_ray.data.windows.definition import Definition
 from fraud_ray.data.windows.passes import identify, names
-from fraud_ray.data.windows.state import ROWS_A_TASK, State, load_state
+from fraud_ray.data.windows.state import ROOT, ROWS_A_TASK, State, load_state
 from fraud_ray.errors import DataError
 from fraud_ray.model.encoder import strings
 from fraud_ray.settings import DataSettings
 from fraud_ray.storage import Storage
+
+LATEST = f"{ROOT}/latest"
 
 
 def uncounted(
@@ -86,4 +88,4 @@ def read_labels(source: Source, data: DataSettings) -> pa.Table:
 
 def _latest(state: State) -> str:
     """The prefix of the latest states of the same windows."""
-    return f"windows/latest/{state.definition}"
+    return f"{LATEST}/{state.definition}"

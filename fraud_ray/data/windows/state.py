@@ -31,6 +31,7 @@ from fraud_ray.data.windows.passes import Job, Scattered, assemble, gather, scat
 from fraud_ray.errors import DataError
 from fraud_ray.storage import Storage
 
+ROOT = "windows"
 # Part of the key: raise it when the same data and declarations come to give other columns.
 VERSION = 1
 # Rows that a bucket holds, where the settings do not say how many buckets there are: some hundred bytes each.
@@ -80,7 +81,7 @@ class Windowed:
 
 def load_state(storage: Storage, key: str) -> State:
     """Raises DataError where there is none."""
-    manifest = storage.get_json(_manifest(key))
+    manifest = storage.get_json(manifest_key(key))
     if manifest is None:
         raise DataError(
             f"no window state at {storage.path(_folder(key))}; compute the windows of the history first, or name the "
@@ -129,9 +130,10 @@ def _computed(
     state: State | None,
     labels: pa.Table | None,
 ) -> Windowed:
-    key = _key(source, definition, state, labels)
+    key = _key(source.fingerprint, definition, state, labels)
     root = storage.path(f"{_folder(key)}/data")
-    if storage.exists(_manifest(key)):
+    # Pruning leaves a state that is needed without the partitions.
+    if storage.exists(manifest_key(key)) and len(storage.keys(f"{_folder(key)}/data")) == len(source.partitions):
         return Windowed(root, load_state(storage, key), cached=True)
     if state is None:
         before = State(key, definition.fingerprint(), _buckets(source, definition), _NEVER, {}, {}, None)
@@ -158,7 +160,7 @@ def _computed(
         steps.run("assemble", partial(assemble, job=job), items, rows)
     finally:
         storage.delete(storage.keys(scratch))
-    storage.put_json(_manifest(key), asdict(after))
+    storage.put_json(manifest_key(key), asdict(after))
     return Windowed(root, after, cached=False)
 
 
@@ -211,13 +213,28 @@ class _Passes:
         return [results[position] for position in range(len(items))]
 
 
-def _key(source: Source, definition: Definition, state: State | None, labels: pa.Table | None) -> str:
+def history_key(fingerprint: str, definition: Definition) -> str:
+    """Under what key `add_windows` keeps the windows of a source with this fingerprint."""
+    return _key(fingerprint, definition, None, None)
+
+
+def manifest_key(key: str) -> str:
+    """Where the manifest of an entry lies, which makes it visible."""
+    return f"{_folder(key)}/manifest.json"
+
+
+def is_of_state(stored: str) -> bool:
+    """Whether what lies at a key below windows/<key>/ belongs to the state, and not to the partitions beside it."""
+    return stored.split("/")[2] in ("state", "manifest.json")
+
+
+def _key(fingerprint: str, definition: Definition, state: State | None, labels: pa.Table | None) -> str:
     """SHA-256, in hexadecimal, over all that the columns and the state after them come from."""
     digest = hashlib.sha256()
     if labels is not None:
         for name in ("id", "label"):
             digest.update(json.dumps(labels[name].to_pylist()).encode())
-    relevant = [VERSION, source.fingerprint, definition.fingerprint(), state.key if state else None, digest.hexdigest()]
+    relevant = [VERSION, fingerprint, definition.fingerprint(), state.key if state else None, digest.hexdigest()]
     return hashlib.sha256(json.dumps(relevant).encode()).hexdigest()
 
 
@@ -226,11 +243,7 @@ def _buckets(source: Source, definition: Definition) -> int:
 
 
 def _folder(key: str) -> str:
-    return f"windows/{key}"
-
-
-def _manifest(key: str) -> str:
-    return f"{_folder(key)}/manifest.json"
+    return f"{ROOT}/{key}"
 
 
 def _shown(microseconds: int) -> str:
