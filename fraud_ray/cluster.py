@@ -16,6 +16,7 @@ from pathlib import Path
 
 from fraud_ray.errors import ServerError, SettingsError
 from fraud_ray.settings import ClusterSettings, Settings
+from fraud_ray.words import counted
 
 Update = Callable[[float, float, str], None]
 
@@ -143,7 +144,6 @@ def shortage(settings: Settings, nodes: Sequence[Mapping[str, float]]) -> str | 
         return None
     names = dict.fromkeys(name for need in lacking for name in ("CPU", *need.rank))
     total = {name: sum(node.get(name, 0.0) for node in nodes) for name in names}
-    where = "1 node" if len(nodes) == 1 else f"{len(nodes)} nodes"
     lines = [f"{need} do not fit: there is room for {sum(map(need.room_on, nodes))}" for need in lacking]
     waiting = (
         f"No more nodes came within cluster.wait_s ({settings.cluster.wait_s:g} s)."
@@ -153,7 +153,8 @@ def shortage(settings: Settings, nodes: Sequence[Mapping[str, float]]) -> str | 
     return "\n".join(
         [
             *lines,
-            f"The cluster has {_in_words(total)} on {where}. Lower train.workers or what a rank reserves"
+            f"The cluster has {_in_words(total)} on {counted(len(nodes), 'node')}. Lower train.workers or what a rank "
+            "reserves"
             f"{', or unset train.use_gpu' if settings.train.use_gpu and not total.get('GPU') else ''}. {waiting}",
         ]
     )

@@ -37,6 +37,7 @@ from fraud_ray.settings import ClusterSettings, DecisionSettings, Settings, pars
 from fraud_ray.storage import Storage
 from fraud_ray.training.search import SearchOutcome, Trial
 from fraud_ray.training.trainer import network_shape, refit
+from fraud_ray.words import counted
 
 _CHANGES = ", with changes"
 
@@ -100,7 +101,7 @@ def reproduce(storage: Storage, name: str, progress: Progress, cluster: ClusterS
         fold = _prepared(source, settings, scratch, progress)
         with progress.stage("refit") as stage:
             weights = refit(fold, train, best.best_epoch, scratch, "refit", stage.update).weights
-            stage.say(f"{best.best_epoch} epochs on {fold.fit.rows:,} rows")
+            stage.say(f"{counted(best.best_epoch, 'epoch')} on {counted(fold.fit.rows, 'row')}")
         with progress.stage("compare") as stage:
             shape = network_shape(len(fold.encoder.feature_names), fold.encoder.code_sizes, train)
             again = replace(original, encoder=fold.encoder, shape=shape, weights=weights)

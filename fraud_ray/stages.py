@@ -40,6 +40,7 @@ from fraud_ray.settings import Loaded, Settings, settings_hash
 from fraud_ray.storage import Storage
 from fraud_ray.training.search import SearchOutcome, Trial, search, selection_logits
 from fraud_ray.training.trainer import Fitted, load_fitted, refit
+from fraud_ray.words import counted
 
 # Files in a run's folder, beside its stages' values.
 CURVES, REPORT = "curves.json", "report.html"
@@ -127,7 +128,7 @@ class Stages:
             self.data, made = with_windows(self.source, definition, self.settings, self.storage, stage.update)
             self.windows = {"definition": definition.to_json(), "state": made.state.key}
             stage.say(
-                f"{_counted(len(definition.names), 'column')} for {self.data.rows:,} rows"
+                f"{counted(len(definition.names), 'column')} for {counted(self.data.rows, 'row')}"
                 + ("; cached" if made.cached else "")
             )
 
@@ -218,7 +219,7 @@ class Stages:
                 lambda fitted: {"epochs": len(fitted.curve)},
                 lambda _: load_fitted(self.storage, folder),
             )
-            stage.say(f"{fitted} on {_counted(train.workers, 'rank')} ({'GPU' if train.use_gpu else 'CPU'})")
+            stage.say(f"{fitted} on {counted(train.workers, 'rank')} ({'GPU' if train.use_gpu else 'CPU'})")
             return fitted
 
     def evaluate(self, prepared: Prepared, found: SearchOutcome, fitted: Fitted) -> Evaluation:
@@ -457,7 +458,7 @@ def _search_plan(settings: Settings) -> str:
     if not search.space:
         return "one trial with the settings as given"
     names = ", ".join(search.space)
-    trials = "" if search.algorithm == "grid" else f"{search.trials} trials, "
+    trials = "" if search.algorithm == "grid" else f"{counted(search.trials, 'trial')}, "
     return f"search: {trials}{search.algorithm} over {names}"
 
 
@@ -473,7 +474,3 @@ def _answer(task: Any) -> Any:
 
 def _reason(fault: BaseException) -> str:
     return str(fault) or type(fault).__name__
-
-
-def _counted(count: int, noun: str) -> str:
-    return f"{count:,} {noun}{'' if count == 1 else 's'}"

@@ -12,7 +12,9 @@ import numpy.typing as npt
 from fraud_ray.decision.bootstrap import Difference
 from fraud_ray.decision.curves import Points
 from fraud_ray.decision.metrics import Evaluation
+from fraud_ray.words import counted
 
+NETWORK = "network"
 Logits = tuple[npt.NDArray[np.float32], ...]
 
 
@@ -28,6 +30,12 @@ class Choice:
     trials: int
     average_precision: float
     seconds: float
+
+    def __str__(self) -> str:
+        by_default = "the settings as given" if self.name == NETWORK else "as its library proposes"
+        best = ", ".join(f"{name} {value}" for name, value in self.hyperparameters.items()) or by_default
+        told = f"{counted(self.trials, 'trial')} in {self.seconds:.0f} s; best: {best}"
+        return f"{told}, selection AP {self.average_precision:.4f}"
 
 
 @dataclass(frozen=True)

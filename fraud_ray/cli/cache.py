@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from fraud_ray.cli.options import AsJson, ConfigOrDefaults, Overrides, storage_of
+from fraud_ray.words import counted
 
 if TYPE_CHECKING:
     from fraud_ray.data.cache import Entry
@@ -69,7 +70,7 @@ def prune(
         typer.echo(json.dumps({"removed": removed, "files": files, "kept_for": kept_for}, indent=1))
         return
     freed = _size(sum(entry.size for entry in entries))
-    typer.echo(f"removed {len(entries):,} entries with {freed}, {files:,} files in all")
+    typer.echo(f"removed {counted(len(entries), 'entry', 'entries')} with {freed}, {counted(files, 'file')} in all")
     if kept_for:
         typer.echo(f"left alone what these runs, now at work, may read: {', '.join(kept_for)}")
 

@@ -75,6 +75,7 @@ def score(
     from fraud_ray.cli.tables import print_scored
     from fraud_ray.raw_scoring import score_raw
     from fraud_ray.scoring import open_model, score_partitions
+    from fraud_ray.words import counted
 
     where, storage, cluster = _settings(config, overrides, registry)
     with stdout_for_the_result(), Display().stage("score") as stage:
@@ -83,7 +84,7 @@ def score(
             scored = score_raw(opened, source, target, storage, labels, state, cluster, stage.update)
         else:
             scored = score_partitions(opened, source, target, cluster, stage.update)
-        stage.say(f"{scored.partitions - scored.kept:,} partitions scored, {scored.kept:,} kept")
+        stage.say(f"{counted(scored.partitions - scored.kept, 'partition')} scored, {scored.kept:,} kept")
     if as_json:
         typer.echo(json.dumps(scored.to_json(), indent=1))
     else:

@@ -13,6 +13,7 @@ from rich.text import Text
 
 from fraud_ray.cli.settings import YAML_STYLE
 from fraud_ray.run import Outcome, RunRecord
+from fraud_ray.words import counted
 
 if TYPE_CHECKING:
     from fraud_ray.data.drift import ColumnDrift, Drift, Measure
@@ -184,16 +185,18 @@ def print_scored(scored: Scored) -> None:
     )
     console.print(table)
     kept = f", {scored.kept:,} of them kept from before" if scored.kept else ""
-    console.print(f"{scored.partitions:,} partitions{kept}, at {scored.output}", soft_wrap=True, highlight=False)
+    there = f"{counted(scored.partitions, 'partition')}{kept}, at {scored.output}"
+    console.print(there, soft_wrap=True, highlight=False)
     if scored.state:
-        before = f"{scored.counted:,} partitions were counted before; " if scored.counted else ""
+        before = f"counted before: {counted(scored.counted, 'partition')}; " if scored.counted else ""
         console.print(f"{before}window state {scored.state}", soft_wrap=True, highlight=False)
     if scored.foreign:
-        console.print(f"beside them lie {scored.foreign:,} parquet files that the input does not have", style="yellow")
+        foreign = counted(scored.foreign, "parquet file")
+        console.print(f"beside them: {foreign} that the input does not have", style="yellow")
 
 
 def _metrics_table(evaluation: Mapping[str, Any]) -> Table:
-    title = f"{evaluation['rows']:,} holdout rows, {evaluation['frauds']:,} frauds"
+    title = f"{counted(evaluation['rows'], 'holdout row')}, {counted(evaluation['frauds'], 'fraud')}"
     best = evaluation.get("best_possible") or {}
     columns = ["Metric", "Value", "Interval", *(["Best possible"] if best else [])]
     table = new_table(*columns, right={"Value", "Best possible"}, title=title)

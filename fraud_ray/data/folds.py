@@ -17,6 +17,7 @@ from fraud_ray.data.sides import Counts, EntityGroups, Side, StratifiedGroups, a
 from fraud_ray.data.source import Source
 from fraud_ray.errors import DataError
 from fraud_ray.settings import DataSettings, FoldSettings
+from fraud_ray.words import counted
 
 SIDES = ("fit", "holdout")
 
@@ -93,7 +94,7 @@ class Folds:
             for name in SIDES:
                 rows, frauds = fold.side(name).rows, fold.side(name).frauds
                 if not 0 < frauds < rows:
-                    faults.append(f"fold '{fold.name}' ({fold.span}): its {name} side has {_counted(rows, frauds)}")
+                    faults.append(f"fold '{fold.name}' ({fold.span}): its {name} side has {_shown(rows, frauds)}")
         if faults:
             raise DataError(
                 "\n".join(faults) + "\nEach side needs frauds and legitimate rows. "
@@ -151,8 +152,8 @@ def _by_time(census: Census, folds: FoldSettings) -> Folds:
         remedy = (
             f"Set folds.start between {earliest} and {latest}"
             if earliest <= latest
-            else f"These folds take {folds.days + max((0, *shifts))} days: lower folds.fit_days, folds.delay_days, "
-            "folds.holdout_days or folds.selection_shift_days"
+            else f"These folds take {counted(folds.days + max((0, *shifts)), 'day')}: lower folds.fit_days, "
+            "folds.delay_days, folds.holdout_days or folds.selection_shift_days"
         )
         lines = [f"fold '{w.name}' ({w.span}) lies outside of the data" for w in outside]
         raise DataError("\n".join([*lines, f"The data covers {_covers(census)}. {remedy}, or bring more data."]))
@@ -275,13 +276,12 @@ def _first_frauds(census: Census, first: date, last: date) -> dict[str, date]:
 
 
 def _covers(census: Census) -> str:
-    counted = _counted(census.rows, census.frauds)
+    held = _shown(census.rows, census.frauds)
     if census.first is None or census.last is None:
-        return counted
+        return held
     first, last = census.first.date(), census.last.date()
-    days = (last - first).days + 1
-    return f"{first} to {last} ({days:,} {'day' if days == 1 else 'days'}, {counted})"
+    return f"{first} to {last} ({counted((last - first).days + 1, 'day')}, {held})"
 
 
-def _counted(rows: int, frauds: int) -> str:
-    return f"{rows:,} rows and {frauds:,} frauds"
+def _shown(rows: int, frauds: int) -> str:
+    return f"{counted(rows, 'row')} and {counted(frauds, 'fraud')}"

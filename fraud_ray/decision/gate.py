@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from fraud_ray.decision.metrics import Evaluation
 from fraud_ray.settings import GateSettings, SliceGate
+from fraud_ray.words import counted
 
 # Each metric as a sentence names it.
 SUBJECTS = {
@@ -71,7 +72,8 @@ class GateDecision:
     def reason(self) -> str:
         """Why the model was rejected, or that nothing speaks against it."""
         if self.passed:
-            return f"all {len(self.checks)} checks passed" if self.checks else "no check is set"
+            passed = "the one check" if len(self.checks) == 1 else f"all {len(self.checks)} checks"
+            return f"{passed} passed" if self.checks else "no check is set"
         return "; ".join(check.message for check in self.checks if not check.passed)
 
     def to_json(self) -> dict[str, Any]:
@@ -123,7 +125,7 @@ def _slice_checks(evaluation: Evaluation, gate: SliceGate) -> list[Check]:
     subject = SUBJECTS[gate.metric]
     judged = [part for part in evaluation.slices if part.frauds >= gate.min_frauds]
     if not judged:
-        note = f"no slice of decision.slices has {gate.min_frauds} frauds, so none is judged"
+        note = f"no slice of decision.slices has {counted(gate.min_frauds, 'fraud')}, so none is judged"
         return [Check("slices", f"{subject} by slice", None, None, ">=", passed=True, note=note)]
     return [
         _check(
@@ -132,7 +134,7 @@ def _slice_checks(evaluation: Evaluation, gate: SliceGate) -> list[Check]:
             part.metrics.get(gate.metric),
             gate.min,
             ">=",
-            note=f"{part.frauds:,} frauds in {part.rows:,} rows",
+            note=f"{counted(part.frauds, 'fraud')} in {counted(part.rows, 'row')}",
         )
         for part in judged
     ]

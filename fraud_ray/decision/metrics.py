@@ -13,6 +13,7 @@ from fraud_ray.decision.bootstrap import intervals
 from fraud_ray.decision.cuts import Array, Bool, Cuts, Float64, checked, fraud_amounts
 from fraud_ray.rows import Rows
 from fraud_ray.settings import DecisionSettings
+from fraud_ray.words import counted
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,7 @@ class Evaluation:
     def __repr__(self) -> str:
         shown = [name for name in ("average_precision", "f1_score") if name in self.metrics]
         figures = ", ".join(f"{name} {self.metrics[name]:.4f}" for name in shown)
-        return f"{self.rows:,} holdout rows, {self.frauds:,} frauds: {figures}"
+        return f"{counted(self.rows, 'holdout row')}, {counted(self.frauds, 'fraud')}: {figures}"
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
