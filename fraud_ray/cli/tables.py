@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import shlex
+import shutil
+import sys
 from collections.abc import Iterable, Mapping
 from datetime import timedelta
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import yaml
@@ -57,6 +61,22 @@ def print_outcome(outcome: Outcome) -> None:
     console.print(f"run {outcome.name}, {took}, at {outcome.folder}", soft_wrap=True, highlight=False, markup=False)
     if outcome.report:
         console.print(f"report at {outcome.report}", soft_wrap=True, highlight=False, markup=False)
+
+
+def print_next(commands: Iterable[tuple[str, list[str]]]) -> None:
+    """Commands worth typing now, each with its purpose, as they have to be typed here."""
+    print("\nNext:")
+    for purpose, words in commands:
+        print(f"  {shlex.join([_program(), *words])}  # {purpose}")
+
+
+def _program() -> str:
+    """`fraud-ray` where the PATH leads to that of this Python, else its path; a relative one from a folder above it."""
+    script = Path(sys.executable).with_name("fraud-ray")
+    on_path = shutil.which("fraud-ray")
+    if not script.exists() or (on_path and script.samefile(on_path)):
+        return "fraud-ray"
+    return str(script.relative_to(Path.cwd()) if script.is_relative_to(Path.cwd()) else script)
 
 
 def print_runs(runs: list[RunRecord], where: str) -> None:
