@@ -56,7 +56,7 @@ class StoppedAfter(Exception):  # noqa: N818 - no error
 
 @dataclass(frozen=True)
 class Made:
-    """What the stages came to, up to the gate's decision. drift: None where there was no champion to compare with."""
+    """What the stages came to, up to the gate's decision. drift: None where none was measured."""
 
     prepared: Prepared
     drift: Drift | None
@@ -150,13 +150,15 @@ class Stages:
             return folds
 
     def drift(self) -> Drift | None:
-        """Today's data against what the champion was fitted on; None, and no line, where there is no champion.
+        """Today's data against what the champion was fitted on.
 
-        Raises DriftError where drift.action says so; the same run again does so at once.
+        None, and no line, where there is no champion, or where drift.action is `ignore`. Raises DriftError where
+        drift.action says so; the same run again does so at once.
         """
         tracking = self.tracked.result().tracking  # a server out of reach is found before anything is computed for it
-        reference = None if self.run.has("drift") else of_champion(tracking)
-        if reference is None and not self.run.has("drift"):
+        action, is_measured = self.settings.drift.action, self.run.has("drift")
+        reference = None if is_measured or action == "ignore" else of_champion(tracking)
+        if action == "ignore" or (reference is None and not is_measured):
             self._stop_after("drift")
             return None
         with self._stage("drift") as stage:
@@ -170,13 +172,12 @@ class Stages:
 
             drift = self.run.once("drift", compute, Drift.to_json, Drift.from_json)
             self._tell("log_json", drift.to_json(), "drift.json").result()
-            action = self.settings.drift.action
             if drift.drifted and action == "fail":
                 raise DriftError(
                     f"{drift.verdict}. Look at {self.run.folder}/drift.svg; to train on this data all the same, run "
                     "again with --set drift.action=warn"
                 )
-            if drift.drifted and action == "warn":
+            if drift.drifted:
                 self.plan_lines.append(f"warning: {drift.verdict}")
             stage.say(drift.verdict)
             return drift

@@ -48,8 +48,8 @@ class ReportValues:
     """Everything that page and card tell of a run.
 
     data: where the partitions lie; rows, partitions: how many they are. folds: selection folds, then the final one.
-    version: None while nothing is registered. timings: seconds a stage. drift: None where there was no champion to
-    compare with. comparison: with the champion, after a retraining.
+    version: None while nothing is registered. timings: seconds a stage. drift: None where none was measured.
+    comparison: with the champion, after a retraining.
     """
 
     run: RunRecord
