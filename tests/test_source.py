@@ -130,6 +130,7 @@ def test_hive_keys_become_columns_of_the_declared_kind(tmp_path):
 
 
 STRINGS = pa.array(["a", "b", None])
+CATEGORIES = STRINGS.dictionary_encode()
 DAYS = pa.array([FIRST_DAY, date(2024, 1, 2), None])
 INSTANT = datetime(2024, 1, 1, 12, 30)
 
@@ -137,8 +138,10 @@ INSTANT = datetime(2024, 1, 1, 12, 30)
 @pytest.mark.parametrize(
     ("kind", "written", "read"),
     [
-        ("categorical", STRINGS.dictionary_encode(), STRINGS),
-        ("categorical", STRINGS.cast(pa.large_string()), STRINGS),
+        ("categorical", STRINGS, CATEGORIES),
+        ("categorical", CATEGORIES, CATEGORIES),
+        ("categorical", STRINGS.cast(pa.large_string()), CATEGORIES),
+        ("categorical", pa.array([1, 2]), pa.array([1, 2])),
         ("timestamp", DAYS, DAYS.cast(pa.timestamp("us"))),
         ("timestamp", DAYS.cast(pa.date64()), DAYS.cast(pa.timestamp("us"))),
         ("timestamp", pa.array([INSTANT], pa.timestamp("s")), pa.array([INSTANT], pa.timestamp("us"))),

@@ -288,6 +288,10 @@ def _is_name(kind: pa.DataType) -> bool:
     return pa.types.is_string(kind) or pa.types.is_integer(kind)
 
 
+def _is_category(kind: pa.DataType) -> bool:
+    return _is_name(kind.value_type if pa.types.is_dictionary(kind) else kind)
+
+
 # By kind: the types that it accepts, after `source.harmonised`, and how a message names them.
 _TYPES: dict[str, tuple[Callable[[pa.DataType], bool], str]] = {
     "numeric": (_is_number, "integers, floating point numbers and decimals"),
@@ -295,7 +299,7 @@ _TYPES: dict[str, tuple[Callable[[pa.DataType], bool], str]] = {
     "true_probability": (_is_number, "floating point numbers"),
     "boolean": (_is_binary, "booleans, and numbers that are 0 or 1"),
     "label": (_is_binary, "booleans, and numbers that are 0 or 1"),
-    "categorical": (_is_name, "strings, dictionaries of strings, and integers"),
+    "categorical": (_is_category, "strings, dictionaries of strings, and integers"),
     "entity": (_is_name, "strings and integers"),
     "id": (_is_name, "strings and integers"),
     "timestamp": (pa.types.is_timestamp, "dates and timestamps"),

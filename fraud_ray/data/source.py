@@ -24,6 +24,7 @@ from fraud_ray.settings import DataSettings
 FOOTER_THREADS = 16
 FOOTER_GUESS = 64 * 1024  # bytes: most footers are smaller, and one request fetches them
 _NAME_A_FOLDER = "name the folder or URI of the parquet partitions (data.path in a configuration)"
+CATEGORIES = pa.dictionary(pa.int32(), pa.string())
 HIVE_NULL = "__HIVE_DEFAULT_PARTITION__"
 
 
@@ -172,15 +173,22 @@ def open_filesystem(root: str) -> tuple[fs.FileSystem, str]:
 def read_partition(root: str, partition: Partition, data: DataSettings, columns: Sequence[str]) -> pa.Table:
     """Those of the declared columns that the file or its hive keys hold, in types that do not depend on the writer.
 
-    Numbers come as integers or floats, categories, entities and ids as strings or integers, timestamps as
-    timestamp[us] in UTC without a zone. A column of another type than its kind allows comes as it is, so that the
-    contract can name it. Raises DataError where the file cannot be read.
+    Numbers come as integers or floats, categories as dictionaries of strings or as integers, entities and ids as
+    strings or integers, timestamps as timestamp[us] in UTC without a zone. A column of another type than its kind
+    allows comes as it is, so that the contract can name it. Raises DataError where the file cannot be read.
     """
     filesystem, _ = open_filesystem(root)
     try:
         with filesystem.open_input_file(partition.path) as opened:
-            file = pq.ParquetFile(opened, pre_buffer=not isinstance(filesystem, fs.LocalFileSystem))
-            names = file.schema_arrow.names
+            metadata = pq.read_metadata(opened)
+            names = metadata.schema.to_arrow_schema().names
+            file = pq.ParquetFile(
+                opened,
+                metadata=metadata,
+                pre_buffer=not isinstance(filesystem, fs.LocalFileSystem),
+                # Categories repeat: read as dictionaries they are neither copied nor compared row by row.
+                read_dictionary=[c for c in columns if c in names and data.columns[c].kind == "categorical"],
+            )
             # One thread: the partitions are read side by side, one a CPU.
             table = file.read(columns=[c for c in columns if c in names], use_threads=False)
     except (pa.ArrowException, OSError) as fault:
@@ -211,10 +219,14 @@ def hive_keys(name: str) -> dict[str, str]:
 def harmonised(column: pa.ChunkedArray, kind: str) -> pa.ChunkedArray:
     """A column of a declared kind without the harmless differences between writers; others are left as they are."""
     if pa.types.is_dictionary(column.type):
+        if kind == "categorical" and column.type == CATEGORIES:
+            return column
         column = pc.cast(column, column.type.value_type)
     if pa.types.is_large_string(column.type) or pa.types.is_string_view(column.type):
         column = pc.cast(column, pa.string())
     found = column.type
+    if kind == "categorical" and pa.types.is_string(found):
+        return column.dictionary_encode()
     if pa.types.is_null(found):
         return pc.cast(column, _NULL_TYPES.get(kind, pa.float64()))
     if kind == "timestamp" and (pa.types.is_date(found) or pa.types.is_timestamp(found)):
@@ -230,7 +242,7 @@ def harmonised(column: pa.ChunkedArray, kind: str) -> pa.ChunkedArray:
     return column
 
 
-_NULL_TYPES = {"timestamp": pa.timestamp("us"), "categorical": pa.string(), "entity": pa.string(), "id": pa.string()}
+_NULL_TYPES = {"timestamp": pa.timestamp("us"), "categorical": CATEGORIES, "entity": pa.string(), "id": pa.string()}
 
 
 def _repeated(text: str, kind: str, rows: int) -> pa.ChunkedArray:
