@@ -124,7 +124,7 @@ def _winner(storage: Storage, name: str) -> Trial:
 def _prepared(source: Source, settings: Settings, scratch: Storage, progress: Progress) -> PreparedFold:
     """The final fold, prepared from the partitions."""
     source, census = take_in(source, settings, scratch, progress)
-    folds = plan_folds(source, census, settings.data, settings.folds)
+    folds = plan_folds(census, settings.folds)
     with progress.stage("prepare") as stage:
         final = prepare(source, folds, settings, scratch, stage.update).final
         stage.say(f"{final.fit.rows:,} fit and {final.holdout.rows:,} holdout rows")

@@ -140,7 +140,7 @@ class Stages:
 
     def plan(self, census: Census) -> Folds:
         with self._stage("plan") as stage:
-            folds = plan_folds(self.data, census, self.settings.data, self.settings.folds)
+            folds = plan_folds(census, self.settings.folds)
             self.plan_lines = [
                 *str(folds).splitlines(),
                 _search_plan(self.settings),

@@ -57,7 +57,7 @@ class Stages:
     def prepare(self, data: Source, census: Census, shifts: Sequence[int]) -> Folds:
         """The folds, encoded; the final ones lie so many days before a run's, which shares what is prepared for it."""
         settings, own = self.settings, self.settings.folds
-        newest = plan_folds(data, census, settings.data, own).final.fit.first
+        newest = plan_folds(census, own).final.fit.first
         assert newest is not None, "folds by time have days"
         selection: tuple[PreparedFold, ...] = ()
         final = []
@@ -66,7 +66,7 @@ class Stages:
                 before = () if selection else tuple(days - shift for days in own.selection_shift_days)
                 moved = {"start": newest - timedelta(days=shift), "selection_shift_days": before}
                 one = settings.model_copy(update={"folds": own.model_copy(update=moved)})
-                planned = plan_folds(data, census, one.data, one.folds)
+                planned = plan_folds(census, one.folds)
                 prepared = prepare(data, planned, one, self.storage, stage.update)
                 selection = selection or prepared.selection
                 final.append(prepared.final)

@@ -14,9 +14,8 @@ import pyarrow.compute as pc
 from fraud_ray.data.contract import Census
 from fraud_ray.data.keys import BUCKETS, Int64, Keys, to_day
 from fraud_ray.data.sides import Counts, EntityGroups, Side, StratifiedGroups, apportion
-from fraud_ray.data.source import Source
 from fraud_ray.errors import DataError
-from fraud_ray.settings import DataSettings, FoldSettings
+from fraud_ray.settings import FoldSettings
 from fraud_ray.words import counted
 
 SIDES = ("fit", "holdout")
@@ -46,13 +45,11 @@ class Fold:
 class Folds:
     """The folds of a run: hyperparameters, threshold and calibration come from `selection`, the figures from `final`.
 
-    as_of: the newest day of the data, where it has days; covers: what the data holds, in words; grouping: how rows are
-    placed in groups where folds are not by time.
+    covers: what the data holds, in words; grouping: how rows are placed in groups where folds are not by time.
     """
 
     selection: tuple[Fold, ...]
     final: Fold
-    as_of: date | None
     covers: str
     grouping: EntityGroups | StratifiedGroups | None = None
 
@@ -102,14 +99,13 @@ class Folds:
             )
 
 
-def plan_folds(source: Source, census: Census, data: DataSettings, folds: FoldSettings) -> Folds:
+def plan_folds(census: Census, folds: FoldSettings) -> Folds:
     """The selection folds and the final fold, by what the census counted.
 
     Raises DataError for folds outside of the data, and for a side that is empty or of one class.
     """
-    last = census.last.date() if census.last else None
     plan = {"time": _by_time, "entity": _by_entity, "stratified": _stratified}[folds.kind]
-    planned = replace(plan(census, folds), as_of=source.as_of or last)
+    planned = plan(census, folds)
     planned.require_both_classes()
     return planned
 
@@ -246,7 +242,7 @@ def _limited(selection: Sequence[Fold], final: Fold, folds: FoldSettings, covers
         return replace(fold, fit=fit, holdout=holdout)
 
     limited = [limit(position, fold) for position, fold in enumerate((final, *selection))]
-    return Folds(tuple(limited[1:]), limited[0], None, covers)
+    return Folds(tuple(limited[1:]), limited[0], covers)
 
 
 def _is_compromised(fold: Fold, keys: Keys) -> npt.NDArray[np.bool_]:
