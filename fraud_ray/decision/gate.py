@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import Literal
 
 from fraud_ray.decision.metrics import Evaluation
 from fraud_ray.settings import GateSettings, SliceGate
+from fraud_ray.values import Value
 from fraud_ray.words import counted
 
 # Each metric as a sentence names it.
@@ -56,7 +56,7 @@ class Check:
 
 
 @dataclass(frozen=True, repr=False)
-class GateDecision:
+class GateDecision(Value):
     """Every check; the model passes when all of them do."""
 
     checks: tuple[Check, ...]
@@ -75,13 +75,6 @@ class GateDecision:
             passed = "the one check" if len(self.checks) == 1 else f"all {len(self.checks)} checks"
             return f"{passed} passed" if self.checks else "no check is set"
         return "; ".join(check.message for check in self.checks if not check.passed)
-
-    def to_json(self) -> dict[str, Any]:
-        return asdict(self)
-
-    @classmethod
-    def from_json(cls, stored: Mapping[str, Any]) -> GateDecision:
-        return cls(tuple(Check(**check) for check in stored["checks"]))
 
 
 def decide(evaluation: Evaluation, gate: GateSettings, champion: Evaluation | None) -> GateDecision:
