@@ -13,7 +13,7 @@ import boto3
 import pyarrow as pa
 import pytest
 
-from fraud_ray.data.source import holds_partitions, open_source, read_partition
+from fraud_ray.data.source import open_source, read_partition
 from fraud_ray.errors import DataError
 from fraud_ray.settings import DataSettings
 from tests.cards import FIRST_DAY, card_settings, card_table, write_days, write_partition
@@ -31,15 +31,6 @@ def test_partitions_come_by_name_and_hidden_ones_are_left_out(tmp_path):
     (tmp_path / "_SUCCESS").touch()
     (tmp_path / "notes.txt").write_text("not data")
     assert source_of(tmp_path) == ["b.parquet", "date=2024-01-01/z.parquet", "date=2024-01-02/a.parquet"]
-
-
-def test_a_path_holds_partitions_only_where_parquet_lies(tmp_path):
-    data = card_settings(tmp_path / "data").data
-    assert not holds_partitions(data)
-    write_partition(tmp_path / "data", "_temporary/a.parquet", card_table())
-    assert not holds_partitions(data)
-    write_partition(tmp_path / "data", "a.parquet", card_table())
-    assert holds_partitions(data)
 
 
 def test_a_source_counts_rows_from_the_footers_alone(tmp_path):

@@ -83,11 +83,6 @@ def open_source(data: DataSettings, found: Mapping[str, fs.FileInfo] | None = No
     return Source(root, tuple(partitions), digest.hexdigest(), max(days, default=None))
 
 
-def holds_partitions(data: DataSettings) -> bool:
-    """Whether `data.path` exists and holds parquet. Raises ServerError for a store out of reach."""
-    return any(map(_is_partition, list_files(absolute(data.path)) or ()))
-
-
 def list_partitions(root: str) -> dict[str, fs.FileInfo]:
     """The file of every partition below an absolute path or a URI, by relative name, in order.
 

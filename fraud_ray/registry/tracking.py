@@ -184,12 +184,6 @@ class TrackedRun:
             points = [Metric(key, value, now_ms(), step) for key, value in _numbers(metrics)]
             self.tracking._log_points(self.id, points)
 
-    def log_artifact(self, path: str | Path, folder: str | None = None) -> None:
-        """A local file, or a folder's content, below the run's artifacts."""
-        with reported(self.tracking.uri):
-            log = self.tracking.client.log_artifacts if Path(path).is_dir() else self.tracking.client.log_artifact
-            log(self.id, str(path), folder)
-
     def log_text(self, text: str, name: str) -> None:
         """A text artifact; `name` may hold folders."""
         with reported(self.tracking.uri):
