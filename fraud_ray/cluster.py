@@ -9,16 +9,15 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from fraud_ray.errors import ServerError, SettingsError
+from fraud_ray.progress import Progress, Stage
 from fraud_ray.settings import ClusterSettings, Settings
 from fraud_ray.words import counted
-
-Update = Callable[[float, float, str], None]
 
 # Read by Ray when it is imported or started, so set before; a value in the environment goes first.
 _ENVIRONMENT = {
@@ -95,27 +94,37 @@ def _local_path(uri: str) -> Path | None:
     return None if "://" in uri or uri.startswith("databricks") else Path(uri).expanduser()
 
 
-def check_resources(settings: Settings, update: Update | None = None) -> None:
+def check_resources(settings: Settings, progress: Progress) -> None:
     """Raises SettingsError if the connected cluster has no room for the ranks of a fit or of one trial.
 
-    With cluster.autoscaling it first asks for nodes and waits for them up to cluster.wait_s, telling `update`.
+    With cluster.autoscaling it first asks for nodes and waits for them up to cluster.wait_s, a stage of its own.
     """
+    if settings.cluster.autoscaling and (lacking := _lacking(settings, _nodes())):
+        with progress.stage("nodes") as stage:
+            _wait_for_nodes(settings, lacking, stage)
+            _refuse_shortage(settings)
+    else:
+        _refuse_shortage(settings)
+
+
+def _wait_for_nodes(settings: Settings, lacking: list[_Need], stage: Stage) -> None:
     import ray.autoscaler.sdk
 
-    lacking = _lacking(settings, _nodes())
-    if lacking and settings.cluster.autoscaling:
-        began = time.monotonic()
-        ray.autoscaler.sdk.request_resources(bundles=[need.rank for need in lacking for _ in range(need.ranks)])
-        try:
-            while lacking and (waited := time.monotonic() - began) < settings.cluster.wait_s:
-                if update:
-                    update(waited, settings.cluster.wait_s, f"waiting for nodes: {lacking[0]}")
-                time.sleep(_POLL_S)
-                lacking = _lacking(settings, _nodes())
-        finally:  # a request stays until it is replaced, and would keep the nodes up for ever
-            ray.autoscaler.sdk.request_resources(bundles=[])
+    began, wait_s = time.monotonic(), settings.cluster.wait_s
+    ray.autoscaler.sdk.request_resources(bundles=[need.rank for need in lacking for _ in range(need.ranks)])
+    try:
+        while lacking and (waited := time.monotonic() - began) < wait_s:
+            stage.update(waited, wait_s, f"waiting for room for {lacking[0]}")
+            time.sleep(_POLL_S)
+            lacking = _lacking(settings, _nodes())
+    finally:  # a request stays until it is replaced, and would keep the nodes up for ever
+        ray.autoscaler.sdk.request_resources(bundles=[])
+
+
+def _refuse_shortage(settings: Settings) -> None:
+    lacking = shortage(settings, _nodes())
     if lacking:
-        raise SettingsError(shortage(settings, _nodes()) or "nodes came too late; start the run again")
+        raise SettingsError(lacking)
 
 
 @dataclass(frozen=True)

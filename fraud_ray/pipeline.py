@@ -43,7 +43,7 @@ def run(loaded: Loaded, progress: Progress, until: str | None = None, retrain: b
         from fraud_ray.stages import Stages, StoppedAfter
 
         session.enter_context(connect(settings))
-        check_resources(settings)
+        check_resources(settings, progress)
         check_storage(storage)
         stages = session.enter_context(Stages.of(loaded, source, storage, held, progress, until))
         try:

@@ -97,7 +97,7 @@ def reproduce(storage: Storage, name: str, progress: Progress, cluster: ClusterS
     original = _bundle(storage, name)
     source = open_source(settings.data)
     with connect(settings), _scratch(storage, name) as scratch:
-        check_resources(settings)
+        check_resources(settings, progress)
         fold = _prepared(source, settings, scratch, progress)
         with progress.stage("refit") as stage:
             weights = refit(fold, train, best.best_epoch, scratch, "refit", stage.update).weights
