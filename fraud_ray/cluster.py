@@ -9,15 +9,15 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from fraud_ray.errors import ServerError, SettingsError
+from fraud_ray.progress import Progress, Stage
 from fraud_ray.settings import ClusterSettings, Settings
-
-Update = Callable[[float, float, str], None]
+from fraud_ray.words import counted
 
 # Read by Ray when it is imported or started, so set before; a value in the environment goes first.
 _ENVIRONMENT = {
@@ -94,27 +94,37 @@ def _local_path(uri: str) -> Path | None:
     return None if "://" in uri or uri.startswith("databricks") else Path(uri).expanduser()
 
 
-def check_resources(settings: Settings, update: Update | None = None) -> None:
+def check_resources(settings: Settings, progress: Progress) -> None:
     """Raises SettingsError if the connected cluster has no room for the ranks of a fit or of one trial.
 
-    With cluster.autoscaling it first asks for nodes and waits for them up to cluster.wait_s, telling `update`.
+    With cluster.autoscaling it first asks for nodes and waits for them up to cluster.wait_s, a stage of its own.
     """
+    if settings.cluster.autoscaling and (lacking := _lacking(settings, _nodes())):
+        with progress.stage("nodes") as stage:
+            _wait_for_nodes(settings, lacking, stage)
+            _refuse_shortage(settings)
+    else:
+        _refuse_shortage(settings)
+
+
+def _wait_for_nodes(settings: Settings, lacking: list[_Need], stage: Stage) -> None:
     import ray.autoscaler.sdk
 
-    lacking = _lacking(settings, _nodes())
-    if lacking and settings.cluster.autoscaling:
-        began = time.monotonic()
-        ray.autoscaler.sdk.request_resources(bundles=[need.rank for need in lacking for _ in range(need.ranks)])
-        try:
-            while lacking and (waited := time.monotonic() - began) < settings.cluster.wait_s:
-                if update:
-                    update(waited, settings.cluster.wait_s, f"waiting for nodes: {lacking[0]}")
-                time.sleep(_POLL_S)
-                lacking = _lacking(settings, _nodes())
-        finally:  # a request stays until it is replaced, and would keep the nodes up for ever
-            ray.autoscaler.sdk.request_resources(bundles=[])
+    began, wait_s = time.monotonic(), settings.cluster.wait_s
+    ray.autoscaler.sdk.request_resources(bundles=[need.rank for need in lacking for _ in range(need.ranks)])
+    try:
+        while lacking and (waited := time.monotonic() - began) < wait_s:
+            stage.update(waited, wait_s, f"waiting for room for {lacking[0]}")
+            time.sleep(_POLL_S)
+            lacking = _lacking(settings, _nodes())
+    finally:  # a request stays until it is replaced, and would keep the nodes up for ever
+        ray.autoscaler.sdk.request_resources(bundles=[])
+
+
+def _refuse_shortage(settings: Settings) -> None:
+    lacking = shortage(settings, _nodes())
     if lacking:
-        raise SettingsError(shortage(settings, _nodes()) or "nodes came too late; start the run again")
+        raise SettingsError(lacking)
 
 
 @dataclass(frozen=True)
@@ -143,7 +153,6 @@ def shortage(settings: Settings, nodes: Sequence[Mapping[str, float]]) -> str | 
         return None
     names = dict.fromkeys(name for need in lacking for name in ("CPU", *need.rank))
     total = {name: sum(node.get(name, 0.0) for node in nodes) for name in names}
-    where = "1 node" if len(nodes) == 1 else f"{len(nodes)} nodes"
     lines = [f"{need} do not fit: there is room for {sum(map(need.room_on, nodes))}" for need in lacking]
     waiting = (
         f"No more nodes came within cluster.wait_s ({settings.cluster.wait_s:g} s)."
@@ -153,7 +162,8 @@ def shortage(settings: Settings, nodes: Sequence[Mapping[str, float]]) -> str | 
     return "\n".join(
         [
             *lines,
-            f"The cluster has {_in_words(total)} on {where}. Lower train.workers or what a rank reserves"
+            f"The cluster has {_in_words(total)} on {counted(len(nodes), 'node')}. Lower train.workers or what a rank "
+            "reserves"
             f"{', or unset train.use_gpu' if settings.train.use_gpu and not total.get('GPU') else ''}. {waiting}",
         ]
     )

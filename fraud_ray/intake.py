@@ -10,6 +10,7 @@ from fraud_ray.data.windows.state import Windowed, add_windows
 from fraud_ray.progress import Progress
 from fraud_ray.settings import Settings
 from fraud_ray.storage import Storage
+from fraud_ray.words import counted
 
 
 def with_windows(
@@ -29,8 +30,8 @@ def take_in(source: Source, settings: Settings, storage: Storage, progress: Prog
     if definition is not None:
         with progress.stage("windows") as stage:
             source, _ = with_windows(source, definition, settings, storage, stage.update)
-            stage.say(f"{len(definition.names):,} columns for {source.rows:,} rows")
+            stage.say(f"{counted(len(definition.names), 'column')} for {counted(source.rows, 'row')}")
     with progress.stage("validate") as stage:
         census = validate(source, settings.data, stage.update)
-        stage.say(f"{census.rows:,} rows, {census.frauds:,} frauds")
+        stage.say(str(census))
     return source, census

@@ -13,6 +13,7 @@ from fraud_ray.run import Outcome, open_run
 from fraud_ray.settings import Loaded, Settings
 from fraud_ray.storage import Storage
 from fraud_ray.storage_check import check_storage
+from fraud_ray.words import counted
 
 if TYPE_CHECKING:
     from fraud_ray.stages import Stages
@@ -42,7 +43,7 @@ def run(loaded: Loaded, progress: Progress, until: str | None = None, retrain: b
         from fraud_ray.stages import Stages, StoppedAfter
 
         session.enter_context(connect(settings))
-        check_resources(settings)
+        check_resources(settings, progress)
         check_storage(storage)
         stages = session.enter_context(Stages.of(loaded, source, storage, held, progress, until))
         try:
@@ -62,8 +63,8 @@ def simulate_if_absent(settings: Settings, progress: Progress, session: ExitStac
         session.enter_context(connect(settings))
         made = simulate(settings.simulate, settings.data.path, stage.update)
         stage.say(
-            f"{made.rows:,} rows, {made.frauds:,} frauds; best possible AP {made.best_average_precision:.4f}, "
-            f"F1 {made.best_f1:.4f}"
+            f"{counted(made.rows, 'row')}, {counted(made.frauds, 'fraud')}; best possible AP "
+            f"{made.best_average_precision:.4f}, F1 {made.best_f1:.4f}"
         )
 
 

@@ -10,7 +10,7 @@ from dataclasses import replace
 
 from fraud_ray.cluster import join_or_start
 from fraud_ray.data.output import list_written
-from fraud_ray.data.source import Source, absolute, list_files, open_source
+from fraud_ray.data.source import absolute, list_files, list_partitions, open_source
 from fraud_ray.data.tasks import Update
 from fraud_ray.data.windows.daily import latest_after, make_latest, read_labels, uncounted
 from fraud_ray.data.windows.definition import Definition
@@ -18,7 +18,7 @@ from fraud_ray.data.windows.state import extend, load_state
 from fraud_ray.errors import SettingsError
 from fraud_ray.model.scorer import GraphScorer
 from fraud_ray.scoring import Model, Scored, locate, score_partitions
-from fraud_ray.settings import ClusterSettings
+from fraud_ray.settings import ClusterSettings, DataSettings
 from fraud_ray.storage import Storage
 
 
@@ -45,31 +45,30 @@ def score_raw(
         )
     source, target = locate(source, target)
     definition = Definition.from_json(model.windows["definition"])
-    raw = _opened(source, definition)
+    found = list_partitions(source)
     with join_or_start(cluster):
         before = load_state(storage, state or model.windows["state"])
         before = before if state else latest_after(storage, before)
-        fresh = uncounted(before, raw, definition)
+        before, fresh = uncounted(before, _data(definition, source), found, definition)
         if fresh is None:
             after, scored = before, _nothing(model, target)
         else:
             known = None
             if labels is not None and list_files(absolute(labels)) != {}:
-                known = read_labels(_opened(labels, definition), definition.data)
+                known = read_labels(open_source(_data(definition, labels)), definition.data)
             made = extend(before, fresh, definition, storage, update, known)
             after, scored = made.state, score_partitions(model, made.root, target, cluster, update)
             make_latest(storage, after)
-    names = {partition.shown for partition in raw.partitions}
     return replace(
         scored,
-        counted=len(names) - scored.partitions,
+        counted=len(found) - scored.partitions,
         state=after.key,
-        foreign=sum(name.endswith(".parquet") for name in list_written(target).keys() - names),
+        foreign=sum(name.endswith(".parquet") for name in list_written(target).keys() - found.keys()),
     )
 
 
-def _opened(path: str, definition: Definition) -> Source:
-    return open_source(definition.data.model_copy(update={"path": path}))
+def _data(definition: Definition, path: str) -> DataSettings:
+    return definition.data.model_copy(update={"path": path})
 
 
 def _nothing(model: Model, target: str) -> Scored:

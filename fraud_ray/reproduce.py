@@ -37,6 +37,7 @@ from fraud_ray.settings import ClusterSettings, DecisionSettings, Settings, pars
 from fraud_ray.storage import Storage
 from fraud_ray.training.search import SearchOutcome, Trial
 from fraud_ray.training.trainer import network_shape, refit
+from fraud_ray.words import counted
 
 _CHANGES = ", with changes"
 
@@ -96,11 +97,11 @@ def reproduce(storage: Storage, name: str, progress: Progress, cluster: ClusterS
     original = _bundle(storage, name)
     source = open_source(settings.data)
     with connect(settings), _scratch(storage, name) as scratch:
-        check_resources(settings)
+        check_resources(settings, progress)
         fold = _prepared(source, settings, scratch, progress)
         with progress.stage("refit") as stage:
             weights = refit(fold, train, best.best_epoch, scratch, "refit", stage.update).weights
-            stage.say(f"{best.best_epoch} epochs on {fold.fit.rows:,} rows")
+            stage.say(f"{counted(best.best_epoch, 'epoch')} on {counted(fold.fit.rows, 'row')}")
         with progress.stage("compare") as stage:
             shape = network_shape(len(fold.encoder.feature_names), fold.encoder.code_sizes, train)
             again = replace(original, encoder=fold.encoder, shape=shape, weights=weights)
@@ -123,7 +124,7 @@ def _winner(storage: Storage, name: str) -> Trial:
 def _prepared(source: Source, settings: Settings, scratch: Storage, progress: Progress) -> PreparedFold:
     """The final fold, prepared from the partitions."""
     source, census = take_in(source, settings, scratch, progress)
-    folds = plan_folds(source, census, settings.data, settings.folds)
+    folds = plan_folds(census, settings.folds)
     with progress.stage("prepare") as stage:
         final = prepare(source, folds, settings, scratch, stage.update).final
         stage.say(f"{final.fit.rows:,} fit and {final.holdout.rows:,} holdout rows")

@@ -8,6 +8,7 @@ from datetime import timedelta
 from fraud_ray.data.source import Source
 from fraud_ray.errors import DataError, SettingsError
 from fraud_ray.settings import Loaded
+from fraud_ray.words import counted
 
 
 def newest_window(loaded: Loaded, source: Source) -> Loaded:
@@ -28,6 +29,6 @@ def newest_window(loaded: Loaded, source: Source) -> Loaded:
         )
     newest = source.as_of - timedelta(days=folds.delay_days)
     start = newest - timedelta(days=folds.days - 1)
-    note = f"labels are mature up to {newest}, {folds.delay_days} days before the newest data"
+    note = f"labels are mature up to {newest}, {counted(folds.delay_days, 'day')} before the newest data"
     settings = loaded.settings.model_copy(update={"folds": folds.model_copy(update={"start": start})})
     return replace(loaded, settings=settings, notes=(*loaded.notes, note))

@@ -12,7 +12,7 @@ import re
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from datetime import date
 from pathlib import Path
 from typing import Any, TypeVar
@@ -22,6 +22,7 @@ from fraud_ray.lease import Lease, hold, holder_of
 from fraud_ray.provenance import now, provenance
 from fraud_ray.settings import Loaded
 from fraud_ray.storage import Storage
+from fraud_ray.values import Value
 
 T = TypeVar("T")
 
@@ -30,7 +31,7 @@ _RECORD = "run.json"
 
 
 @dataclass(frozen=True)
-class Outcome:
+class Outcome(Value):
     """What a run came to.
 
     status: registered, rejected, backtested, or `stopped after <stage>`. evaluation, gate, version: the JSON of
@@ -60,14 +61,6 @@ class Outcome:
         """
         exit_code = EXIT_DONE if passed or champion_stays else EXIT_REJECTED
         return cls(status="registered" if passed else "rejected", exit_code=exit_code, **values)
-
-    def to_json(self) -> dict[str, Any]:
-        return asdict(self)
-
-    @classmethod
-    def from_json(cls, stored: Mapping[str, Any]) -> Outcome:
-        known = {key: stored[key] for key in cls.__dataclass_fields__ if key in stored}
-        return cls(**{**known, "plan": tuple(stored.get("plan", ()))})
 
 
 @dataclass(frozen=True)
@@ -249,6 +242,11 @@ def run_names(storage: Storage) -> list[str]:
     """The names of all runs, in order."""
     keys = (key.split("/") for key in storage.keys("runs"))
     return [parts[1] for parts in keys if len(parts) == 3 and parts[2] == _RECORD]
+
+
+def runs_at_work(storage: Storage) -> list[str]:
+    """The names of those that somebody holds, in order."""
+    return [name for name in run_names(storage) if holder_of(storage, name)]
 
 
 def _declare(loaded: Loaded, storage: Storage, name: str, fingerprint: str) -> None:

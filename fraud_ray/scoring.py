@@ -33,6 +33,7 @@ from fraud_ray.data.source import (
     absolute,
     fingerprint_line,
     hive_keys,
+    list_partitions,
     open_filesystem,
     read_footer,
     read_footers,
@@ -164,7 +165,7 @@ def score_partitions(
     type, before anything is scored.
     """
     source, target = locate(source, target)
-    footers = read_footers(source)
+    footers = read_footers(source, list_partitions(source))
     scorer = _scorer(model.graph)
     _check_contract(footers, {column.name: column.kind for column in scorer.columns}, _added(model))
     made = {MADE_BY: model.version.encode(), MADE_WITH: _digest(model.graph), EXPLAINED: _explained(model)}

@@ -40,6 +40,7 @@ from fraud_ray.settings import Loaded, Settings, settings_hash
 from fraud_ray.storage import Storage
 from fraud_ray.training.search import SearchOutcome, Trial, search, selection_logits
 from fraud_ray.training.trainer import Fitted, load_fitted, refit
+from fraud_ray.words import counted
 
 # Files in a run's folder, beside its stages' values.
 CURVES, REPORT = "curves.json", "report.html"
@@ -55,7 +56,7 @@ class StoppedAfter(Exception):  # noqa: N818 - no error
 
 @dataclass(frozen=True)
 class Made:
-    """What the stages came to, up to the gate's decision. drift: None where there was no champion to compare with."""
+    """What the stages came to, up to the gate's decision. drift: None where none was measured."""
 
     prepared: Prepared
     drift: Drift | None
@@ -127,7 +128,7 @@ class Stages:
             self.data, made = with_windows(self.source, definition, self.settings, self.storage, stage.update)
             self.windows = {"definition": definition.to_json(), "state": made.state.key}
             stage.say(
-                f"{_counted(len(definition.names), 'column')} for {self.data.rows:,} rows"
+                f"{counted(len(definition.names), 'column')} for {counted(self.data.rows, 'row')}"
                 + ("; cached" if made.cached else "")
             )
 
@@ -139,7 +140,7 @@ class Stages:
 
     def plan(self, census: Census) -> Folds:
         with self._stage("plan") as stage:
-            folds = plan_folds(self.data, census, self.settings.data, self.settings.folds)
+            folds = plan_folds(census, self.settings.folds)
             self.plan_lines = [
                 *str(folds).splitlines(),
                 _search_plan(self.settings),
@@ -149,13 +150,15 @@ class Stages:
             return folds
 
     def drift(self) -> Drift | None:
-        """Today's data against what the champion was fitted on; None, and no line, where there is no champion.
+        """Today's data against what the champion was fitted on.
 
-        Raises DriftError where drift.action says so; the same run again does so at once.
+        None, and no line, where there is no champion, or where drift.action is `ignore`. Raises DriftError where
+        drift.action says so; the same run again does so at once.
         """
         tracking = self.tracked.result().tracking  # a server out of reach is found before anything is computed for it
-        reference = None if self.run.has("drift") else of_champion(tracking)
-        if reference is None and not self.run.has("drift"):
+        action, is_measured = self.settings.drift.action, self.run.has("drift")
+        reference = None if is_measured or action == "ignore" else of_champion(tracking)
+        if action == "ignore" or (reference is None and not is_measured):
             self._stop_after("drift")
             return None
         with self._stage("drift") as stage:
@@ -169,13 +172,12 @@ class Stages:
 
             drift = self.run.once("drift", compute, Drift.to_json, Drift.from_json)
             self._tell("log_json", drift.to_json(), "drift.json").result()
-            action = self.settings.drift.action
             if drift.drifted and action == "fail":
                 raise DriftError(
                     f"{drift.verdict}. Look at {self.run.folder}/drift.svg; to train on this data all the same, run "
                     "again with --set drift.action=warn"
                 )
-            if drift.drifted and action == "warn":
+            if drift.drifted:
                 self.plan_lines.append(f"warning: {drift.verdict}")
             stage.say(drift.verdict)
             return drift
@@ -218,7 +220,7 @@ class Stages:
                 lambda fitted: {"epochs": len(fitted.curve)},
                 lambda _: load_fitted(self.storage, folder),
             )
-            stage.say(f"{fitted} on {_counted(train.workers, 'rank')} ({'GPU' if train.use_gpu else 'CPU'})")
+            stage.say(f"{fitted} on {counted(train.workers, 'rank')} ({'GPU' if train.use_gpu else 'CPU'})")
             return fitted
 
     def evaluate(self, prepared: Prepared, found: SearchOutcome, fitted: Fitted) -> Evaluation:
@@ -457,7 +459,7 @@ def _search_plan(settings: Settings) -> str:
     if not search.space:
         return "one trial with the settings as given"
     names = ", ".join(search.space)
-    trials = "" if search.algorithm == "grid" else f"{search.trials} trials, "
+    trials = "" if search.algorithm == "grid" else f"{counted(search.trials, 'trial')}, "
     return f"search: {trials}{search.algorithm} over {names}"
 
 
@@ -473,7 +475,3 @@ def _answer(task: Any) -> Any:
 
 def _reason(fault: BaseException) -> str:
     return str(fault) or type(fault).__name__
-
-
-def _counted(count: int, noun: str) -> str:
-    return f"{count:,} {noun}{'' if count == 1 else 's'}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import dataclass
+from datetime import datetime
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,15 @@ from obstore.store import LocalStore, ObjectStore, from_url
 from fraud_ray.errors import ServerError
 
 _PIECE = 4 * 2**20  # bytes that are hashed at a time
+
+
+@dataclass(frozen=True)
+class Stored:
+    """An object: its key, its size in bytes, and when it was written."""
+
+    key: str
+    size: int
+    changed: datetime
 
 
 @dataclass(frozen=True)
@@ -84,9 +94,13 @@ class Storage:
 
     def keys(self, prefix: str) -> list[str]:
         """Keys below a prefix (a folder), in order."""
+        return sorted(stored.key for stored in self.listed(prefix))
+
+    def listed(self, prefix: str) -> list[Stored]:
+        """What lies below a prefix (a folder)."""
         with _Reported(self, prefix):
-            pages = obstore.list(_open(self.root), prefix)
-            return sorted(entry["path"] for page in pages for entry in page)
+            entries = (entry for page in obstore.list(_open(self.root), prefix) for entry in page)
+            return [Stored(entry["path"], entry["size"], entry["last_modified"]) for entry in entries]
 
     def delete(self, keys: list[str]) -> None:
         with _Reported(self, ", ".join(keys[:1])):

@@ -50,7 +50,7 @@ with show.stage("validate") as stage:
 census  # noqa: B018 - a cell shows its last value
 
 # %%
-folds = plan_folds(source, census, settings.data, settings.folds)
+folds = plan_folds(census, settings.folds)
 folds  # noqa: B018
 
 # %%

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from fraud_ray.backtest import references, stages, story
-from fraud_ray.backtest.result import Backtest
+from fraud_ray.backtest.result import NETWORK, Backtest, Choice
 from fraud_ray.cli.backtests import print_backtest
 from fraud_ray.errors import SettingsError
 from fraud_ray.progress import Quiet
@@ -119,6 +119,14 @@ def test_a_reference_model_learns_from_as_many_trials_as_it_is_given(
     base_rate = final.holdout.frauds / final.holdout.rows
     wanted = 0.9 * base_rate if name == "logistic_regression" else 2 * base_rate  # the label is no linear one
     assert fitted.choice.average_precision > wanted
+
+
+def test_where_nothing_was_searched_the_values_are_said_to_be_the_settings_or_the_librarys() -> None:
+    shown = [str(Choice(name, {}, trials, 0.5, 3.2)) for name, trials in ((NETWORK, 1), ("xgboost", 1_200))]
+    assert shown == [
+        "1 trial in 3 s; best: the settings as given, selection AP 0.5000",
+        "1,200 trials in 3 s; best: as its library proposes, selection AP 0.5000",
+    ]
 
 
 def test_a_reference_model_whose_package_is_missing_is_left_out_with_a_note(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -23,6 +23,7 @@ from typer.testing import CliRunner, Result
 
 from fraud_ray.cli import app
 from fraud_ray.cli.display import Display
+from fraud_ray.cli.tables import print_next
 from fraud_ray.errors import DataError
 from fraud_ray.run import Outcome, list_runs, open_run
 from fraud_ray.settings import load_settings
@@ -230,6 +231,26 @@ def test_run_prints_figures_checks_version_and_what_to_type_next(config: Path, m
         f"fraud-ray ui -c {config} # MLflow",
     ):
         assert text in shown
+
+
+def test_next_commands_are_shown_as_they_have_to_be_typed_here(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    script = tmp_path / ".venv/bin/fraud-ray"
+    script.parent.mkdir(parents=True)
+    script.touch(mode=0o755)
+    monkeypatch.setattr("sys.executable", str(script.with_name("python")))
+
+    def shown(folder: Path, path: Path) -> str:
+        monkeypatch.chdir(folder)
+        monkeypatch.setenv("PATH", str(path))
+        print_next([("MLflow", ["ui", "-c", "my bank.yaml"])])
+        return capsys.readouterr().out.split("\n")[2]
+
+    assert shown(tmp_path, Path("/nowhere")) == "  .venv/bin/fraud-ray ui -c 'my bank.yaml'  # MLflow"
+    assert shown(tmp_path, script.parent) == "  fraud-ray ui -c 'my bank.yaml'  # MLflow"
+    (tmp_path / "elsewhere").mkdir()
+    assert shown(tmp_path / "elsewhere", Path("/nowhere")).split()[0] == str(script)
 
 
 def test_a_rejected_model_ends_with_3(config: Path, monkeypatch: pytest.MonkeyPatch) -> None:

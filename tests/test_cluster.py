@@ -9,6 +9,7 @@ import pytest
 
 from fraud_ray.cluster import check_resources, connect, refuse_temporary_folders, shortage
 from fraud_ray.errors import SettingsError
+from fraud_ray.progress import Quiet
 from fraud_ray.settings import Settings, parse_settings
 
 GIB = 2**30
@@ -60,17 +61,22 @@ def test_resources_of_trials_are_checked_too() -> None:
 
 def test_an_impossible_request_is_refused_at_once(ray_session: None) -> None:
     with connect(settings()):
-        check_resources(settings(train={"workers": 2}))
+        check_resources(settings(train={"workers": 2}), Quiet())
         with pytest.raises(SettingsError, match="do not fit"):
-            check_resources(settings(train={"workers": 64}))
+            check_resources(settings(train={"workers": 64}), Quiet())
 
 
 def test_with_autoscaling_nodes_are_waited_for_up_to_the_limit(ray_session: None) -> None:
     told: list[str] = []
+
+    class Told(Quiet):
+        def update(self, done: float, total: float, text: str = "") -> None:
+            told.append(text)
+
     waiting = settings(train={"workers": 64}, cluster={"autoscaling": True, "wait_s": 0.5})
     with connect(waiting), pytest.raises(SettingsError, match=r"No more nodes came within cluster\.wait_s"):
-        check_resources(waiting, lambda done, total, text: told.append(text))
-    assert "waiting for nodes: 64 ranks" in told[0]
+        check_resources(waiting, Told())
+    assert "waiting for room for 64 ranks" in told[0]
 
 
 def test_a_ray_that_runs_already_is_used_and_left_running(ray_session: None) -> None:

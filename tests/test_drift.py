@@ -341,9 +341,18 @@ def test_a_run_warns_of_drift_or_stops_before_training_as_the_settings_say(
         run_to_drift(config, name, "drift.action=fail")
     warned = run_to_drift(config, name, "drift.action=warn")
     assert any("warning" in line and "drift in amount" in line for line in warned.plan)
-    ignored = run_to_drift(config, name)
+
+
+def test_a_run_that_ignores_drift_measures_none(
+    write: Write, store: Path, ray_session: None, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(stages, "measure_drift", lambda *_: pytest.fail("measured"))
+    name = f"drift-{time.monotonic_ns()}"
+    config = write(table(4_000, seed=8, shift=2.0))
+    ignored = run_to_drift(config, f"run.name={name}", "drift.action=ignore")
     assert not any("drift" in line for line in ignored.plan)
     assert ignored.status == "stopped after drift"
+    assert not (store / "runs" / name / "drift.json").exists()
 
 
 def test_a_run_without_a_champion_says_nothing_of_drift(write: Write, store: Path, ray_session: None):

@@ -18,19 +18,17 @@ from hypothesis import strategies as st
 from fraud_ray.data.contract import Census, check
 from fraud_ray.data.folds import Fold, Folds, plan_folds
 from fraud_ray.data.keys import Keys, buckets_of, entities_of
-from fraud_ray.data.source import Source
 from fraud_ray.errors import DataError, SettingsError
 from fraud_ray.settings import Settings, parse_settings
 from tests.cards import COLUMNS, FIRST_DAY, card_settings, card_table, days
 
 Row = tuple[int, int]  # partition, row in it
-SOURCE = Source("data", (), "", None)
 
 
 def plan(tables: Sequence[pa.Table], **folds: Any) -> tuple[Settings, Folds]:
     settings = card_settings(Path("data"), folds=folds)
     summaries = [check(table, settings.data, "a.parquet")[1] for table in tables]
-    return settings, plan_folds(SOURCE, Census(tuple(summaries)), settings.data, settings.folds)
+    return settings, plan_folds(Census(tuple(summaries)), settings.folds)
 
 
 def rows_of(tables: Sequence[pa.Table], settings: Settings, folds: Folds) -> dict[tuple[str, str], set[Row]]:
@@ -62,7 +60,6 @@ def test_the_final_fold_ends_on_the_newest_day_and_selection_folds_come_before()
     assert folds.final.span == "fit 2024-01-23 to 2024-02-01, holdout 2024-02-07 to 2024-02-09"
     assert [f.name for f in folds.all] == ["selection-1", "selection-2", "final"]
     assert folds.selection[1].span == "fit 2024-01-09 to 2024-01-18, holdout 2024-01-24 to 2024-01-26"
-    assert folds.as_of == date(2024, 2, 9)
     found = rows_of(tables, settings, folds)
     for fold in folds.all:
         for name in ("fit", "holdout"):

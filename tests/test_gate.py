@@ -33,6 +33,7 @@ def test_a_model_at_the_bound_passes():
     assert decision.passed
     assert decision.checks == (Check("min_f1", "F1", 0.85, 0.85, ">=", passed=True),)
     assert decision.checks[0].message == "F1 0.8500 reaches the required 0.85"
+    assert decision.reason == "the one check passed"
 
 
 @given(st.floats(0, 1), st.floats(0, 1))

@@ -26,7 +26,7 @@ def test_every_cell_runs_and_its_values_show_themselves_in_a_line(
     exec(compile(script, "jobs/notebook.py", "exec"), cells)
     shown = {name: repr(cells[name]) for name in ("census", "prepared", "found", "fitted", "evaluation", "decision")}
     assert all("\n" not in text and len(text) < 200 for text in shown.values()), shown
-    assert shown["decision"] == "passed: all 1 checks passed"
+    assert shown["decision"] == "passed: the one check passed"
     assert re.fullmatch(r"fold selection-1: fit .*\nfold final: fit .*", repr(cells["folds"]))
     stages = re.findall(r"✓ (\w+)", capsys.readouterr().err)
     assert stages == ["validate", "prepare", "search", "refit"]

@@ -43,7 +43,7 @@ def quiet(done: float, total: float, text: str) -> None:
 
 def planned(root: Path, **sections: Any) -> tuple[Settings, Source, Folds]:
     settings, source, census = opened(root, **{"folds": BY_TIME, "prepare": FEW} | sections)
-    return settings, source, plan_folds(source, census, settings.data, settings.folds)
+    return settings, source, plan_folds(census, settings.folds)
 
 
 def prepared(root: Path, storage: Storage, **sections: Any) -> Prepared:
@@ -291,7 +291,7 @@ def test_entities_of_any_type_and_missing_ones_are_carried(tmp_path, storage, ra
     columns = COLUMNS | {"card": {"kind": "entity", "nulls": True}}
     settings = card_settings(tmp_path / "data", columns, folds=BY_TIME)
     source = open_source(settings.data)
-    folds = plan_folds(source, validate(source, settings.data, quiet), settings.data, settings.folds)
+    folds = plan_folds(validate(source, settings.data, quiet), settings.folds)
     result = prepare(source, folds, settings, storage, quiet)
     roles = rows.load(storage, result.final.holdout, with_roles=True).roles
     assert {"", "3"} <= set(roles["entity"]) <= {"", *map(str, range(3, 40))}
@@ -336,7 +336,7 @@ def test_the_handbooks_final_fold_has_the_books_rows(handbook, storage, ray_sess
     }
     settings = card_settings(handbook / "features", columns, folds=folds)
     source = open_source(settings.data)
-    plan = plan_folds(source, validate(source, settings.data, quiet), settings.data, settings.folds)
+    plan = plan_folds(validate(source, settings.data, quiet), settings.folds)
     result = prepare(source, plan, settings, storage, quiet)
 
     frame = pd.read_parquet(handbook / "features", columns=["TRANSACTION_ID", "TX_DATETIME", "CUSTOMER_ID", "TX_FRAUD"])

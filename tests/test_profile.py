@@ -141,7 +141,7 @@ def test_the_final_folds_profile_is_that_of_its_fit_rows(tmp_path: Path, ray_ses
     by_time = {"fit_days": 4, "delay_days": 1, "holdout_days": 2, "selection_shift_days": [2]}
     tables = write_days(tmp_path / "data", 12)
     given, source, census = opened(tmp_path / "data", folds=by_time)
-    folds = plan_folds(source, census, given.data, given.folds)
+    folds = plan_folds(census, given.folds)
     storage = Storage.at(str(tmp_path / "root"))
     made, found = (prepare(source, folds, given, storage, lambda *_: None) for _ in range(2))
     assert (made.cached, found.cached) == (False, True)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import dataclass, replace
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +17,16 @@ from typer.testing import CliRunner
 
 from fraud_ray import raw_scoring
 from fraud_ray.cli import app
+from fraud_ray.data.cache import Pruned
 from fraud_ray.data.source import open_source
+from fraud_ray.data.windows import kept
 from fraud_ray.data.windows.definition import Definition
 from fraud_ray.data.windows.state import add_windows
 from fraud_ray.errors import DataError, SettingsError
 from fraud_ray.raw_scoring import score_raw
+from fraud_ray.run import open_run
 from fraud_ray.scoring import Model, Scored, open_model, score_partitions
-from fraud_ray.settings import RegistrySettings, Settings
+from fraud_ray.settings import Loaded, RegistrySettings, Settings
 from fraud_ray.storage import Storage
 from tests.cards import card_table, days, write_partition
 from tests.handmade import write_bundle
@@ -181,6 +186,26 @@ def test_labels_that_were_filled_in_do_not_make_a_partition_a_new_one(bank: Bank
     assert (again.partitions, again.counted, again.state) == (0, HISTORY + 1, state)
 
 
+def test_what_was_counted_is_not_read_again_however_much_lies_there(bank: Bank) -> None:
+    bank.deliver(HISTORY)
+    bank.score()
+    bank.deliver(HISTORY + 1)
+    write_partition(bank.root, f"raw/{name(HISTORY)}", bank.tables[HISTORY])  # its labels have come
+    bank.score()
+    for day in range(HISTORY + 2):
+        path = bank.root / "raw" / name(day)
+        stat = path.stat()
+        path.write_bytes(bytes(stat.st_size))
+        os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    bank.deliver(HISTORY + 2)
+    scored = bank.score()
+    assert (scored.partitions, scored.rows, scored.counted) == (1, 60, HISTORY + 2)
+    assert bank.score().partitions == 0
+    (bank.root / "raw" / name(0)).touch()
+    with pytest.raises(DataError, match="is no readable parquet file"):
+        bank.score()
+
+
 def test_a_newer_model_of_the_same_windows_goes_on_from_the_newest_state(bank: Bank) -> None:
     bank.deliver(HISTORY)
     state = bank.score().state
@@ -207,6 +232,64 @@ def test_the_command_line_names_the_state_and_takes_one_and_labels(bank: Bank) -
     told = json.loads(again.stdout)
     assert (told["state"], told["partitions"], told["counted"]) == (states[1], 1, HISTORY + 1)
     assert_same(bank.read(HISTORY + 1, "again"), expected[HISTORY + 1])
+
+
+def test_pruning_leaves_the_states_that_scoring_goes_on_from_and_nothing_else(bank: Bank) -> None:
+    expected = bank.expected()
+    states = []
+    for day in (HISTORY, HISTORY + 1):
+        bank.deliver(day)
+        states.append(bank.score().state)
+    assert bank.model.windows is not None
+    own, storage = bank.model.windows["state"], bank.storage
+    storage.put("runs/april/run.json", b"{}")
+    storage.put("runs/april/bundle/bundle.json", (bank.root / "bundle/bundle.json").read_bytes())
+    assert kept.prune(storage, timedelta(days=7)) == Pruned((), 0, ())
+    make_older(bank.root / "store/windows", days=8)
+    pruned = kept.prune(storage, timedelta(days=7))
+    assert {one.key for one in pruned.entries} == {own, *states}
+    assert {one.key for one in kept.list_kept(storage)} == {own, states[1]}
+    assert [key for key in storage.keys("windows") if "/data/" in key or states[0] in key] == []
+    bank.deliver(HISTORY + 2)
+    last = bank.score()
+    assert last.partitions == 1
+    assert_same(bank.read(HISTORY + 2), expected[HISTORY + 2])
+    # The history's columns, which went, are computed again for who asks for them.
+    for day in range(HISTORY, HISTORY + 3):
+        (bank.root / "raw" / name(day)).unlink()
+    again = windows_of(bank.root / "raw", storage)
+    assert (again.state.key, again.cached) == (own, False)
+    assert windows_of(bank.root / "raw", storage).cached
+    storage.put("runs/april/outcome.json", json.dumps({"name": "", "folder": "", "status": "rejected"}).encode())
+    kept.prune(storage, timedelta())
+    assert {one.key for one in kept.list_kept(storage)} == {last.state}
+
+
+def test_pruning_leaves_what_a_run_at_work_reads(bank: Bank) -> None:
+    settings = definition_of(bank.root / "raw").data
+    loaded = Loaded(Settings.model_validate({**SETTINGS, "data": settings}), "bank")
+    config = {**SETTINGS, "data": {**SETTINGS["data"], "path": "nowhere"}, "storage": {"root": bank.storage.root}}
+    (bank.root / "config.yaml").write_text(yaml.safe_dump(config))
+
+    def told(*words: str) -> Any:
+        done = CliRunner().invoke(app, ["cache", *words, "-c", str(bank.root / "config.yaml"), "--json"])
+        assert done.exit_code == 0, done.output
+        return json.loads(done.stdout)
+
+    (listed,) = told("list")
+    assert bank.model.windows is not None
+    assert (listed["kind"], listed["key"]) == ("windows", bank.model.windows["state"])
+    with open_run(loaded, bank.storage, open_source(settings).fingerprint) as run:
+        assert told("prune", "--older-than", "0") == {"removed": [], "files": 0, "kept_for": [run.name]}
+    pruned = told("prune", "--older-than", "0")
+    assert pruned == {"removed": [listed], "files": listed["parts"], "kept_for": []}
+    assert bank.storage.keys("windows") == []
+
+
+def make_older(folder: Path, days: float) -> None:
+    for path in folder.rglob("*"):
+        stat = path.stat()
+        os.utime(path, (stat.st_atime, stat.st_mtime - 86_400 * days))
 
 
 def test_what_cannot_be_meant_is_refused(bank: Bank) -> None:

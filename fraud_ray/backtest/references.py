@@ -19,6 +19,7 @@ from sklearn.metrics import average_precision_score
 from sklearn.model_selection import ParameterGrid, ParameterSampler
 
 from fraud_ray.backtest.result import Candidate, Choice
+from fraud_ray.data.tasks import Update
 from fraud_ray.rows import PreparedFold, Rows, load
 from fraud_ray.settings import Reference
 from fraud_ray.storage import Storage
@@ -37,7 +38,7 @@ def fit_reference(
     trials: int,
     seed: int,
     storage: Storage,
-    update: Callable[[float, float, str], None],
+    update: Update,
 ) -> Candidate:
     """Chooses a reference model's hyperparameters on the selection folds, and fits it on every final fold."""
     began = time.monotonic()

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -12,7 +11,10 @@ import numpy.typing as npt
 from fraud_ray.decision.bootstrap import Difference
 from fraud_ray.decision.curves import Points
 from fraud_ray.decision.metrics import Evaluation
+from fraud_ray.values import Value
+from fraud_ray.words import counted
 
+NETWORK = "network"
 Logits = tuple[npt.NDArray[np.float32], ...]
 
 
@@ -29,6 +31,12 @@ class Choice:
     average_precision: float
     seconds: float
 
+    def __str__(self) -> str:
+        by_default = "the settings as given" if self.name == NETWORK else "as its library proposes"
+        best = ", ".join(f"{name} {value}" for name, value in self.hyperparameters.items()) or by_default
+        told = f"{counted(self.trials, 'trial')} in {self.seconds:.0f} s; best: {best}"
+        return f"{told}, selection AP {self.average_precision:.4f}"
+
 
 @dataclass(frozen=True)
 class Candidate:
@@ -40,7 +48,7 @@ class Candidate:
 
 
 @dataclass(frozen=True)
-class Contender:
+class Contender(Value):
     """A model's figures: an evaluation a final fold, and how reliable the probabilities of all its alerts are."""
 
     choice: Choice
@@ -59,16 +67,11 @@ class Contender:
 
     def to_json(self) -> dict[str, Any]:
         means = {name: {"mean": mean, "deviation": deviation} for name, (mean, deviation) in self.metrics.items()}
-        return {**asdict(self), "metrics": means}
-
-    @classmethod
-    def from_json(cls, stored: Mapping[str, Any]) -> Contender:
-        evaluations = tuple(map(Evaluation.from_json, stored["evaluations"]))
-        return cls(Choice(**stored["choice"]), evaluations, stored["alerts"])
+        return {**super().to_json(), "metrics": means}
 
 
 @dataclass(frozen=True)
-class Backtest:
+class Backtest(Value):
     """What a backtest came to.
 
     selection, folds: the span of each selection and final fold, the final ones newest first. models: the network, then
@@ -87,15 +90,4 @@ class Backtest:
     timings: dict[str, float]
 
     def to_json(self) -> dict[str, Any]:
-        return {**asdict(self), "models": [model.to_json() for model in self.models]}
-
-    @classmethod
-    def from_json(cls, stored: Mapping[str, Any]) -> Backtest:
-        exceeds = {
-            other: {metric: Difference(**one) for metric, one in of.items()}
-            for other, of in stored["differences"].items()
-        }
-        lists = {name: tuple(stored[name]) for name in ("selection", "folds", "notes")}
-        return cls(
-            **{**stored, **lists, "differences": exceeds, "models": tuple(map(Contender.from_json, stored["models"]))}
-        )
+        return {**super().to_json(), "models": [model.to_json() for model in self.models]}

@@ -12,7 +12,7 @@ import numpy.typing as npt
 import ray
 
 from fraud_ray.backtest.references import fit_reference
-from fraud_ray.backtest.result import Backtest, Candidate, Choice, Contender
+from fraud_ray.backtest.result import NETWORK, Backtest, Candidate, Choice, Contender
 from fraud_ray.data.contract import Census
 from fraud_ray.data.folds import plan_folds
 from fraud_ray.data.prepare import prepare
@@ -30,10 +30,8 @@ from fraud_ray.run import Run
 from fraud_ray.settings import DecisionSettings, Reference, Settings
 from fraud_ray.storage import Storage
 from fraud_ray.training.search import SearchOutcome, search, selection_logits
-from fraud_ray.training.space import in_words
 from fraud_ray.training.trainer import Fitted, load_fitted, load_logits, refit, save_logits
-
-NETWORK = "network"
+from fraud_ray.words import counted
 
 
 @dataclass(frozen=True)
@@ -59,7 +57,7 @@ class Stages:
     def prepare(self, data: Source, census: Census, shifts: Sequence[int]) -> Folds:
         """The folds, encoded; the final ones lie so many days before a run's, which shares what is prepared for it."""
         settings, own = self.settings, self.settings.folds
-        newest = plan_folds(data, census, settings.data, own).final.fit.first
+        newest = plan_folds(census, own).final.fit.first
         assert newest is not None, "folds by time have days"
         selection: tuple[PreparedFold, ...] = ()
         final = []
@@ -68,12 +66,13 @@ class Stages:
                 before = () if selection else tuple(days - shift for days in own.selection_shift_days)
                 moved = {"start": newest - timedelta(days=shift), "selection_shift_days": before}
                 one = settings.model_copy(update={"folds": own.model_copy(update=moved)})
-                planned = plan_folds(data, census, one.data, one.folds)
+                planned = plan_folds(census, one.folds)
                 prepared = prepare(data, planned, one, self.storage, stage.update)
                 selection = selection or prepared.selection
                 final.append(prepared.final)
             held_out = sum(fold.holdout.rows for fold in final)
-            stage.say(f"{len(selection)} selection and {len(final)} final folds with {held_out:,} holdout rows")
+            folds = counted(len(final), "final fold")
+            stage.say(f"{len(selection)} selection and {folds} with {held_out:,} holdout rows")
         return Folds(selection, tuple(final))
 
     def network(self, folds: Folds) -> Candidate:
@@ -85,8 +84,8 @@ class Stages:
                 return search(folds.selection, settings, storage, run.key("search"), lambda _: None, stage.update)
 
             found = run.once("search", compute, SearchOutcome.to_json, SearchOutcome.from_json)
-            best = found.best
-            stage.say(_chosen(best.hyperparameters, len(found.trials), best.average_precision or 0.0))
+            stage.say(str(found))
+        best = found.best
         train = settings.train_with(best.hyperparameters)
         with self.progress.stage("refit") as stage:
 
@@ -105,7 +104,7 @@ class Stages:
                 for fold, one in zip(folds.final, fitted, strict=True)
             ]
             final = tuple(ray.get(tasks))
-            stage.say(f"{best.best_epoch} epochs on each of {len(final)} folds")
+            stage.say(f"{counted(best.best_epoch, 'epoch')} on {counted(len(final), 'fold')}")
         seconds = sum(took for name, took in run.timings.items() if name.startswith(("search", "refit-")))
         choice = Choice(NETWORK, best.hyperparameters, len(found.trials), best.average_precision or 0.0, seconds)
         return Candidate(choice, tuple(selection_logits(found, storage)), final)
@@ -127,8 +126,7 @@ class Stages:
                 return Candidate(Choice(**stored), tuple(logits[:count]), tuple(logits[count:]))
 
             candidate = self.run.once(name, compute, lambda candidate: asdict(candidate.choice), read)
-            choice = candidate.choice
-            stage.say(_chosen(choice.hyperparameters, choice.trials, choice.average_precision))
+            stage.say(str(candidate.choice))
             return candidate
 
     def judge(self, candidates: Sequence[Candidate], folds: Folds, notes: Sequence[str], picture: str) -> Backtest:
@@ -154,7 +152,7 @@ class Stages:
             self.storage.put(run.key(picture), draw(result, "svg"))
             means = models[0].metrics
             shown = (f"{name} {means[name][0]:.4f}" for name in ("auc_roc", "average_precision") if name in means)
-            stage.say(f"the {NETWORK} on {len(folds.final)} folds: {', '.join(shown)}")
+            stage.say(f"the {NETWORK} on {counted(len(folds.final), 'fold')}: {', '.join(shown)}")
         return result
 
 
@@ -198,8 +196,3 @@ def _compare(
         decision.confidence,
         decision.seed,
     )
-
-
-def _chosen(hyperparameters: dict[str, Any], trials: int, average_precision: float) -> str:
-    told = f"{trials} trial{'' if trials == 1 else 's'}; best: {in_words(hyperparameters)}"
-    return f"{told}, selection AP {average_precision:.4f}"

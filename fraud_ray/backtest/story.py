@@ -43,7 +43,7 @@ def backtest(loaded: Loaded, progress: Progress) -> Backtest:
         if run.concluded:
             return _read(run)
         session.enter_context(connect(settings))
-        check_resources(settings)
+        check_resources(settings, progress)
         check_storage(storage)
         # Ray, torch and MLflow take seconds to import, which a concluded backtest does without.
         from fraud_ray.backtest.stages import Stages

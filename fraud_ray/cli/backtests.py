@@ -10,6 +10,7 @@ from fraud_ray.backtest.result import Backtest, Contender
 from fraud_ray.cli.tables import new_console, new_table
 from fraud_ray.decision.bootstrap import Difference
 from fraud_ray.report.backtest import holdout_begins, metric_title, shown_metrics
+from fraud_ray.words import counted
 
 _JUDGED = "average_precision"
 
@@ -21,7 +22,7 @@ def print_backtest(result: Backtest) -> None:
     console.print(_folds_table(result))
     console.print(_alerts_table(result.models[0]))
     for line in (
-        *(f"{model.choice.name}: {_chosen(model)}" for model in result.models),
+        *(f"{model.choice.name}: {model.choice}" for model in result.models),
         *result.notes,
         f"selection: {'; '.join(result.selection)}",
         f"by fold as a picture: {result.picture}",
@@ -34,7 +35,7 @@ def _means_table(result: Backtest) -> Table:
     names = shown_metrics(result.models[0])
     titles = [metric_title(name) for name in names]
     lead = f"{metric_title(_JUDGED)}: lead of the network"
-    title = f"Mean ± standard deviation over {len(result.folds)} final folds"
+    title = f"Mean ± standard deviation over {counted(len(result.folds), 'final fold')}"
     table = new_table("Model", *titles, lead, right=titles, title=title)
     for model in result.models:
         means = model.metrics
@@ -75,9 +76,3 @@ def _row(values: Iterable[float | None]) -> list[str]:
 
 def _shown(model: Contender) -> str:
     return model.choice.name.replace("_", " ")
-
-
-def _chosen(model: Contender) -> str:
-    choice = model.choice
-    chosen = ", ".join(f"{name} {value}" for name, value in choice.hyperparameters.items()) or "as its library proposes"
-    return f"{choice.trials} trials in {choice.seconds:.0f} s; {chosen}, selection AP {choice.average_precision:.4f}"

@@ -1,4 +1,4 @@
-"""`fraud-ray cache`: the prepared data that is kept, and what of it can go."""
+"""`fraud-ray cache`: the prepared data and window states that are kept, and what of them can go."""
 
 from __future__ import annotations
 
@@ -9,33 +9,36 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from fraud_ray.cli.options import AsJson, ConfigOrDefaults, Overrides, storage_of
+from fraud_ray.words import counted
 
 if TYPE_CHECKING:
     from fraud_ray.data.cache import Entry
+    from fraud_ray.data.windows.kept import Kept
 
-app = typer.Typer(no_args_is_help=True, help="List and prune the prepared data that runs share.")
+app = typer.Typer(no_args_is_help=True, help="List and prune the prepared data that runs share, and window states.")
 
 
 @app.command(name="list")
 def list_all(config: ConfigOrDefaults = None, overrides: Overrides = None, as_json: AsJson = False) -> None:
     """List what is kept, oldest first."""
     from fraud_ray.cli.tables import new_console, new_table
-    from fraud_ray.data.cache import ROOT, in_words, list_entries
+    from fraud_ray.data.cache import in_words, list_entries
+    from fraud_ray.data.windows.kept import list_kept
 
     storage = storage_of(config, overrides)
-    entries = list_entries(storage)
+    found: list[Entry | Kept] = [*list_entries(storage), *list_kept(storage)]
+    entries = sorted(found, key=lambda entry: entry.made)
     if as_json:
         typer.echo(json.dumps([_summary(entry) for entry in entries], indent=1))
         return
     console = new_console()
     if not entries:
-        console.print(f"nothing is kept at {storage.path(ROOT)}", soft_wrap=True, highlight=False)
+        console.print(f"nothing is kept at {storage.root}", soft_wrap=True, highlight=False)
         return
-    table = new_table("Entry", "Made (UTC)", "Age", "Folds", "Parts", "Size", right={"Folds", "Parts", "Size"})
+    table = new_table("Kind", "Entry", "Made (UTC)", "Age", "Parts", "Size", right={"Parts", "Size"})
     for entry in entries:
-        made = f"{entry.made:%Y-%m-%d %H:%M:%S}"
-        folds = str(len(entry.value["folds"]))
-        table.add_row(entry.key[:12], made, in_words(entry.age), folds, f"{len(entry.parts):,}", _size(entry.size))
+        made, parts = f"{entry.made:%Y-%m-%d %H:%M:%S}", f"{len(entry.parts):,}"
+        table.add_row(entry.kind, entry.key[:12], made, in_words(entry.age), parts, _size(entry.size))
     console.print(table)
 
 
@@ -48,23 +51,33 @@ def prune(
     overrides: Overrides = None,
     as_json: AsJson = False,
 ) -> None:
-    """Remove old entries, and what broken-off and replaced ones left; nothing that a run at work may read."""
+    """Remove old entries, and what broken-off and replaced ones left.
+
+    Nothing goes that a run at work may read. Of windows, the states from which scoring may go on stay: the latest, and
+    those of the models of runs that the gate did not reject; the partitions beside them, which are large, go. What a
+    scoring at work computes is as young as the scoring, and needs an age above 0.
+    """
     from fraud_ray.data import cache
+    from fraud_ray.data.windows import kept
 
-    pruned = cache.prune(storage_of(config, overrides), timedelta(days=days))
+    storage, age = storage_of(config, overrides), timedelta(days=days)
+    pruned, of_windows = cache.prune(storage, age), kept.prune(storage, age)
+    entries: list[Entry | Kept] = [*pruned.entries, *of_windows.entries]
+    files = pruned.files + of_windows.files
+    kept_for = sorted({*pruned.kept_for, *of_windows.kept_for})
     if as_json:
-        removed = [_summary(entry) for entry in pruned.entries]
-        typer.echo(json.dumps({"removed": removed, "files": pruned.files, "kept_for": pruned.kept_for}, indent=1))
+        removed = [_summary(entry) for entry in entries]
+        typer.echo(json.dumps({"removed": removed, "files": files, "kept_for": kept_for}, indent=1))
         return
-    freed = _size(sum(entry.size for entry in pruned.entries))
-    typer.echo(f"removed {len(pruned.entries):,} entries with {freed}, {pruned.files:,} files in all")
-    if pruned.kept_for:
-        typer.echo(f"left alone what these runs, now at work, may read: {', '.join(pruned.kept_for)}")
+    freed = _size(sum(entry.size for entry in entries))
+    typer.echo(f"removed {counted(len(entries), 'entry', 'entries')} with {freed}, {counted(files, 'file')} in all")
+    if kept_for:
+        typer.echo(f"left alone what these runs, now at work, may read: {', '.join(kept_for)}")
 
 
-def _summary(entry: Entry) -> dict[str, Any]:
+def _summary(entry: Entry | Kept) -> dict[str, Any]:
     made = entry.made.isoformat(timespec="seconds")
-    return {"key": entry.key, "made": made, "parts": len(entry.parts), "bytes": entry.size}
+    return {"kind": entry.kind, "key": entry.key, "made": made, "parts": len(entry.parts), "bytes": entry.size}
 
 
 def _size(count: int) -> str:

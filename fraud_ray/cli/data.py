@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from fraud_ray.cli.options import AsJson, Config, Overrides
+from fraud_ray.words import counted
 
 
 def simulate(
@@ -35,12 +36,13 @@ def simulate(
         from fraud_ray.data import simulate
 
         written = simulate.simulate(settings, out, stage.update)
-        stage.say(f"{written.rows:,} rows, {written.frauds:,} frauds in {written.files:,} files")
+        shown = f"{counted(written.rows, 'row')}, {counted(written.frauds, 'fraud')}"
+        stage.say(f"{shown} in {counted(written.files, 'file')}")
     if as_json:
         typer.echo(json.dumps(dataclasses.asdict(written), indent=1))
         return
     typer.echo(
-        f"{out}: {written.rows:,} rows, {written.frauds:,} frauds; best possible average precision "
+        f"{out}: {shown}; best possible average precision "
         f"{written.best_average_precision:.4f}, best possible F1 {written.best_f1:.4f}"
     )
 
@@ -62,13 +64,11 @@ def validate(config: Config, overrides: Overrides = None, as_json: AsJson = Fals
     source = open_source(settings.data)
     with stdout_for_the_result(), connect(settings), Display().stage("validate") as stage:
         census = contract.validate(source, settings.raw_data, stage.update)
-        stage.say(f"{len(source.partitions):,} partitions keep the contract")
+        stage.say(str(census))
     span = [str(moment) for moment in (census.first, census.last) if moment]
     if as_json:
         found = {"partitions": len(source.partitions), "rows": census.rows, "frauds": census.frauds, "span": span}
         typer.echo(json.dumps({**found, "fingerprint": source.fingerprint}, indent=1))
         return
-    share = census.frauds / census.rows if census.rows else 0.0
-    typer.echo(
-        f"{census.rows:,} rows, {census.frauds:,} frauds ({share:.3%})" + (", " if span else "") + " to ".join(span)
-    )
+    shown = f"{counted(census.rows, 'row')}, {counted(census.frauds, 'fraud')} ({census.frauds / census.rows:.3%})"
+    typer.echo(shown + (", " if span else "") + " to ".join(span))

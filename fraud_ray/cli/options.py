@@ -9,7 +9,7 @@ import typer
 
 if TYPE_CHECKING:
     from fraud_ray.registry.tracking import Tracking
-    from fraud_ray.settings import RegistrySettings, StorageSettings
+    from fraud_ray.settings import ClusterSettings, RegistrySettings, StorageSettings
     from fraud_ray.storage import Storage
 
 Config = Annotated[
@@ -39,8 +39,7 @@ def storage_of(config: Path | None, overrides: list[str] | None) -> Storage:
     """Where the runs lie that a command is about."""
     from fraud_ray.storage import Storage
 
-    storage, _ = _sections(config, overrides)
-    return Storage.at(storage.root)
+    return Storage.at(sections_of(config, overrides)[0].root)
 
 
 def registry_of(config: Path | None, overrides: list[str] | None) -> tuple[Storage, Tracking]:
@@ -49,17 +48,20 @@ def registry_of(config: Path | None, overrides: list[str] | None) -> tuple[Stora
     from fraud_ray.settings import locate_registry
     from fraud_ray.storage import Storage
 
-    storage, registry = _sections(config, overrides)
+    storage, registry, _ = sections_of(config, overrides)
     located = locate_registry(registry, storage, "the default settings")
     return Storage.at(storage.root), connect_existing(located)
 
 
-def _sections(config: Path | None, overrides: list[str] | None) -> tuple[StorageSettings, RegistrySettings]:
-    from fraud_ray.settings import RegistrySettings, StorageSettings, load_settings
+def sections_of(
+    config: Path | None, overrides: list[str] | None
+) -> tuple[StorageSettings, RegistrySettings, ClusterSettings]:
+    """What a configuration says of the places a command is about; without one, the defaults."""
+    from fraud_ray.settings import ClusterSettings, RegistrySettings, StorageSettings, load_settings
 
     if config is None:
         if overrides:
             raise typer.BadParameter("goes with -c FILE", param_hint="--set")
-        return StorageSettings(), RegistrySettings()
+        return StorageSettings(), RegistrySettings(), ClusterSettings()
     settings = load_settings(config, overrides or ()).settings
-    return settings.storage, settings.registry
+    return settings.storage, settings.registry, settings.cluster

@@ -12,6 +12,7 @@ from rich.text import Text
 from fraud_ray.audit import Fault, Record
 from fraud_ray.cli.settings import YAML_STYLE
 from fraud_ray.cli.tables import code_line, gate_table, new_console, new_table, print_facts, print_settings
+from fraud_ray.words import counted
 
 if TYPE_CHECKING:
     from fraud_ray.history import VersionHistory
@@ -124,11 +125,12 @@ def _verdict(reproduction: Reproduction, differing: int, moved: int) -> Text:
 def _origin(record: Record) -> dict[str, str]:
     facts = record.facts
     started, data = facts["started"], facts["data"]
+    rows = f"{counted(data['rows'], 'row')} in {counted(data['partitions'], 'partition')}"
     shown = {
         "made": f"{started['created']} by {started['user']} on {started['host']}",
         "command": started["command"],
         "code": code_line(started),
-        "data": f"{data['path']}, {data['rows']:,} rows in {data['partitions']:,} partitions; {data['fold']}",
+        "data": f"{data['path']}, {rows}; {data['fold']}",
         "data hash": data["fingerprint"],
         "seeds": ", ".join(f"{key} {seed}" for key, seed in facts["seeds"].items()),
         "bundle": ", ".join(f"{name} {value}" for name, value in facts["bundle"].items()),

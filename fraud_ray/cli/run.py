@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal, NoReturn
 
@@ -65,7 +64,7 @@ def _run(
     until: str | None = None,
 ) -> NoReturn:
     from fraud_ray.cli.display import Display, stdout_for_the_result
-    from fraud_ray.cli.tables import print_outcome
+    from fraud_ray.cli.tables import print_next, print_outcome
     from fraud_ray.cluster import refuse_temporary_folders
     from fraud_ray.settings import load_settings
 
@@ -82,9 +81,7 @@ def _run(
         typer.echo(json.dumps(outcome.to_json(), indent=1))
     else:
         print_outcome(outcome)
-        typer.echo("\nNext:")
-        for purpose, words in _next(outcome, config, overrides, name):
-            typer.echo(f"  {shlex.join(['fraud-ray', *words])}  # {purpose}")
+        print_next(_next(outcome, config, overrides, name))
     raise typer.Exit(outcome.exit_code)
 
 

@@ -4,15 +4,11 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
-from fraud_ray.cli.options import AsJson, Overrides
-
-if TYPE_CHECKING:
-    from fraud_ray.settings import ClusterSettings, RegistrySettings
-    from fraud_ray.storage import Storage
+from fraud_ray.cli.options import AsJson, Overrides, sections_of
 
 
 def score(
@@ -75,35 +71,21 @@ def score(
     from fraud_ray.cli.tables import print_scored
     from fraud_ray.raw_scoring import score_raw
     from fraud_ray.scoring import open_model, score_partitions
+    from fraud_ray.settings import StorageSettings, locate_registry
+    from fraud_ray.storage import Storage
+    from fraud_ray.words import counted
 
-    where, storage, cluster = _settings(config, overrides, registry)
+    storage, where, cluster = sections_of(config, overrides)
+    where = where if registry is None else where.model_copy(update={"uri": registry})
+    where = locate_registry(where, StorageSettings(), "the default settings")
     with stdout_for_the_result(), Display().stage("score") as stage:
         opened = open_model(model, where, with_reasons=reasons)
         if opened.windows or labels or state:
-            scored = score_raw(opened, source, target, storage, labels, state, cluster, stage.update)
+            scored = score_raw(opened, source, target, Storage.at(storage.root), labels, state, cluster, stage.update)
         else:
             scored = score_partitions(opened, source, target, cluster, stage.update)
-        stage.say(f"{scored.partitions - scored.kept:,} partitions scored, {scored.kept:,} kept")
+        stage.say(f"{counted(scored.partitions - scored.kept, 'partition')} scored, {scored.kept:,} kept")
     if as_json:
         typer.echo(json.dumps(scored.to_json(), indent=1))
     else:
         print_scored(scored)
-
-
-def _settings(
-    config: Path | None, overrides: list[str] | None, registry_uri: str | None
-) -> tuple[RegistrySettings, Storage, ClusterSettings]:
-    from fraud_ray.settings import ClusterSettings, RegistrySettings, StorageSettings, load_settings, locate_registry
-    from fraud_ray.storage import Storage
-
-    if config is not None:
-        settings = load_settings(config, overrides or ()).settings
-        registry, storage, cluster = settings.registry, settings.storage, settings.cluster
-    elif overrides:
-        raise typer.BadParameter("goes with -c FILE", param_hint="--set")
-    else:
-        registry, storage, cluster = RegistrySettings(), StorageSettings(), ClusterSettings()
-    if registry_uri is not None:
-        registry = registry.model_copy(update={"uri": registry_uri})
-    registry = locate_registry(registry, StorageSettings(), "the default settings")
-    return registry, Storage.at(storage.root), cluster

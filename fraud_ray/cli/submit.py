@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shlex
 from typing import Annotated
 
 import typer
@@ -32,6 +31,7 @@ def submit(
     The same command again answers with the job that is under way or done; after a failure, or a stop, it makes the
     next attempt, which resumes. Invalid settings end it before anything is submitted.
     """
+    from fraud_ray.cli.tables import print_next
     from fraud_ray.settings import load_settings
     from fraud_ray.submission import jobs
     from fraud_ray.submission.order import order
@@ -56,10 +56,10 @@ def submit(
         typer.echo(json.dumps({**as_values(attempt), "new": is_new}, indent=1))
         return
     told = "submitted as job" if is_new else f"is {attempt.state} as job"
-    typer.echo(f"run '{attempt.run}' {told} {attempt.name}\n\nNext:")
+    typer.echo(f"run '{attempt.run}' {told} {attempt.name}")
     options = ["--to", "ray"] if to == "ray" else ["-c", str(config), *_overlay(overrides or [])]
-    for purpose, words in (("what it prints", ["logs", "-f"]), ("its settings", ["show"]), ("end it", ["stop"])):
-        typer.echo(f"  {shlex.join(['fraud-ray', 'jobs', *words, attempt.name, *options])}  # {purpose}")
+    commands = (("what it prints", ["logs", "-f"]), ("its settings", ["show"]), ("end it", ["stop"]))
+    print_next((purpose, ["jobs", *words, attempt.name, *options]) for purpose, words in commands)
 
 
 def _overlay(overrides: list[str]) -> list[str]:

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import shlex
+import shutil
+import sys
 from collections.abc import Iterable, Mapping
 from datetime import timedelta
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import yaml
@@ -13,6 +17,7 @@ from rich.text import Text
 
 from fraud_ray.cli.settings import YAML_STYLE
 from fraud_ray.run import Outcome, RunRecord
+from fraud_ray.words import counted
 
 if TYPE_CHECKING:
     from fraud_ray.data.drift import ColumnDrift, Drift, Measure
@@ -56,6 +61,22 @@ def print_outcome(outcome: Outcome) -> None:
     console.print(f"run {outcome.name}, {took}, at {outcome.folder}", soft_wrap=True, highlight=False, markup=False)
     if outcome.report:
         console.print(f"report at {outcome.report}", soft_wrap=True, highlight=False, markup=False)
+
+
+def print_next(commands: Iterable[tuple[str, list[str]]]) -> None:
+    """Commands worth typing now, each with its purpose, as they have to be typed here."""
+    print("\nNext:")
+    for purpose, words in commands:
+        print(f"  {shlex.join([_program(), *words])}  # {purpose}")
+
+
+def _program() -> str:
+    """`fraud-ray` where the PATH leads to that of this Python, else its path; a relative one from a folder above it."""
+    script = Path(sys.executable).with_name("fraud-ray")
+    on_path = shutil.which("fraud-ray")
+    if not script.exists() or (on_path and script.samefile(on_path)):
+        return "fraud-ray"
+    return str(script.relative_to(Path.cwd()) if script.is_relative_to(Path.cwd()) else script)
 
 
 def print_runs(runs: list[RunRecord], where: str) -> None:
@@ -184,16 +205,18 @@ def print_scored(scored: Scored) -> None:
     )
     console.print(table)
     kept = f", {scored.kept:,} of them kept from before" if scored.kept else ""
-    console.print(f"{scored.partitions:,} partitions{kept}, at {scored.output}", soft_wrap=True, highlight=False)
+    there = f"{counted(scored.partitions, 'partition')}{kept}, at {scored.output}"
+    console.print(there, soft_wrap=True, highlight=False)
     if scored.state:
-        before = f"{scored.counted:,} partitions were counted before; " if scored.counted else ""
+        before = f"counted before: {counted(scored.counted, 'partition')}; " if scored.counted else ""
         console.print(f"{before}window state {scored.state}", soft_wrap=True, highlight=False)
     if scored.foreign:
-        console.print(f"beside them lie {scored.foreign:,} parquet files that the input does not have", style="yellow")
+        foreign = counted(scored.foreign, "parquet file")
+        console.print(f"beside them: {foreign} that the input does not have", style="yellow")
 
 
 def _metrics_table(evaluation: Mapping[str, Any]) -> Table:
-    title = f"{evaluation['rows']:,} holdout rows, {evaluation['frauds']:,} frauds"
+    title = f"{counted(evaluation['rows'], 'holdout row')}, {counted(evaluation['frauds'], 'fraud')}"
     best = evaluation.get("best_possible") or {}
     columns = ["Metric", "Value", "Interval", *(["Best possible"] if best else [])]
     table = new_table(*columns, right={"Value", "Best possible"}, title=title)

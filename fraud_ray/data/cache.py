@@ -17,12 +17,11 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import cached_property, partial
-from typing import Any
+from typing import Any, ClassVar, Generic, TypeVar
 
 from fraud_ray.data.tasks import Update, map_tasks
-from fraud_ray.lease import holder_of
 from fraud_ray.rows import Part
-from fraud_ray.run import run_names
+from fraud_ray.run import runs_at_work
 from fraud_ray.storage import Storage
 
 ROOT = "prepared"
@@ -38,6 +37,7 @@ class Entry:
     writer: str
     made: datetime
     value: dict[str, Any]
+    kind: ClassVar = "prepared"
 
     @cached_property
     def parts(self) -> tuple[Part, ...]:
@@ -147,17 +147,20 @@ def note_use(storage: Storage, run: str, key: str, writer: str) -> None:
     storage.put_json(f"runs/{run}/{_USES}", {"key": key, "writer": writer})
 
 
+Kept = TypeVar("Kept")
+
+
 @dataclass(frozen=True)
-class Pruned:
+class Pruned(Generic[Kept]):
     """entries: that were removed; files: removed in all, with what broken-off and replaced ones left; kept_for: runs
     at work that may still read what was left alone."""
 
-    entries: tuple[Entry, ...]
+    entries: tuple[Kept, ...]
     files: int
     kept_for: tuple[str, ...]
 
 
-def prune(storage: Storage, max_staleness: timedelta | None, only: str = "", but: str = "") -> Pruned:
+def prune(storage: Storage, max_staleness: timedelta | None, only: str = "", but: str = "") -> Pruned[Entry]:
     """Removes entries of this age or more, and what broken-off, damaged and replaced ones left.
 
     Nothing goes that a run at work reads. A run that has not come to its data yet may be about to read, or to write,
@@ -170,7 +173,7 @@ def prune(storage: Storage, max_staleness: timedelta | None, only: str = "", but
     whole = {entry.writer for entry in entries} - {entry.writer for entry in old}
     if not old and all(key.split("/")[2] in whole for key in found):
         return Pruned((), 0, ())
-    at_work = [run for run in run_names(storage) if run != but and holder_of(storage, run)]
+    at_work = [run for run in runs_at_work(storage) if run != but]
     uses = [storage.get_json(f"runs/{run}/{_USES}") for run in at_work]
     used = {use["writer"] for use in uses if use is not None}
     if None in uses:

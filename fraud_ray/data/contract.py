@@ -19,6 +19,7 @@ from fraud_ray.data.source import Partition, Source, read_partition
 from fraud_ray.data.tasks import Update, map_tasks
 from fraud_ray.errors import DataError
 from fraud_ray.settings import ColumnSettings, DataSettings
+from fraud_ray.words import counted
 
 SHOWN_VIOLATIONS = 50
 
@@ -51,8 +52,8 @@ class ContractViolation(DataError):  # noqa: N818 - the word that the message be
         self.partitions = partitions
         broken = len({violation.path for violation in violations})
         lines = [
-            f"the data breaks the contract: {_counted(len(violations), 'violation')} "
-            f"in {broken} of {_counted(partitions, 'partition')}"
+            f"the data breaks the contract: {counted(len(violations), 'violation')} "
+            f"in {broken} of {counted(partitions, 'partition')}"
         ]
         lines += [str(violation) for violation in self.violations[:SHOWN_VIOLATIONS]]
         if len(violations) > SHOWN_VIOLATIONS:
@@ -88,8 +89,8 @@ class Census:
 
     def __repr__(self) -> str:
         return (
-            f"{self.rows:,} rows in {len(self.summaries):,} partitions keep the contract; "
-            f"{self.frauds:,} frauds ({self.frauds / self.rows:.2%})"
+            f"{counted(self.rows, 'row')} in {counted(len(self.summaries), 'partition')} keep the contract; "
+            f"{counted(self.frauds, 'fraud')} ({self.frauds / self.rows:.2%})"
         )
 
     @property
@@ -173,7 +174,7 @@ def _mixed_types(shown: Sequence[str], types: Sequence[dict[str, str]]) -> Itera
                 yield Violation(
                     path,
                     name,
-                    f"is {held[name]} and holds {usual} in {_counted(count, 'partition')}. Write one type in all.",
+                    f"is {held[name]} and holds {usual} in {counted(count, 'partition')}. Write one type in all.",
                     0,
                     0,
                 )
@@ -287,6 +288,10 @@ def _is_name(kind: pa.DataType) -> bool:
     return pa.types.is_string(kind) or pa.types.is_integer(kind)
 
 
+def _is_category(kind: pa.DataType) -> bool:
+    return _is_name(kind.value_type if pa.types.is_dictionary(kind) else kind)
+
+
 # By kind: the types that it accepts, after `source.harmonised`, and how a message names them.
 _TYPES: dict[str, tuple[Callable[[pa.DataType], bool], str]] = {
     "numeric": (_is_number, "integers, floating point numbers and decimals"),
@@ -294,7 +299,7 @@ _TYPES: dict[str, tuple[Callable[[pa.DataType], bool], str]] = {
     "true_probability": (_is_number, "floating point numbers"),
     "boolean": (_is_binary, "booleans, and numbers that are 0 or 1"),
     "label": (_is_binary, "booleans, and numbers that are 0 or 1"),
-    "categorical": (_is_name, "strings, dictionaries of strings, and integers"),
+    "categorical": (_is_category, "strings, dictionaries of strings, and integers"),
     "entity": (_is_name, "strings and integers"),
     "id": (_is_name, "strings and integers"),
     "timestamp": (pa.types.is_timestamp, "dates and timestamps"),
@@ -326,7 +331,3 @@ def _counts(values: npt.NDArray[np.int64], is_fraud: Mask) -> dict[int, tuple[in
     grouped = pa.table({"value": values, "fraud": is_fraud}).group_by("value", use_threads=False)
     counted = grouped.aggregate([("fraud", "count"), ("fraud", "sum")]).to_pydict()
     return dict(zip(counted["value"], zip(counted["fraud_count"], counted["fraud_sum"], strict=True), strict=True))
-
-
-def _counted(count: int, noun: str) -> str:
-    return f"{count:,} {noun}" + ("" if count == 1 else "s")

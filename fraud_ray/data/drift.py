@@ -7,7 +7,7 @@ significant, and so decide nothing.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -17,6 +17,7 @@ from scipy import stats
 from fraud_ray.model.histogram import Histogram, aligned
 from fraud_ray.model.profile import CategoryProfile, ColumnProfile, NumericProfile, Profile
 from fraud_ray.settings import DriftSettings
+from fraud_ray.values import Value
 
 SCORE, FRAUD_RATE = "model score", "fraud rate"
 
@@ -101,7 +102,7 @@ class ColumnDrift:
 
 
 @dataclass(frozen=True)
-class Drift:
+class Drift(Value):
     """All columns, the worst first. reference: what today's rows are compared with, in words.
 
     rows: of the reference and of today. not_compared: columns of one side that the other lacks, and why.
@@ -129,12 +130,7 @@ class Drift:
         return f"{against}: drift in {', '.join(faults)}"
 
     def to_json(self) -> dict[str, Any]:
-        return {**asdict(self), "drifted": [column.name for column in self.drifted], "verdict": self.verdict}
-
-    @classmethod
-    def from_json(cls, stored: Mapping[str, Any]) -> Drift:
-        columns = tuple(_column_from_json(column) for column in stored["columns"])
-        return cls(stored["reference"], _pair(stored["rows"]), columns, stored["not_compared"])
+        return {**super().to_json(), "drifted": [column.name for column in self.drifted], "verdict": self.verdict}
 
 
 def compare(
@@ -291,20 +287,3 @@ def _bins_of_categories(then: CategoryProfile, now: CategoryProfile) -> Bins:
     if len(shares) > len(shown) or then.other or now.other:
         labels, pairs = [*labels, "others"], [*pairs, rest]
     return Bins(tuple(p for p, _ in pairs), tuple(q for _, q in pairs), labels=tuple(labels))
-
-
-def _column_from_json(stored: Mapping[str, Any]) -> ColumnDrift:
-    bins = stored["bins"]
-    return ColumnDrift(
-        **{
-            **stored,
-            "measures": tuple(Measure(**measure) for measure in stored["measures"]),
-            "missing": stored["missing"] and _pair(stored["missing"]),
-            "means": stored["means"] and _pair(stored["means"]),
-            "bins": bins and Bins(log=bins["log"], **{name: tuple(bins[name]) for name in bins if name != "log"}),
-        }
-    )
-
-
-def _pair(values: Sequence[Any]) -> tuple[Any, Any]:
-    return values[0], values[1]

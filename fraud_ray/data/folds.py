@@ -14,9 +14,9 @@ import pyarrow.compute as pc
 from fraud_ray.data.contract import Census
 from fraud_ray.data.keys import BUCKETS, Int64, Keys, to_day
 from fraud_ray.data.sides import Counts, EntityGroups, Side, StratifiedGroups, apportion
-from fraud_ray.data.source import Source
 from fraud_ray.errors import DataError
-from fraud_ray.settings import DataSettings, FoldSettings
+from fraud_ray.settings import FoldSettings
+from fraud_ray.words import counted
 
 SIDES = ("fit", "holdout")
 
@@ -45,13 +45,11 @@ class Fold:
 class Folds:
     """The folds of a run: hyperparameters, threshold and calibration come from `selection`, the figures from `final`.
 
-    as_of: the newest day of the data, where it has days; covers: what the data holds, in words; grouping: how rows are
-    placed in groups where folds are not by time.
+    covers: what the data holds, in words; grouping: how rows are placed in groups where folds are not by time.
     """
 
     selection: tuple[Fold, ...]
     final: Fold
-    as_of: date | None
     covers: str
     grouping: EntityGroups | StratifiedGroups | None = None
 
@@ -93,7 +91,7 @@ class Folds:
             for name in SIDES:
                 rows, frauds = fold.side(name).rows, fold.side(name).frauds
                 if not 0 < frauds < rows:
-                    faults.append(f"fold '{fold.name}' ({fold.span}): its {name} side has {_counted(rows, frauds)}")
+                    faults.append(f"fold '{fold.name}' ({fold.span}): its {name} side has {_shown(rows, frauds)}")
         if faults:
             raise DataError(
                 "\n".join(faults) + "\nEach side needs frauds and legitimate rows. "
@@ -101,14 +99,13 @@ class Folds:
             )
 
 
-def plan_folds(source: Source, census: Census, data: DataSettings, folds: FoldSettings) -> Folds:
+def plan_folds(census: Census, folds: FoldSettings) -> Folds:
     """The selection folds and the final fold, by what the census counted.
 
     Raises DataError for folds outside of the data, and for a side that is empty or of one class.
     """
-    last = census.last.date() if census.last else None
     plan = {"time": _by_time, "entity": _by_entity, "stratified": _stratified}[folds.kind]
-    planned = replace(plan(census, folds), as_of=source.as_of or last)
+    planned = plan(census, folds)
     planned.require_both_classes()
     return planned
 
@@ -151,8 +148,8 @@ def _by_time(census: Census, folds: FoldSettings) -> Folds:
         remedy = (
             f"Set folds.start between {earliest} and {latest}"
             if earliest <= latest
-            else f"These folds take {folds.days + max((0, *shifts))} days: lower folds.fit_days, folds.delay_days, "
-            "folds.holdout_days or folds.selection_shift_days"
+            else f"These folds take {counted(folds.days + max((0, *shifts)), 'day')}: lower folds.fit_days, "
+            "folds.delay_days, folds.holdout_days or folds.selection_shift_days"
         )
         lines = [f"fold '{w.name}' ({w.span}) lies outside of the data" for w in outside]
         raise DataError("\n".join([*lines, f"The data covers {_covers(census)}. {remedy}, or bring more data."]))
@@ -245,7 +242,7 @@ def _limited(selection: Sequence[Fold], final: Fold, folds: FoldSettings, covers
         return replace(fold, fit=fit, holdout=holdout)
 
     limited = [limit(position, fold) for position, fold in enumerate((final, *selection))]
-    return Folds(tuple(limited[1:]), limited[0], None, covers)
+    return Folds(tuple(limited[1:]), limited[0], covers)
 
 
 def _is_compromised(fold: Fold, keys: Keys) -> npt.NDArray[np.bool_]:
@@ -275,13 +272,12 @@ def _first_frauds(census: Census, first: date, last: date) -> dict[str, date]:
 
 
 def _covers(census: Census) -> str:
-    counted = _counted(census.rows, census.frauds)
+    held = _shown(census.rows, census.frauds)
     if census.first is None or census.last is None:
-        return counted
+        return held
     first, last = census.first.date(), census.last.date()
-    days = (last - first).days + 1
-    return f"{first} to {last} ({days:,} {'day' if days == 1 else 'days'}, {counted})"
+    return f"{first} to {last} ({counted((last - first).days + 1, 'day')}, {held})"
 
 
-def _counted(rows: int, frauds: int) -> str:
-    return f"{rows:,} rows and {frauds:,} frauds"
+def _shown(rows: int, frauds: int) -> str:
+    return f"{counted(rows, 'row')} and {counted(frauds, 'fraud')}"

@@ -59,35 +59,11 @@ LIMITS = (500.0, 1000.0)  # currency units, from which a bank asks for more than
 FLOOR, CEILING = 0.0002, 0.98
 
 
-def fraud_probability(
-    transaction_amount: Floats,
-    merchant_category: npt.NDArray[np.object_],
-    time_since_last_transaction: Floats,
-    location_deviation: Floats,
-    device_fingerprint_match: Booleans,
-) -> Floats:
+def fraud_probability(amount: Floats, category: Ints, gap: Floats, deviation: Floats, known_device: Booleans) -> Floats:
     """The probability that a row is fraud, (rows,), from its features, each (rows,).
 
-    Amounts above 0 in currency units, time in seconds with NaN for a card's first transaction, deviation in km.
-    Raises ValueError for a category that is none of CATEGORIES.
-    """
-    names, positions = np.unique(merchant_category.astype(str), return_inverse=True)
-    unknown = sorted(set(names.tolist()) - set(NAMES))
-    if unknown:
-        raise ValueError(
-            f"no merchant category of the synthetic world: {', '.join(unknown)}; it has {', '.join(NAMES)}"
-        )
-    category = np.array([NAMES.index(name) for name in names.tolist()], np.int64)[positions]
-    return probability_of_codes(
-        transaction_amount, category, time_since_last_transaction, location_deviation, device_fingerprint_match
-    )
-
-
-def probability_of_codes(
-    amount: Floats, category: Ints, gap: Floats, deviation: Floats, known_device: Booleans
-) -> Floats:
-    """`fraud_probability` with categories as positions in NAMES.
-
+    Amounts above 0 in currency units, categories as positions in NAMES, time since the last transaction in seconds with
+    NaN for a card's first, deviation in km, whether the device is known.
     A pattern's risk, 0 to 1, is a product of smooth steps. FLOOR where every risk is 0, CEILING where one is 1.
     """
     log_amount = np.log(amount)

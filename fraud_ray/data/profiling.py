@@ -50,7 +50,7 @@ def profile_partitions(
         update(done, total, f"{done:,} rows")
     found = Profile.merge(held) if held else None
     if found is None or not found.rows:
-        raise DataError(f"{source.root} has no rows of the {days} days up to {source.as_of}; change drift.days")
+        raise DataError(f"{source.root} has no rows of the last drift.days, {days}, up to {source.as_of}; change them")
     return found
 
 

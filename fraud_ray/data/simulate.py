@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -15,14 +15,14 @@ from pyarrow import fs
 
 from fraud_ray.data import world
 from fraud_ray.data.patterns import Ints
+from fraud_ray.data.source import absolute, open_filesystem
+from fraud_ray.data.tasks import Update
 from fraud_ray.errors import DataError, FraudRayError
 from fraud_ray.settings import SimulateSettings
 
 # Beside the partitions: the settings they were simulated from and, once all are written, the result.
 MARKER = "_simulated.json"
 PROBABILITY_BINS = 1_000_000
-
-Update = Callable[[float, float, str], None]
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ def simulate(settings: SimulateSettings, out: str, update: Update | None = None)
     Raises DataError where `out` holds anything else, FraudRayError where it cannot be written.
     """
     try:
-        filesystem, target = _resolve(out)
+        filesystem, target = open_filesystem(absolute(out))
         return _result_of_the_same_call(settings, filesystem, target, out) or _simulate(
             settings, filesystem, target, update
         )
@@ -62,7 +62,7 @@ def simulate(settings: SimulateSettings, out: str, update: Update | None = None)
 
 def holds_data(path: str) -> bool:
     """Whether anything lies at a path or URI but a simulation that was interrupted."""
-    filesystem, target = _resolve(path)
+    filesystem, target = open_filesystem(absolute(path))
     marker = _read_marker(filesystem, target)
     return bool(_files_below(filesystem, target)) and (marker is None or marker["result"] is not None)
 
@@ -172,11 +172,6 @@ def _result_of_the_same_call(
             f"{out} was simulated with other settings ({'; '.join(differing)}); choose another folder, or remove it"
         )
     return Simulated(**marker["result"]) if marker["result"] else None
-
-
-def _resolve(path: str) -> tuple[fs.FileSystem, str]:
-    filesystem, target = fs.FileSystem.from_uri(path if "://" in path else str(Path(path).expanduser().absolute()))
-    return filesystem, target.rstrip("/")
 
 
 def _files_below(filesystem: fs.FileSystem, folder: str) -> list[str]:

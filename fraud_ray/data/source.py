@@ -24,6 +24,7 @@ from fraud_ray.settings import DataSettings
 FOOTER_THREADS = 16
 FOOTER_GUESS = 64 * 1024  # bytes: most footers are smaller, and one request fetches them
 _NAME_A_FOLDER = "name the folder or URI of the parquet partitions (data.path in a configuration)"
+CATEGORIES = pa.dictionary(pa.int32(), pa.string())
 HIVE_NULL = "__HIVE_DEFAULT_PARTITION__"
 
 
@@ -31,14 +32,13 @@ HIVE_NULL = "__HIVE_DEFAULT_PARTITION__"
 class Partition:
     """One parquet file: `path` is what the source's filesystem opens, `shown` the same relative to the source.
 
-    size in bytes; modified in ISO 8601; date from a hive key `date=` in the path, where there is one.
+    stamp: tells of a change without reading the file; date: from a hive key `date=` in the path, where there is one.
     """
 
     path: str
     shown: str
     rows: int
-    size: int
-    modified: str
+    stamp: str
     date: date | None
 
 
@@ -60,32 +60,47 @@ class Source:
         return sum(partition.rows for partition in self.partitions)
 
 
-def open_source(data: DataSettings) -> Source:
-    """Lists the partitions of `data.path` and reads their footers.
+def open_source(data: DataSettings, found: Mapping[str, fs.FileInfo] | None = None) -> Source:
+    """The partitions of `data.path`, whose footers it reads.
 
-    Files and folders whose name begins with '_' or '.' are left out. Raises DataError for a path that does not exist,
-    that holds no parquet or no rows, or that holds a file which is no parquet; ServerError for a store out of reach.
+    found: those to open of what `list_partitions` found; by default all. Raises as `list_partitions` does, and
+    DataError for a file that is no parquet, or where all partitions of the path are empty.
     """
     root = absolute(data.path)
-    footers = read_footers(root)
+    footers = read_footers(root, list_partitions(root) if found is None else found)
     partitions = []
     newest: list[date] = []
     timestamp = data.of_kind("timestamp")
     digest = hashlib.sha256()
     for name, (info, footer) in footers.items():
         day = _as_date(hive_keys(name).get("date"))
-        partitions.append(Partition(info.path, name, footer.metadata.num_rows, info.size, info.mtime.isoformat(), day))
+        partitions.append(Partition(info.path, name, footer.metadata.num_rows, stamp_of(info), day))
         digest.update(fingerprint_line(name, info, footer))
         newest += [d for d in (day or _newest_day(footer.metadata, timestamp),) if d is not None]
-    if not any(partition.rows for partition in partitions):
+    if found is None and not any(partition.rows for partition in partitions):
         raise DataError(f"{root}: none of its {len(partitions)} parquet files holds a row; write data there first")
     days = [p.date for p in partitions if p.date] or newest
     return Source(root, tuple(partitions), digest.hexdigest(), max(days, default=None))
 
 
-def holds_partitions(data: DataSettings) -> bool:
-    """Whether `data.path` exists and holds parquet. Raises ServerError for a store out of reach."""
-    return bool(_list_partitions(absolute(data.path)))
+def list_partitions(root: str) -> dict[str, fs.FileInfo]:
+    """The file of every partition below an absolute path or a URI, by relative name, in order.
+
+    Files and folders whose name begins with '_' or '.' are left out. Raises DataError for a path that does not exist or
+    that holds no parquet, ServerError for a store out of reach.
+    """
+    files = list_files(root)
+    if files is None:
+        raise DataError(f"{root} does not exist; {_NAME_A_FOLDER}")
+    found = {name: info for name, info in files.items() if _is_partition(name)}
+    if not found:
+        raise DataError(f"{root} holds no parquet files; {_NAME_A_FOLDER}")
+    return found
+
+
+def stamp_of(info: fs.FileInfo) -> str:
+    """A file's size in bytes, and its time of change in nanoseconds since 1970."""
+    return f"{info.size} {info.mtime_ns}"
 
 
 @dataclass(frozen=True)
@@ -96,16 +111,8 @@ class Footer:
     sha256: str
 
 
-def read_footers(root: str) -> dict[str, tuple[fs.FileInfo, Footer]]:
-    """File and footer of every partition below an absolute path or a URI, by relative name, in order.
-
-    Raises as `open_source` does, but for partitions that are all empty.
-    """
-    found = _list_partitions(root)
-    if found is None:
-        raise DataError(f"{root} does not exist; {_NAME_A_FOLDER}")
-    if not found:
-        raise DataError(f"{root} holds no parquet files; {_NAME_A_FOLDER}")
+def read_footers(root: str, found: Mapping[str, fs.FileInfo]) -> dict[str, tuple[fs.FileInfo, Footer]]:
+    """File and footer of each partition that was found below a root. Raises DataError for a file that is no parquet."""
     filesystem, _ = open_filesystem(root)
     with ThreadPoolExecutor(FOOTER_THREADS) as pool:
         footers = list(pool.map(lambda info: read_footer(filesystem, info), found.values()))
@@ -161,15 +168,22 @@ def open_filesystem(root: str) -> tuple[fs.FileSystem, str]:
 def read_partition(root: str, partition: Partition, data: DataSettings, columns: Sequence[str]) -> pa.Table:
     """Those of the declared columns that the file or its hive keys hold, in types that do not depend on the writer.
 
-    Numbers come as integers or floats, categories, entities and ids as strings or integers, timestamps as
-    timestamp[us] in UTC without a zone. A column of another type than its kind allows comes as it is, so that the
-    contract can name it. Raises DataError where the file cannot be read.
+    Numbers come as integers or floats, categories as dictionaries of strings or as integers, entities and ids as
+    strings or integers, timestamps as timestamp[us] in UTC without a zone. A column of another type than its kind
+    allows comes as it is, so that the contract can name it. Raises DataError where the file cannot be read.
     """
     filesystem, _ = open_filesystem(root)
     try:
         with filesystem.open_input_file(partition.path) as opened:
-            file = pq.ParquetFile(opened, pre_buffer=not isinstance(filesystem, fs.LocalFileSystem))
-            names = file.schema_arrow.names
+            metadata = pq.read_metadata(opened)
+            names = metadata.schema.to_arrow_schema().names
+            file = pq.ParquetFile(
+                opened,
+                metadata=metadata,
+                pre_buffer=not isinstance(filesystem, fs.LocalFileSystem),
+                # Categories repeat: read as dictionaries they are neither copied nor compared row by row.
+                read_dictionary=[c for c in columns if c in names and data.columns[c].kind == "categorical"],
+            )
             # One thread: the partitions are read side by side, one a CPU.
             table = file.read(columns=[c for c in columns if c in names], use_threads=False)
     except (pa.ArrowException, OSError) as fault:
@@ -200,10 +214,14 @@ def hive_keys(name: str) -> dict[str, str]:
 def harmonised(column: pa.ChunkedArray, kind: str) -> pa.ChunkedArray:
     """A column of a declared kind without the harmless differences between writers; others are left as they are."""
     if pa.types.is_dictionary(column.type):
+        if kind == "categorical" and column.type == CATEGORIES:
+            return column
         column = pc.cast(column, column.type.value_type)
     if pa.types.is_large_string(column.type) or pa.types.is_string_view(column.type):
         column = pc.cast(column, pa.string())
     found = column.type
+    if kind == "categorical" and pa.types.is_string(found):
+        return column.dictionary_encode()
     if pa.types.is_null(found):
         return pc.cast(column, _NULL_TYPES.get(kind, pa.float64()))
     if kind == "timestamp" and (pa.types.is_date(found) or pa.types.is_timestamp(found)):
@@ -219,7 +237,7 @@ def harmonised(column: pa.ChunkedArray, kind: str) -> pa.ChunkedArray:
     return column
 
 
-_NULL_TYPES = {"timestamp": pa.timestamp("us"), "categorical": pa.string(), "entity": pa.string(), "id": pa.string()}
+_NULL_TYPES = {"timestamp": pa.timestamp("us"), "categorical": CATEGORIES, "entity": pa.string(), "id": pa.string()}
 
 
 def _repeated(text: str, kind: str, rows: int) -> pa.ChunkedArray:
@@ -257,13 +275,6 @@ def read_footer(filesystem: fs.FileSystem, info: fs.FileInfo) -> Footer | str:
         return str(fault).splitlines()[0]
 
 
-def _list_partitions(root: str) -> dict[str, fs.FileInfo] | None:
-    files = list_files(root)
-    if files is None:
-        return None
-    return {name: info for name, info in files.items() if name.endswith(".parquet") and not _is_hidden(name)}
-
-
 def _unreachable(root: str, fault: OSError) -> ServerError:
     return ServerError(
         f"{root} cannot be listed: {str(fault).splitlines()[0]}; check its permissions and, for a bucket, "
@@ -279,8 +290,8 @@ def _refuse_broken(root: str, broken: dict[str, str]) -> None:
         raise DataError("\n".join([*lines, "Write these files again, or remove them."]))
 
 
-def _is_hidden(name: str) -> bool:
-    return any(part.startswith(("_", ".")) for part in name.split("/"))
+def _is_partition(name: str) -> bool:
+    return name.endswith(".parquet") and not any(part.startswith(("_", ".")) for part in name.split("/"))
 
 
 def _as_date(text: str | None) -> date | None:

@@ -168,7 +168,7 @@ def generate(settings: SimulateSettings, block: int) -> pa.Table:
     known_device = rng.random(count) >= np.where(is_travel, UNKNOWN_DEVICE_OF_TRAVEL, UNKNOWN_DEVICE[kind])
     amount = _amounts(rng, kind, category, people.spending[customer], is_first=np.isnan(gap))
 
-    probability = patterns.probability_of_codes(amount, category, gap, deviation, known_device)
+    probability = patterns.fraud_probability(amount, category, gap, deviation, known_device)
     customer_id = block * customers + customer
     values = {
         "timestamp": np.datetime64(settings.start, "us") + time.astype("timedelta64[us]"),

@@ -38,8 +38,8 @@ def intervals(
         return {}
     order = np.argsort(-values, kind="stable")
     ranking = Ranking.of(values[order], fraud[order], threshold)
-    draws = _draws(fraud[order], None if entity is None else entity[order], repeats, seed)
-    return _percentiles([ranking.metrics(weights) for weights in draws], confidence)
+    draws = _draws([fraud[order]], None if entity is None else [entity[order]], repeats, seed)
+    return _percentiles([ranking.metrics(weights) for (weights,) in draws], confidence)
 
 
 def _percentiles(estimates: list[Float64], confidence: float) -> dict[str, tuple[float, float]]:
@@ -93,11 +93,14 @@ def differences(
     """
     frauds = [checked(one.probabilities, label)[1] for one, label in zip(model, labels, strict=True)]
     rankings = [_rankings(scored, frauds) for scored in (model, *others.values())]
-    rng = np.random.default_rng(seed)
-    drawn = _by_entity(entities, repeats, rng) if entities is not None else _by_class(frauds, repeats, rng)
     whole = [np.ones(len(fraud), np.int32) for fraud in frauds]
     # A draw at a time: all of them together would be as many copies of the rows.
-    estimates = np.array([[_mean(ranked, weights) for ranked in rankings] for weights in chain([whole], drawn)])
+    estimates = np.array(
+        [
+            [_mean(ranked, weights) for ranked in rankings]
+            for weights in chain([whole], _draws(frauds, entities, repeats, seed))
+        ]
+    )
     found = {}
     for position, other in enumerate(others, 1):
         value, *drawn_values = estimates[:, 0] - estimates[:, position]
@@ -123,21 +126,6 @@ def _mean(rankings: Sequence[tuple[Array, Ranking]], weights: Sequence[Array]) -
     """NAMES, each the mean over the holdouts, whose rows are counted `weights` (rows,) times."""
     each = [ranking.metrics(of[order]) for (order, ranking), of in zip(rankings, weights, strict=True)]
     return np.mean(each, axis=0)
-
-
-def _by_entity(entities: Sequence[Array], repeats: int, rng: np.random.Generator) -> Iterator[list[Array]]:
-    names, of_row = np.unique(np.concatenate(list(entities)), return_inverse=True)
-    ends = np.cumsum([len(entity) for entity in entities])[:-1]
-    for drawn in _clustered(of_row.astype(np.int32), len(names), repeats, rng):
-        yield np.split(drawn, ends)
-
-
-def _by_class(frauds: Sequence[Bool], repeats: int, rng: np.random.Generator) -> Iterator[list[Array]]:
-    draws = [
-        _stratified(fraud, repeats, generator) for fraud, generator in zip(frauds, rng.spawn(len(frauds)), strict=True)
-    ]
-    for _ in range(repeats):
-        yield [next(of) for of in draws]
 
 
 @dataclass(frozen=True)
@@ -197,27 +185,22 @@ class Ranking:
             )
 
 
-def _draws(fraud: Bool, entity: Array | None, repeats: int, seed: int) -> Iterator[Array]:
-    """How often each row counts, (rows,), in one resample after the other."""
+def _draws(frauds: Sequence[Bool], entities: Sequence[Array] | None, repeats: int, seed: int) -> Iterator[list[Array]]:
+    """How often each row of each holdout counts, (rows,), in one resample after the other."""
     rng = np.random.default_rng(seed)
-    if entity is None:
-        return _stratified(fraud, repeats, rng)
-    names, of_row = np.unique(entity, return_inverse=True)
-    return _clustered(of_row.astype(np.int32), len(names), repeats, rng)
-
-
-def _stratified(fraud: Bool, repeats: int, rng: np.random.Generator) -> Iterator[Array]:
-    weights = np.empty(len(fraud), np.int32)
-    sides = [np.flatnonzero(fraud), np.flatnonzero(~fraud)]
+    if entities is not None:
+        names, of_row = np.unique(np.concatenate(list(entities)), return_inverse=True)
+        of_row, ends = of_row.astype(np.int32), np.cumsum([len(entity) for entity in entities])[:-1]
+        for _ in range(repeats):
+            yield np.split(_times_drawn(len(names), rng)[of_row], ends)
+        return
+    classes = [(np.flatnonzero(fraud), np.flatnonzero(~fraud)) for fraud in frauds]
+    weights = [np.empty(len(fraud), np.int32) for fraud in frauds]
     for _ in range(repeats):
-        for side in sides:
-            weights[side] = _times_drawn(len(side), rng)
+        for of, sides in zip(weights, classes, strict=True):
+            for side in sides:
+                of[side] = _times_drawn(len(side), rng)
         yield weights
-
-
-def _clustered(entity: Array, entities: int, repeats: int, rng: np.random.Generator) -> Iterator[Array]:
-    for _ in range(repeats):
-        yield _times_drawn(entities, rng)[entity]
 
 
 def _times_drawn(count: int, rng: np.random.Generator) -> npt.NDArray[np.int32]:

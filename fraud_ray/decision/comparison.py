@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 from fraud_ray.decision.bootstrap import Scored, differences
 from fraud_ray.decision.cuts import Array, checked
@@ -12,10 +10,11 @@ from fraud_ray.decision.gate import SUBJECTS
 from fraud_ray.decision.metrics import confusion_at, rate_metrics
 from fraud_ray.errors import FraudRayError
 from fraud_ray.settings import Settings
+from fraud_ray.values import Value
 
 
 @dataclass(frozen=True)
-class Comparison:
+class Comparison(Value):
     """One metric of both models on the same rows.
 
     low, high: interval of the difference, challenger less champion, at this confidence, from a paired bootstrap;
@@ -51,13 +50,6 @@ class Comparison:
             f"{self.low:+.4f} to {self.high:+.4f}); {self.margin:g} and an interval above 0 are asked for; "
             f"{verdict}"
         )
-
-    def to_json(self) -> dict[str, Any]:
-        return asdict(self)
-
-    @classmethod
-    def from_json(cls, stored: Mapping[str, Any]) -> Comparison:
-        return cls(**stored)
 
 
 def compare(

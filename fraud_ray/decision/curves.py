@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 from scipy.stats import binomtest
 
 from fraud_ray.decision.cuts import Array, Bool, Cuts, Float64, checked
+from fraud_ray.values import Value
 
 MAX_POINTS = 200
 
@@ -27,7 +27,7 @@ class RankingCurves:
 
 
 @dataclass(frozen=True)
-class Curves:
+class Curves(Value):
     """All curves of one model on one holdout; aggregates only.
 
     best_possible: of the true probability on the same rows, None where it is not declared. days: on which the rows
@@ -64,20 +64,6 @@ class Curves:
             alert_calibration_points(probabilities, labels, threshold),
             histogram_points(probabilities, labels),
             days,
-        )
-
-    def to_json(self) -> dict[str, Any]:
-        return asdict(self)
-
-    @classmethod
-    def from_json(cls, stored: Mapping[str, Any]) -> Curves:
-        best = stored["best_possible"]
-        return cls(
-            **{
-                **stored,
-                "model": RankingCurves(**stored["model"]),
-                "best_possible": None if best is None else RankingCurves(**best),
-            }
         )
 
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import Literal
 
 from fraud_ray.decision.metrics import Evaluation
 from fraud_ray.settings import GateSettings, SliceGate
+from fraud_ray.values import Value
+from fraud_ray.words import counted
 
 # Each metric as a sentence names it.
 SUBJECTS = {
@@ -55,7 +56,7 @@ class Check:
 
 
 @dataclass(frozen=True, repr=False)
-class GateDecision:
+class GateDecision(Value):
     """Every check; the model passes when all of them do."""
 
     checks: tuple[Check, ...]
@@ -71,15 +72,9 @@ class GateDecision:
     def reason(self) -> str:
         """Why the model was rejected, or that nothing speaks against it."""
         if self.passed:
-            return f"all {len(self.checks)} checks passed" if self.checks else "no check is set"
+            passed = "the one check" if len(self.checks) == 1 else f"all {len(self.checks)} checks"
+            return f"{passed} passed" if self.checks else "no check is set"
         return "; ".join(check.message for check in self.checks if not check.passed)
-
-    def to_json(self) -> dict[str, Any]:
-        return asdict(self)
-
-    @classmethod
-    def from_json(cls, stored: Mapping[str, Any]) -> GateDecision:
-        return cls(tuple(Check(**check) for check in stored["checks"]))
 
 
 def decide(evaluation: Evaluation, gate: GateSettings, champion: Evaluation | None) -> GateDecision:
@@ -123,7 +118,7 @@ def _slice_checks(evaluation: Evaluation, gate: SliceGate) -> list[Check]:
     subject = SUBJECTS[gate.metric]
     judged = [part for part in evaluation.slices if part.frauds >= gate.min_frauds]
     if not judged:
-        note = f"no slice of decision.slices has {gate.min_frauds} frauds, so none is judged"
+        note = f"no slice of decision.slices has {counted(gate.min_frauds, 'fraud')}, so none is judged"
         return [Check("slices", f"{subject} by slice", None, None, ">=", passed=True, note=note)]
     return [
         _check(
@@ -132,7 +127,7 @@ def _slice_checks(evaluation: Evaluation, gate: SliceGate) -> list[Check]:
             part.metrics.get(gate.metric),
             gate.min,
             ">=",
-            note=f"{part.frauds:,} frauds in {part.rows:,} rows",
+            note=f"{counted(part.frauds, 'fraud')} in {counted(part.rows, 'row')}",
         )
         for part in judged
     ]

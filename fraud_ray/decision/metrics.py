@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
-from typing import Any
+from dataclasses import dataclass, field
 
 import numpy as np
 from sklearn.metrics import average_precision_score, brier_score_loss, roc_auc_score
@@ -13,6 +11,8 @@ from fraud_ray.decision.bootstrap import intervals
 from fraud_ray.decision.cuts import Array, Bool, Cuts, Float64, checked, fraud_amounts
 from fraud_ray.rows import Rows
 from fraud_ray.settings import DecisionSettings
+from fraud_ray.values import Value
+from fraud_ray.words import counted
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class SliceEvaluation:
 
 
 @dataclass(frozen=True, repr=False)
-class Evaluation:
+class Evaluation(Value):
     """All figures of one model on one holdout.
 
     metrics: by name, without those undefined on these rows; intervals: (low, high) by metric; best_possible:
@@ -58,21 +58,7 @@ class Evaluation:
     def __repr__(self) -> str:
         shown = [name for name in ("average_precision", "f1_score") if name in self.metrics]
         figures = ", ".join(f"{name} {self.metrics[name]:.4f}" for name in shown)
-        return f"{self.rows:,} holdout rows, {self.frauds:,} frauds: {figures}"
-
-    def to_json(self) -> dict[str, Any]:
-        return asdict(self)
-
-    @classmethod
-    def from_json(cls, stored: Mapping[str, Any]) -> Evaluation:
-        return cls(
-            **{
-                **stored,
-                "intervals": {name: (low, high) for name, (low, high) in stored["intervals"].items()},
-                "confusion": Confusion(**stored["confusion"]),
-                "slices": tuple(SliceEvaluation(**one) for one in stored["slices"]),
-            }
-        )
+        return f"{counted(self.rows, 'holdout row')}, {counted(self.frauds, 'fraud')}: {figures}"
 
 
 def evaluate(probabilities: Array, rows: Rows, threshold: float, settings: DecisionSettings) -> Evaluation:

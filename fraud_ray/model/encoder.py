@@ -119,9 +119,7 @@ class Statistics:
                 spreads[column.name] = Spread.of(present, frauds[finite])
         categories: dict[str, Counter[str]] = {}
         for name in (c.name for c in columns if c.kind == "categorical"):
-            counted = strings(table[name]).value_counts()
-            counts = zip(counted.field("values").to_pylist(), counted.field("counts").to_pylist(), strict=True)
-            categories[name] = Counter({value: n for value, n in counts if value})
+            categories[name] = count_categories(table[name])
         return cls(table.num_rows, moments, missing, spreads, categories)
 
     @classmethod
@@ -321,12 +319,23 @@ def strings(column: pa.ChunkedArray) -> pa.ChunkedArray:
 
 
 def categories(column: pa.ChunkedArray) -> tuple[list[str], npt.NDArray[np.int32]]:
-    """The distinct values of a categorical column, then "" for missing, and the position (rows,) of each row's."""
-    encoded = strings(column).combine_chunks().dictionary_encode()
-    if isinstance(encoded, pa.ChunkedArray):
-        encoded = encoded.combine_chunks()
-    values = [*encoded.dictionary.to_pylist(), ""]
-    return values, pc.fill_null(encoded.indices, len(values) - 1).to_numpy()
+    """The values of a categorical column, then "" for missing, and the position (rows,) of each row's."""
+    encoded = column if pa.types.is_dictionary(column.type) else strings(column).dictionary_encode()
+    joined = encoded.combine_chunks()
+    if isinstance(joined, pa.ChunkedArray):
+        joined = joined.combine_chunks()
+    values = [value or "" for value in strings(joined.dictionary).to_pylist()]
+    return [*values, ""], pc.fill_null(joined.indices, len(values)).to_numpy()
+
+
+def count_categories(column: pa.ChunkedArray) -> Counter[str]:
+    """Rows by value of a categorical column, without those that are missing."""
+    values, positions = categories(column)
+    counted: Counter[str] = Counter()
+    for value, rows in zip(values, np.bincount(positions, minlength=len(values)).tolist(), strict=True):
+        if value and rows:
+            counted[value] += rows
+    return counted
 
 
 def _numeric(columns: Sequence[FeatureColumn], ratios: Sequence[Ratio]) -> tuple[FeatureColumn | Ratio, ...]:

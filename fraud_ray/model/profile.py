@@ -15,7 +15,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from fraud_ray.model.encoder import FeatureColumn, numbers, strings
+from fraud_ray.model.encoder import FeatureColumn, count_categories, numbers
 from fraud_ray.model.histogram import Histogram
 
 FORMAT = 1
@@ -78,10 +78,8 @@ class CategoryProfile:
             values = numbers(column)
             held = {"true": int((values == 1).sum()), "false": int((values == 0).sum())}
             return cls(len(values) - sum(held.values()), _most_frequent(held), 0, kind)
-        counted = pc.value_counts(strings(column))
-        names, rows = counted.field("values").to_pylist(), counted.field("counts").to_pylist()
-        held = {name: count for name, count in zip(names, rows, strict=True) if name}
-        return cls._bounded(len(column) - sum(held.values()), held, 0, kind)
+        counted = count_categories(column)
+        return cls._bounded(len(column) - counted.total(), counted, 0, kind)
 
     @classmethod
     def merge(cls, parts: Sequence[CategoryProfile]) -> CategoryProfile:

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
-from mlflow.entities import Run
 from mlflow.exceptions import MlflowException
 
-from fraud_ray.registry.tracking import RUN_TAG, Tracking, reported
+from fraud_ray.registry.tracking import RUN_TAG, Tracking, every, reported
 
 
 @dataclass(frozen=True)
@@ -62,15 +60,7 @@ def tags_of_version(tracking: Tracking, version: int) -> dict[str, str]:
 
 def tags_of_runs(tracking: Tracking) -> dict[str, dict[str, str]]:
     """The tags of every pipeline run of the experiment, by the run's name."""
+    condition = f"tags.`{RUN_TAG}` != ''"
     with reported(tracking.uri):
-        return {run.data.tags[RUN_TAG]: run.data.tags for run in _runs(tracking)}
-
-
-def _runs(tracking: Tracking) -> Iterator[Run]:
-    token = None
-    while True:
-        page = tracking.client.search_runs([tracking.experiment_id], f"tags.`{RUN_TAG}` != ''", page_token=token)
-        yield from page
-        token = page.token
-        if not token:
-            return
+        runs = every(lambda token: tracking.client.search_runs([tracking.experiment_id], condition, page_token=token))
+        return {run.data.tags[RUN_TAG]: run.data.tags for run in runs}

@@ -12,7 +12,7 @@ import os
 import re
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +24,7 @@ from mlflow import MlflowClient
 from mlflow.entities import Dataset as MlflowDataset
 from mlflow.entities import DatasetInput, InputTag, Metric, Param, Run
 from mlflow.exceptions import MlflowException
+from mlflow.store.entities import PagedList
 from mlflow.utils.mlflow_tags import MLFLOW_DATASET_CONTEXT, MLFLOW_PARENT_RUN_ID
 
 from fraud_ray.errors import ServerError, SettingsError
@@ -184,12 +185,6 @@ class TrackedRun:
             points = [Metric(key, value, now_ms(), step) for key, value in _numbers(metrics)]
             self.tracking._log_points(self.id, points)
 
-    def log_artifact(self, path: str | Path, folder: str | None = None) -> None:
-        """A local file, or a folder's content, below the run's artifacts."""
-        with reported(self.tracking.uri):
-            log = self.tracking.client.log_artifacts if Path(path).is_dir() else self.tracking.client.log_artifact
-            log(self.id, str(path), folder)
-
     def log_text(self, text: str, name: str) -> None:
         """A text artifact; `name` may hold folders."""
         with reported(self.tracking.uri):
@@ -343,6 +338,17 @@ def _artifact_folder(uri: str) -> Path | None:
     if not uri.startswith("sqlite:"):
         return None
     return Path(sqlalchemy.make_url(uri).database or "").absolute().parent / "mlartifacts"
+
+
+def every(page_after: Callable[[str | None], PagedList[_T]]) -> Iterator[_T]:
+    """What a search finds, page after page. page_after: the page of a token; the first for None."""
+    token = None
+    while True:
+        page = page_after(token)
+        yield from page
+        token = page.token
+        if not token:
+            return
 
 
 def now_ms() -> int:

@@ -27,7 +27,7 @@ from mlflow.models import Model, ModelSignature
 from mlflow.types.schema import AnyType, ColSpec, DataType, Schema
 from mlflow.utils.mlflow_tags import MLFLOW_MODEL_VERSIONS
 
-from fraud_ray.registry.tracking import RUN_TAG, TrackedRun, Tracking, entity_name, now_ms, reported
+from fraud_ray.registry.tracking import RUN_TAG, TrackedRun, Tracking, entity_name, every, now_ms, reported
 
 CHAMPION, CHALLENGER = "champion", "challenger"
 ALIAS_TAG = "fraud_ray.alias"
@@ -148,14 +148,7 @@ def _version_of(client: MlflowClient, name: str, run: TrackedRun) -> ModelVersio
 
 
 def _search(client: MlflowClient, condition: str) -> list[ModelVersion]:
-    found: list[ModelVersion] = []
-    token = None
-    while True:
-        page = client.search_model_versions(condition, page_token=token)
-        found += page
-        token = page.token
-        if not token:
-            return found
+    return list(every(lambda token: client.search_model_versions(condition, page_token=token)))
 
 
 def _described(version: ModelVersion, created: bool = False, alias: str | None = None) -> RegisteredVersion:

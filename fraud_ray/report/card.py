@@ -5,6 +5,7 @@ from __future__ import annotations
 from fraud_ray.provenance import without_passwords
 from fraud_ray.report.page import ReportValues
 from fraud_ray.report.pictures import recall_interval, slice_name
+from fraud_ray.words import counted
 
 MOST_CHARACTERS = 5_000  # what MLflow's database keeps of a version's description
 FEWEST_FRAUDS, MOST_SLICES, MOST_CHECKS = 20, 3, 8
@@ -19,7 +20,7 @@ def model_card(values: ReportValues) -> str:
         f"from {evaluation.threshold:.4f} up it is an alert.",
         f"**Trained** on {without_passwords(values.data)} (fingerprint `{run.record['fingerprint']}`), "
         f"{values.final.span}: "
-        f"{values.final.fit.rows:,} fit rows with {values.final.fit.frauds:,} frauds; "
+        f"{counted(values.final.fit.rows, 'fit row')} with {counted(values.final.fit.frauds, 'fraud')}; "
         f"started {run.created[:16].replace('T', ' ')} UTC by {run.record['user']}, code: {values.code}.",
         f"**Result.** {values.summary}",
         _figures(values),
@@ -44,7 +45,8 @@ def _figures(values: ReportValues) -> str:
 def _gate(values: ReportValues) -> str:
     checks = values.decision.checks
     told = [check.message for check in checks[:MOST_CHECKS]] or ["no check is set"]
-    more = [f"{len(checks) - MOST_CHECKS:,} more checks are in the report"] if len(checks) > MOST_CHECKS else []
+    left = len(checks) - MOST_CHECKS
+    more = [f"{counted(left, 'more check is', 'more checks are')} in the report"] if left > 0 else []
     return f"**Gate.** {'; '.join([*told, *more])}."
 
 
@@ -58,7 +60,7 @@ def _weakest(values: ReportValues) -> str:
             low, high = recall_interval(part, confidence)
             told.append(
                 f"- {column} {slice_name(part)}: {part.metrics['recall']:.4f} ({low:.4f} … {high:.4f}), "
-                f"{part.frauds:,} frauds in {part.rows:,} rows"
+                f"{counted(part.frauds, 'fraud')} in {counted(part.rows, 'row')}"
             )
     return (
         "\n".join([f"**Lowest recall** among slices with {FEWEST_FRAUDS} frauds or more:", "", *told]) if told else ""

@@ -20,6 +20,7 @@ from fraud_ray.report.pictures import Picture
 from fraud_ray.rows import PreparedFold
 from fraud_ray.run import RunRecord
 from fraud_ray.settings import Range, Settings
+from fraud_ray.words import counted
 
 if TYPE_CHECKING:
     from fraud_ray.data.drift import Drift
@@ -47,8 +48,8 @@ class ReportValues:
     """Everything that page and card tell of a run.
 
     data: where the partitions lie; rows, partitions: how many they are. folds: selection folds, then the final one.
-    version: None while nothing is registered. timings: seconds a stage. drift: None where there was no champion to
-    compare with. comparison: with the champion, after a retraining.
+    version: None while nothing is registered. timings: seconds a stage. drift: None where none was measured.
+    comparison: with the champion, after a retraining.
     """
 
     run: RunRecord
@@ -85,9 +86,9 @@ class ReportValues:
         per, unit = pictures.alert_unit(self.curves, evaluation)
         raised = counts.tp + counts.fp
         return (
-            f"On {evaluation.rows:,} holdout rows with {evaluation.frauds:,} frauds, the threshold "
-            f"{evaluation.threshold:.4f} raises {raised:,} alerts, {pictures.rate(raised / per)} {unit}. "
-            f"{counts.tp:,} of them are fraud; {counts.fn:,} frauds are missed."
+            f"On {counted(evaluation.rows, 'holdout row')} with {counted(evaluation.frauds, 'fraud')}, the threshold "
+            f"{evaluation.threshold:.4f} raises {counted(raised, 'alert')}, {pictures.rate(raised / per)} {unit}. "
+            f"{counts.tp:,} of them are fraud; it misses {counted(counts.fn, 'fraud')}."
         )
 
     @property
@@ -130,8 +131,8 @@ class ReportValues:
     def trials(self) -> str:
         """How many there were, and what became of them."""
         statuses = Counter(trial.status for trial in self.found.trials)
-        counted = ", ".join(f"{count:,} {status}" for status, count in statuses.most_common())
-        return f"{len(self.found.trials):,} trial{'' if len(self.found.trials) == 1 else 's'} ({counted})"
+        told = ", ".join(f"{count:,} {status}" for status, count in statuses.most_common())
+        return f"{counted(len(self.found.trials), 'trial')} ({told})"
 
     @property
     def hyperparameters(self) -> list[tuple[str, Any, str]]:
@@ -193,6 +194,7 @@ def _template() -> jinja2.Template:
     environment.filters.update(
         four=lambda value: "" if value is None else f"{value:,.0f}" if abs(value) >= 1_000 else f"{value:.4f}",
         count=lambda value: f"{value:,}",
+        counted=counted,
         interval=lambda value: "" if value is None else f"{value[0]:.4f} … {value[1]:.4f}",
         moment=lambda text: f"{text[:16].replace('T', ' ')} UTC",
         duration=lambda seconds: f"{seconds:.1f} s" if seconds < 60 else str(timedelta(seconds=round(seconds))),

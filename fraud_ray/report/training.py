@@ -11,6 +11,7 @@ import numpy as np
 from fraud_ray.report.pictures import Picture
 from fraud_ray.report.plot import CHARACTER, WIDTH, Axis, Plot, number
 from fraud_ray.settings import Options, Range, SearchSettings
+from fraud_ray.words import counted
 
 if TYPE_CHECKING:
     from fraud_ray.training.search import SearchOutcome
@@ -35,8 +36,7 @@ def losses(found: SearchOutcome, refit_curve: Sequence[Mapping[str, Any]]) -> Pi
         plot.dot(*points[-1], "dot" if name == "refit" else "dot muted", 3)
     for kind, (name, points) in zip(("note muted", "note accent"), drawn.items(), strict=True):
         plot.label([f"{name} {points[-1][1]:.4f}"], points[-1], kind)
-    rounds = f"{len(refit_curve):,} epoch{'' if len(refit_curve) == 1 else 's'}"
-    caption = f"The refit takes the {rounds} that were best on the selection holdouts."
+    caption = f"The refit takes the {counted(len(refit_curve), 'epoch')} that were best on the selection holdouts."
     return Picture("Loss by epoch", caption, plot.svg())
 
 
@@ -61,7 +61,7 @@ def selection_scores(found: SearchOutcome) -> Picture:
     plot.label([f"{top[1]:.4f} at epoch {top[0]:,}"], top, "note accent")
     others = len(curves) - 1
     if others:
-        plot.key([("line", "best trial"), ("other", f"{others:,} other{'' if others == 1 else 's'}")], (last, low))
+        plot.key([("line", "best trial"), ("other", counted(others, "other"))], (last, low))
     return Picture("Selection AP by epoch", "Mean over the selection holdouts; early epochs may lie below.", plot.svg())
 
 

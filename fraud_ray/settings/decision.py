@@ -106,9 +106,10 @@ class BacktestSettings(Frozen):
 
 
 class DriftSettings(Frozen):
-    action: Literal["ignore", "warn", "fail"] = Field(default="ignore", json_schema_extra=NO_EFFECT)
-    """What `run` does when the data has drifted from what the champion was fitted on: `ignore` measures and reports
-    it, `warn` also puts a warning into the plan, `fail` stops before training, with exit code 5."""
+    action: Literal["ignore", "warn", "fail"] = Field(default="warn", json_schema_extra=NO_EFFECT)
+    """What `run` does when the data has drifted from what the champion was fitted on: `warn` reports it and puts a
+    warning into the plan, `fail` stops before training, with exit code 5; `ignore` does not measure it, which saves
+    reading the data once."""
     days: PositiveInt | None = None
     """Today's data is that of the newest days, this many of them; null: everything at data.path."""
     max_ks: PositiveFloat = 0.1

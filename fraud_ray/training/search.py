@@ -26,6 +26,7 @@ from fraud_ray.settings import SearchSettings, Settings, TrainSettings
 from fraud_ray.storage import Storage
 from fraud_ray.training.space import EstimatorSearcher, Hyperparameters, enumerate_space, in_words, trial_id
 from fraud_ray.training.trainer import CURVE, load_logits, make_job, place, run_job, train_on_workers
+from fraud_ray.words import counted
 
 METRIC = "best_average_precision"
 
@@ -62,10 +63,10 @@ class SearchOutcome:
     reused: int
 
     def __repr__(self) -> str:
-        best, trials = self.best, len(self.trials)
+        best = self.best
         kept = f", {self.reused} kept" if self.reused else ""
         return (
-            f"{trials:,} trial{'' if trials == 1 else 's'}{kept}; best: {in_words(best.hyperparameters)}, "
+            f"{counted(len(self.trials), 'trial')}{kept}; best: {in_words(best.hyperparameters)}, "
             f"selection AP {best.average_precision:.4f} at epoch {best.best_epoch}"
         )
 
@@ -98,7 +99,7 @@ def search(
     plan = None if space.algorithm == "tpe" and space.space else enumerate_space(settings)
     open_points = None if plan is None else [p for p in plan if trial_id(p) not in known]
     total = len(plan) if plan is not None else space.trials
-    update(len(known), total, f"{len(known)} trials kept" if known else "")
+    update(len(known), total, f"{counted(len(known), 'trial')} kept" if known else "")
     if open_points or (plan is None and len(known) < total):
         folds = [place(fold, train, storage, with_holdout=True) for fold in selection]
         watcher = _Watcher(storage, folder, total, known, settings, finished, update)

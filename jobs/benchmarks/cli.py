@@ -90,7 +90,7 @@ def benchmark(
     if as_json:
         typer.echo(json.dumps({"rows": [row.to_json() for row in rows], "machine": on}, indent=1))
     else:
-        console = Console(width=None if os.isatty(1) else 240)
+        console = Console(width=None if os.isatty(1) else 1_000)  # in a file, a Markdown table has a line a row
         console.print(table(rows))
     if not is_whole:
         raise typer.Exit(130)

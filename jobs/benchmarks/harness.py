@@ -20,6 +20,7 @@ Side = Callable[[], float | None]
 Unit = Literal["s", "ms", "rows/s", "trials/min", "GiB"]
 
 SAMPLE_EVERY_S = 0.5
+SAMPLING_SHARE = 0.01  # of the time: adding up a process's pages stops it, and all ranks wait for one
 GIB = 2**30
 
 
@@ -136,8 +137,9 @@ class Peak:
 
     def sample(self) -> None:
         while True:
+            began = time.perf_counter()
             self.bytes = max(self.bytes, sum(map(proportional_bytes, processes(os.getpid()))))
-            if self.ended.wait(SAMPLE_EVERY_S):
+            if self.ended.wait(max(SAMPLE_EVERY_S, (time.perf_counter() - began) / SAMPLING_SHARE)):
                 return
 
 

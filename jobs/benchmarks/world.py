@@ -73,7 +73,7 @@ class World:
     def plan(self, settings: Settings) -> tuple[Source, Folds]:
         """The partitions and the final fold alone: each row is prepared once."""
         source = open_source(settings.data)
-        folds = plan_folds(source, validate(source, settings.data, silent), settings.data, settings.folds)
+        folds = plan_folds(validate(source, settings.data, silent), settings.folds)
         return source, replace(folds, selection=())
 
     def prepared(self, rows: int) -> PreparedFold:

@@ -6,37 +6,48 @@ have been used.
 
 from __future__ import annotations
 
-import hashlib
+from collections.abc import Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
 
 import pyarrow as pa
 import pyarrow.compute as pc
+from pyarrow import fs
 
-from fraud_ray.data.source import Source, read_partition
+from fraud_ray.data.source import Source, open_source, read_partition, stamp_of
 from fraud_ray.data.tasks import map_tasks
 from fraud_ray.data.windows.definition import Definition
 from fraud_ray.data.windows.passes import identify, names
-from fraud_ray.data.windows.state import ROWS_A_TASK, State, load_state
+from fraud_ray.data.windows.state import ROOT, ROWS_A_TASK, State, load_state
 from fraud_ray.errors import DataError
 from fraud_ray.model.encoder import strings
 from fraud_ray.settings import DataSettings
 from fraud_ray.storage import Storage
 
+LATEST = f"{ROOT}/latest"
 
-def uncounted(state: State, source: Source, definition: Definition) -> Source | None:
-    """The partitions that the state has not counted; None where none of them holds a row. Reads them all, on Ray."""
-    identities: dict[int, str | None] = {}
-    rows = [partition.rows for partition in source.partitions]
-    known = partial(identify, root=source.root, definition=definition)
-    for position, identity in map_tasks(known, source.partitions, rows, ROWS_A_TASK):
-        identities[position] = identity
-    left = tuple(p for position, p in enumerate(source.partitions) if identities[position] not in state.counted)
-    if len(left) == len(source.partitions):
-        return source
-    fingerprint = hashlib.sha256("\n".join([source.fingerprint, *(p.shown for p in left)]).encode()).hexdigest()
-    return replace(source, partitions=left, fingerprint=fingerprint) if any(p.rows for p in left) else None
+
+def uncounted(
+    state: State, data: DataSettings, found: Mapping[str, fs.FileInfo], definition: Definition
+) -> tuple[State, Source | None]:
+    """Those of the partitions found below `data.path` that the state has not counted; None where none holds a row.
+
+    Only a file that the state does not know, or that was written again, is read, on Ray. The state comes back knowing
+    those of them that it has counted, under another name or with labels filled in.
+    """
+    unknown = {name: info for name, info in found.items() if state.files.get(info.path) != stamp_of(info)}
+    source = open_source(data, unknown)
+    filled = [partition for partition in source.partitions if partition.rows]
+    if not filled:
+        return state, None
+    identity = partial(identify, root=source.root, definition=definition)
+    identities = map_tasks(identity, filled, [partition.rows for partition in filled], ROWS_A_TASK)
+    counted = {filled[position].shown for position, content in identities if content in state.counted}
+    again = {found[name].path: stamp_of(found[name]) for name in counted}
+    left = {name: info for name, info in unknown.items() if name not in counted}
+    fresh = open_source(data, left) if len(counted) < len(filled) else None
+    return replace(state, files=state.files | again), fresh
 
 
 def make_latest(storage: Storage, state: State) -> None:
@@ -77,4 +88,4 @@ def read_labels(source: Source, data: DataSettings) -> pa.Table:
 
 def _latest(state: State) -> str:
     """The prefix of the latest states of the same windows."""
-    return f"windows/latest/{state.definition}"
+    return f"{LATEST}/{state.definition}"

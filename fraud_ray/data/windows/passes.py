@@ -106,11 +106,9 @@ def scatter(item: tuple[int, Partition], job: Job, round: int) -> Scattered:
 
 
 def identify(partition: Partition, root: str, definition: Definition) -> str | None:
-    """The identity of a partition of this source; None where it has no rows, or columns that break the contract."""
+    """The identity of a partition that holds rows; None where its columns break the contract."""
     table, violations = _checked(partition, root, definition, needs_labels=False)
-    if violations or not table.num_rows:
-        return None
-    return _identity(_needed(table, definition), _entities(table, definition))
+    return None if violations else _identity(_needed(table, definition), _entities(table, definition))
 
 
 def gather(task: int, job: Job, newest: int, state: str | None, labels: pa.Table | None) -> None:
@@ -144,7 +142,7 @@ def assemble(item: tuple[int, Partition], job: Job) -> None:
     with filesystem.open_input_file(partition.path) as opened:
         table = pq.ParquetFile(opened).read(use_threads=False)
     columns = _of_calendar(table, job, partition) if definition.calendar else {}
-    columns |= _gathered(job, partition, index, before=len(definition.groups))
+    columns |= _gathered(job, partition, index, before=definition.rounds)
     for name in definition.names:
         if name in table.column_names:
             raise DataError(

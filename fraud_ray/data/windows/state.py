@@ -15,7 +15,7 @@ import json
 import math
 import uuid
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from functools import partial
 from typing import TypeVar
@@ -31,6 +31,7 @@ from fraud_ray.data.windows.passes import Job, Scattered, assemble, gather, scat
 from fraud_ray.errors import DataError
 from fraud_ray.storage import Storage
 
+ROOT = "windows"
 # Part of the key: raise it when the same data and declarations come to give other columns.
 VERSION = 1
 # Rows that a bucket holds, where the settings do not say how many buckets there are: some hundred bytes each.
@@ -50,7 +51,8 @@ class State:
 
     definition: fingerprint of the windows; newest: time of the newest transaction, in microseconds since 1970; types:
     of entities and ids by column, `text` or `integers`; counted: partitions that it has seen, by the hash of their
-    content, with the names they had; parent: key of the state that was extended.
+    content, with the names they had; parent: key of the state that was extended; files: the stamp of each file, by its
+    path, that is known to hold such a partition or no rows.
     """
 
     key: str
@@ -60,6 +62,7 @@ class State:
     types: dict[str, str]
     counted: dict[str, str]
     parent: str | None
+    files: dict[str, str] = field(default_factory=dict)
 
     @property
     def folder(self) -> str:
@@ -78,7 +81,7 @@ class Windowed:
 
 def load_state(storage: Storage, key: str) -> State:
     """Raises DataError where there is none."""
-    manifest = storage.get_json(_manifest(key))
+    manifest = storage.get_json(manifest_key(key))
     if manifest is None:
         raise DataError(
             f"no window state at {storage.path(_folder(key))}; compute the windows of the history first, or name the "
@@ -127,24 +130,27 @@ def _computed(
     state: State | None,
     labels: pa.Table | None,
 ) -> Windowed:
-    key = _key(source, definition, state, labels)
+    key = _key(source.fingerprint, definition, state, labels)
     root = storage.path(f"{_folder(key)}/data")
-    if storage.exists(_manifest(key)):
+    # Pruning leaves a state that is needed without the partitions.
+    if storage.exists(manifest_key(key)) and len(storage.keys(f"{_folder(key)}/data")) == len(source.partitions):
         return Windowed(root, load_state(storage, key), cached=True)
-    parent = state.key if state else None
-    buckets = state.buckets if state else _buckets(source, definition)
+    if state is None:
+        before = State(key, definition.fingerprint(), _buckets(source, definition), _NEVER, {}, {}, None)
+    else:
+        before = replace(state, key=key, parent=state.key)
     scratch = f"{_folder(key)}/scratch/{uuid.uuid4().hex}"  # another process may be at the same work
     filled = tuple(i for i, partition in enumerate(source.partitions) if partition.rows)
-    job = Job(source.root, filled, definition, buckets, storage, _folder(key), scratch, needs_labels=state is None)
+    job = Job(source.root, filled, definition, before.buckets, storage, _folder(key), scratch, needs_labels=not state)
     steps = _Passes(source, definition.rounds, update)
     items = list(enumerate(source.partitions))
     rows = [partition.rows for partition in source.partitions]
+    after = before
     try:
-        after = _Count(_NEVER, {}, {})
         for round in range(definition.rounds):
             scattered = steps.run("scatter", partial(scatter, job=job, round=round), items, rows)
-            if round == 0:
-                after = _count(source, scattered, state)
+            if round == 0:  # the later ones read the same rows
+                after = _count(source, scattered, before)
             gathering = partial(
                 gather,
                 job=job,
@@ -157,48 +163,39 @@ def _computed(
         steps.run("assemble", partial(assemble, job=job), items, rows)
     finally:
         storage.delete(storage.keys(scratch))
-    made = State(key, definition.fingerprint(), buckets, after.newest, after.types, after.counted, parent)
-    storage.put_json(_manifest(key), asdict(made))
-    return Windowed(root, made, cached=False)
+    storage.put_json(manifest_key(key), asdict(after))
+    return Windowed(root, after, cached=False)
 
 
-@dataclass
-class _Count:
-    """What is known of all partitions counted so far; as in State."""
-
-    newest: int
-    types: dict[str, str]
-    counted: dict[str, str]
-
-
-def _count(source: Source, found: Sequence[Scattered], state: State | None) -> _Count:
-    """What is counted after a state and the partitions that follow it."""
+def _count(source: Source, found: Sequence[Scattered], before: State) -> State:
+    """The state with what was found in the partitions that follow it."""
     violations = [violation for scattered in found for violation in scattered.violations]
     if violations:
         raise ContractViolation(violations, len(source.partitions))
-    count = _Count(state.newest, dict(state.types), dict(state.counted)) if state else _Count(_NEVER, {}, {})
+    newest, types, counted = before.newest, dict(before.types), dict(before.counted)
     for partition, scattered in zip(source.partitions, found, strict=True):
         if not partition.rows:
             continue
-        if scattered.identity in count.counted:
+        if scattered.identity in counted:
             raise DataError(
-                f"{partition.shown} holds the transactions of {count.counted[scattered.identity]}, which are counted "
+                f"{partition.shown} holds the transactions of {counted[scattered.identity]}, which are counted "
                 "already; leave it out, or begin with the state before it"
             )
-        if state and scattered.first < state.newest:
+        if scattered.first < before.newest:
             raise DataError(
-                f"{partition.shown} begins at {_shown(scattered.first)}, before {_shown(state.newest)}, the newest "
+                f"{partition.shown} begins at {_shown(scattered.first)}, before {_shown(before.newest)}, the newest "
                 "transaction of the window state; windows go on in the order of time. Compute the history anew with it"
             )
         for name, held in scattered.types.items():
-            if count.types.setdefault(name, held) != held:
+            if types.setdefault(name, held) != held:
                 raise DataError(
-                    f"{partition.shown}: column '{name}' is {held} and holds {count.types[name]} in the partitions "
+                    f"{partition.shown}: column '{name}' is {held} and holds {types[name]} in the partitions "
                     "before it. Write one type in all."
                 )
-        count.counted[scattered.identity] = partition.shown
-        count.newest = max(count.newest, scattered.last)
-    return count
+        counted[scattered.identity] = partition.shown
+        newest = max(newest, scattered.last)
+    files = before.files | {partition.path: partition.stamp for partition in source.partitions}
+    return replace(before, newest=newest, types=types, counted=counted, files=files)
 
 
 class _Passes:
@@ -219,13 +216,28 @@ class _Passes:
         return [results[position] for position in range(len(items))]
 
 
-def _key(source: Source, definition: Definition, state: State | None, labels: pa.Table | None) -> str:
+def history_key(fingerprint: str, definition: Definition) -> str:
+    """Under what key `add_windows` keeps the windows of a source with this fingerprint."""
+    return _key(fingerprint, definition, None, None)
+
+
+def manifest_key(key: str) -> str:
+    """Where the manifest of an entry lies, which makes it visible."""
+    return f"{_folder(key)}/manifest.json"
+
+
+def is_of_state(stored: str) -> bool:
+    """Whether what lies at a key below windows/<key>/ belongs to the state, and not to the partitions beside it."""
+    return stored.split("/")[2] in ("state", "manifest.json")
+
+
+def _key(fingerprint: str, definition: Definition, state: State | None, labels: pa.Table | None) -> str:
     """SHA-256, in hexadecimal, over all that the columns and the state after them come from."""
     digest = hashlib.sha256()
     if labels is not None:
         for name in ("id", "label"):
             digest.update(json.dumps(labels[name].to_pylist()).encode())
-    relevant = [VERSION, source.fingerprint, definition.fingerprint(), state.key if state else None, digest.hexdigest()]
+    relevant = [VERSION, fingerprint, definition.fingerprint(), state.key if state else None, digest.hexdigest()]
     return hashlib.sha256(json.dumps(relevant).encode()).hexdigest()
 
 
@@ -234,11 +246,7 @@ def _buckets(source: Source, definition: Definition) -> int:
 
 
 def _folder(key: str) -> str:
-    return f"windows/{key}"
-
-
-def _manifest(key: str) -> str:
-    return f"{_folder(key)}/manifest.json"
+    return f"{ROOT}/{key}"
 
 
 def _shown(microseconds: int) -> str:
