@@ -179,6 +179,10 @@ WINDOWS: dict[str, Any] = {
     "card_categories": {"compute": "distinct", "of": "category", "entity": "card", "days": [3]},
     "shop_risk_{days}d": {"compute": "share", "among": "frauds", "entity": "category", "days": [1, 2]},
     "shop_since_fraud": {"compute": "since_last", "among": "frauds", "entity": "category", "days": [3]},
+    # Of window columns: of another entity's, and of one's own.
+    "shop_deviation": {"compute": "min", "of": "card_deviations", "among": "frauds", "entity": "category", "days": [2]},
+    "card_largest_mean": {"compute": "max", "of": "card_mean_1d", "entity": "card", "days": [2], "current": False},
+    "shop_mean_of_largest": {"compute": "mean", "of": "card_largest_mean", "entity": "category", "days": [1]},
     "weekend": {"compute": "weekend"},
     "night": {"compute": "night"},
     "hour_sin": {"compute": "hour_sin"},
@@ -213,18 +217,19 @@ def storage(tmp_path: Path) -> Storage:
     return Storage.at(str(tmp_path / "root"))
 
 
-def in_memory(table: pa.Table, definition: Definition, entity: str) -> dict[str, np.ndarray]:
-    """The columns of one entity, of rows whose entity is there."""
+def in_memory(table: pa.Table, definition: Definition, entity: str, round: int = 0) -> dict[str, np.ndarray]:
+    """The columns of one entity in one round, of rows whose entity is there; earlier rounds' stand in the table."""
+    group = next(group for group in definition.groups if (group.round, group.entity) == (round, entity))
     codes = table[entity].combine_chunks().dictionary_encode().indices
     categories = table["category"].combine_chunks().dictionary_encode().indices.fill_null(-1)
     rows = Transactions(
         codes.to_numpy(),
         table["timestamp"].cast(pa.int64()).to_numpy(),
-        {"amount": table["amount"].to_numpy()},
+        {name: table[name].to_numpy() for name in ("amount", *group.window_columns)},
         {"category": categories.to_numpy()},
         table["is_fraud"].to_numpy() == 1,
     )
-    return compute(rows, np.ones(len(table), bool), definition.by_entity[entity], definition.windows.decimals)
+    return compute(rows, np.ones(len(table), bool), group.measures, definition.windows.decimals)
 
 
 def test_partitions_come_back_as_they_were_with_the_columns_beside_their_own(tmp_path, storage, ray_session):
@@ -250,6 +255,22 @@ def test_partitions_come_back_as_they_were_with_the_columns_beside_their_own(tmp
     angle = [(t.hour + t.minute / 60 + t.second / 3600) / 12 * math.pi for t in stamps]
     np.testing.assert_allclose(got["hour_sin"].to_numpy(), np.sin(angle), atol=1e-6)
     assert not [key for key in storage.keys("windows") if "scratch" in key]
+
+
+def test_a_window_column_of_another_is_of_the_values_that_transactions_had_at_their_own_time(
+    tmp_path, storage, ray_session
+):
+    write_days(tmp_path / "data", 6)
+    definition, _, made = computed(tmp_path / "data", storage, buckets=2)
+    got = read(made)
+    assert [(group.round, group.entity) for group in definition.groups if group.round] == [
+        *((1, "category"), (1, "card"), (2, "category"))
+    ]
+    here = np.flatnonzero(got["category"].is_valid())
+    for entity, round, rows in (("category", 1, here), ("card", 1, np.arange(len(got))), ("category", 2, here)):
+        for name, expected in in_memory(got.take(rows), definition, entity, round).items():
+            np.testing.assert_array_equal(got[name].to_numpy()[rows], expected, err_msg=name)
+            assert np.isfinite(expected).sum() > 20, name
 
 
 def test_the_number_of_buckets_and_the_order_of_partitions_change_nothing(tmp_path, storage, ray_session):
@@ -290,7 +311,7 @@ def test_day_by_day_from_a_state_is_to_the_bit_what_one_computation_gives(tmp_pa
         got.append(read(made))
     assert pa.concat_tables(got).equals(read(whole))
     held = sum(ds.dataset(Path(storage.root) / made.state.folder / "state", format="ipc").count_rows() for _ in (1,))
-    assert held < 2 * 60 * 6, "a state holds no more than the longest window and delay"
+    assert held < len(definition.groups) * 60 * 6, "a state holds no more than the longest window and delay"
     assert len(made.state.counted) == 7
 
 
@@ -419,6 +440,12 @@ REFUSED: dict[str, Callable[[dict[str, Any]], Any]] = {
     ),
     "'category' is of kind 'categorical', which is no number": lambda w: w.update(
         a={"compute": "max", "of": "category", "entity": "card", "days": [1]}
+    ),
+    "columns.a is computed of itself: a of b of a": lambda w: w.update(
+        {name: {"compute": "max", "of": of, "entity": "card", "days": [1]} for name, of in (("a", "b"), ("b", "a"))}
+    ),
+    "names 'night', which is no column of the data": lambda w: w.update(
+        a={"compute": "sum", "of": "night", "entity": "card", "days": [1]}
     ),
     "'share' of all transactions says nothing": lambda w: w.update(
         a={"compute": "share", "entity": "card", "days": [1]}

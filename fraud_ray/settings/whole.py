@@ -79,9 +79,10 @@ class Settings(Frozen):
         if self.windows is None:
             return self
         raw = self.raw_data.columns
+        numbers = {name for name, column, _ in self.windows.expanded() if column.looks_back}
         for pattern, column in self.windows.columns.items():
             for name in filter(None, (column.entity, column.of)):
-                if name not in raw:
+                if name not in raw and not (name == column.of and name in numbers and column.compute != "distinct"):
                     raise ValueError(
                         f"windows.columns.{pattern} names '{name}', which is no column of the data; declare it under "
                         "data.columns (with feature: false where the model shall not read it)"

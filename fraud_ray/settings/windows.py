@@ -56,7 +56,8 @@ class WindowColumnSettings(Frozen):
     entity: str | None = None
     """Column whose equal values belong together: customer, card, terminal, merchant or device."""
     of: str | None = None
-    """Column whose values are summed, compared, or counted distinct."""
+    """Column whose values are summed, compared, or counted distinct; or another window column, whose value of a
+    transaction is that of the transaction's own time."""
     days: tuple[PositiveFloat, ...] = ()
     """Lengths of windows; each gives a column, with the length in place of `{days}` in the name."""
     among: Literal["all", "frauds", "legitimate"] = "all"
@@ -136,7 +137,19 @@ class WindowsSettings(Frozen):
         twice = next((name for name in names if names.count(name) > 1), None)
         if twice:
             raise ValueError(f"columns: two of them are called '{twice}'")
+        of = {name: column.of for name, column, _ in self.expanded()}
+        for name in of:
+            chain = [name]
+            while (following := of.get(chain[-1])) is not None:
+                if following in chain:
+                    raise ValueError(f"columns.{name} is computed of itself: {' of '.join([*chain, following])}")
+                chain.append(following)
         return self
+
+    def round_of(self, column: WindowColumnSettings) -> int:
+        """0 where it is computed of the data, else one more than the window column that it is computed of."""
+        named = {name: other for name, other, _ in self.expanded()}
+        return 0 if column.of not in named else 1 + self.round_of(named[column.of])
 
     def delay_of(self, column: WindowColumnSettings) -> float:
         """How long before a transaction its window ends, in days."""

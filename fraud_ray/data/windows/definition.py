@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -33,6 +33,26 @@ class Measure:
 
 
 @dataclass(frozen=True)
+class Group:
+    """The columns of an entity that are computed together. round: 0 for those of the data's own columns, and for those
+    of another window column one more than that column's."""
+
+    round: int
+    entity: str
+    measures: tuple[Measure, ...]
+
+    @property
+    def window_columns(self) -> tuple[str, ...]:
+        """Those of earlier rounds that its own are computed of."""
+        return tuple(dict.fromkeys(m.of for m in self.measures if m.of)) if self.round else ()
+
+    @property
+    def horizon(self) -> int:
+        """The age, in microseconds, beyond which an entity's transactions are in nobody's window."""
+        return max(measure.length + measure.delay for measure in self.measures)
+
+
+@dataclass(frozen=True)
 class Definition:
     """The declared data, of which windows are computed, and the declared windows."""
 
@@ -45,17 +65,29 @@ class Definition:
         return None if settings.windows is None else cls(settings.data, settings.windows)
 
     @cached_property
-    def by_entity(self) -> dict[str, tuple[Measure, ...]]:
-        """The columns that look back, by the entity that they look at."""
-        measures: dict[str, tuple[Measure, ...]] = {}
+    def groups(self) -> tuple[Group, ...]:
+        """The columns that look back, in the order in which they can be computed."""
+        groups: dict[tuple[int, str], Group] = {}
         for name, column, days in self.windows.expanded():
             if column.entity is not None:
                 delay = round(self.windows.delay_of(column) * DAY)
                 current = column.current and not column.is_of_past and not delay
                 length = round(days * DAY)
                 measure = Measure(name, column.compute, column.of, column.among, length, delay, current)
-                measures[column.entity] = (*measures.get(column.entity, ()), measure)
-        return measures
+                at = (self.windows.round_of(column), column.entity)
+                group = groups.setdefault(at, Group(*at, ()))
+                groups[at] = replace(group, measures=(*group.measures, measure))
+        return tuple(sorted(groups.values(), key=lambda group: group.round))
+
+    @property
+    def rounds(self) -> int:
+        """How often all is scattered and gathered; once where windows are of the data's own columns, or of the time."""
+        return 1 + max((group.round for group in self.groups), default=0)
+
+    @property
+    def entities(self) -> tuple[str, ...]:
+        """The columns whose equal values belong together."""
+        return tuple(dict.fromkeys(group.entity for group in self.groups))
 
     @property
     def calendar(self) -> dict[str, str]:
@@ -75,23 +107,19 @@ class Definition:
 
     @property
     def values(self) -> tuple[str, ...]:
-        """Columns that are summed or compared, as numbers."""
-        return self._of(distinct=False)
+        """Columns of the data that are summed or compared, as numbers."""
+        return self._of_data(distinct=False)
 
     @property
     def texts(self) -> tuple[str, ...]:
-        """Columns whose distinct values are counted."""
-        return self._of(distinct=True)
+        """Columns of the data whose distinct values are counted."""
+        return self._of_data(distinct=True)
 
     @property
     def reads(self) -> tuple[str, ...]:
         """All columns of the data that are needed; id and label among them so that labels may come later, by id."""
-        names = [self.timestamp, *self.by_entity, *self.values, *self.texts, self.data.label, self.data.of_kind("id")]
+        names = [self.timestamp, *self.entities, *self.values, *self.texts, self.data.label, self.data.of_kind("id")]
         return tuple(dict.fromkeys(name for name in names if name is not None))
-
-    def horizon(self, entity: str) -> int:
-        """The age, in microseconds, beyond which an entity's transactions are in nobody's window."""
-        return max(measure.length + measure.delay for measure in self.by_entity[entity])
 
     def fingerprint(self) -> str:
         """SHA-256, in hexadecimal, over all that can change a value."""
@@ -112,6 +140,6 @@ class Definition:
             raise ValueError(f"these windows have format {stored['format']}, this version reads {FORMAT}")
         return cls(DataSettings.model_validate(stored["data"]), WindowsSettings.model_validate(stored["windows"]))
 
-    def _of(self, distinct: bool) -> tuple[str, ...]:
-        measures = (measure for of_entity in self.by_entity.values() for measure in of_entity)
+    def _of_data(self, distinct: bool) -> tuple[str, ...]:
+        measures = (measure for group in self.groups if not group.round for measure in group.measures)
         return tuple(dict.fromkeys(m.of for m in measures if m.of and (m.compute == "distinct") == distinct))

@@ -1,9 +1,11 @@
-"""The three passes over data that may be larger than memory, each a task an item, by files in the storage.
+"""The passes over data that may be larger than memory, each a task an item, by files in the storage.
 
 scatter   a partition: what windows need of its rows, in a block for each bucket of each entity
 gather    a bucket of an entity: the blocks of all partitions, and of the state, together; its columns, in a block for
           each partition; and the rows that later transactions may still see: the next state
 assemble  a partition: its file with the columns of all buckets beside its own, in the order of its rows
+
+Window columns of window columns take another round of scatter and gather, before all is assembled.
 """
 
 from __future__ import annotations
@@ -25,7 +27,7 @@ import pyarrow.parquet as pq
 from fraud_ray.data.contract import Violation, check_columns
 from fraud_ray.data.keys import buckets_of
 from fraud_ray.data.source import Partition, harmonised, open_filesystem, read_partition
-from fraud_ray.data.windows.definition import Definition
+from fraud_ray.data.windows.definition import Definition, Group
 from fraud_ray.data.windows.measures import calendar, compute
 from fraud_ray.data.windows.timeline import Transactions
 from fraud_ray.errors import DataError
@@ -53,12 +55,12 @@ class Job:
     needs_labels: bool
 
     @property
-    def tasks(self) -> list[tuple[str, int]]:
-        """(entity, bucket) of each task of the second pass."""
-        return [(entity, bucket) for entity in self.definition.by_entity for bucket in range(self.buckets)]
+    def tasks(self) -> list[tuple[Group, int]]:
+        """(group, bucket) of each task that gathers."""
+        return [(group, bucket) for group in self.definition.groups for bucket in range(self.buckets)]
 
-    def scattered(self, entity: str, partition: int) -> str:
-        return f"{self.scratch}/scattered/{list(self.definition.by_entity).index(entity)}/{partition:05d}.arrow"
+    def scattered(self, group: Group, partition: int) -> str:
+        return f"{self.scratch}/scattered/{self.definition.groups.index(group)}/{partition:05d}.arrow"
 
     def gathered(self, task: int) -> str:
         return f"{self.scratch}/gathered/{task:05d}.arrow"
@@ -79,8 +81,8 @@ class Scattered:
     identity: str = ""
 
 
-def scatter(item: tuple[int, Partition], job: Job) -> Scattered:
-    """One partition, with its position in the source."""
+def scatter(item: tuple[int, Partition], job: Job, round: int) -> Scattered:
+    """One partition, with its position in the source, for the groups of a round."""
     index, partition = item
     definition = job.definition
     table, violations = _checked(partition, job.root, definition, job.needs_labels)
@@ -89,14 +91,16 @@ def scatter(item: tuple[int, Partition], job: Job) -> Scattered:
     needed, entities = _needed(table, definition), _entities(table, definition)
     identifier = definition.data.of_kind("id")
     types = {} if identifier is None else {identifier: _type_of(needed[_ID])}
-    for name, of_rows in entities.items():
-        bucket = _bucket_of(of_rows, job.buckets)
+    types |= {name: _type_of(of_rows) for name, of_rows in entities.items()}
+    earlier = _gathered(job, partition, index, before=round)
+    for group in (group for group in definition.groups if group.round == round):
+        of_windows = {f"{_VALUE}{name}": pa.array(earlier[name], pa.float64()) for name in group.window_columns}
+        bucket = _bucket_of(entities[group.entity], job.buckets)
         order = np.argsort(bucket, kind="stable")
-        block = pa.record_batch({**needed, "entity": of_rows}).take(pa.array(order))
+        block = pa.record_batch({**needed, **of_windows, "entity": entities[group.entity]}).take(pa.array(order))
         cuts = np.searchsorted(bucket[order], np.arange(job.buckets + 1))
         blocks = [block.slice(int(begin), int(end - begin)) for begin, end in pairwise(cuts)]
-        job.storage.put(job.scattered(name, index), _written(blocks))
-        types[name] = _type_of(of_rows)
+        job.storage.put(job.scattered(group, index), _written(blocks))
     times = needed["time"].to_numpy()
     return Scattered((), int(times.min()), int(times.max()), types, _identity(needed, entities))
 
@@ -108,25 +112,24 @@ def identify(partition: Partition, root: str, definition: Definition) -> str | N
 
 
 def gather(task: int, job: Job, newest: int, state: str | None, labels: pa.Table | None) -> None:
-    """One bucket of one entity, by its place in `job.tasks`.
+    """One bucket of one group, by its place in `job.tasks`.
 
     newest: time of the newest transaction, in microseconds; state: folder of the state that is extended; labels: id
     and label of earlier transactions, known by now.
     """
-    entity, bucket = job.tasks[task]
+    group, bucket = job.tasks[task]
     definition = job.definition
-    measures = definition.by_entity[entity]
-    blocks = [_read(job.storage, job.scattered(entity, index), bucket) for index in job.filled]
+    blocks = [_read(job.storage, job.scattered(group, index), bucket) for index in job.filled]
     known = [_read(job.storage, state_key(state, task), 0)] if state else []
     rows = pa.Table.from_batches([*known, *(block.drop_columns("row") for block in blocks)])
     if labels is not None and _ID in rows.column_names:
         rows = _with_labels(rows, labels)
     asked = np.arange(rows.num_rows) >= sum(block.num_rows for block in known)
-    columns = compute(_transactions(rows, definition), asked, measures, definition.windows.decimals)
+    columns = compute(_transactions(rows, definition, group), asked, group.measures, definition.windows.decimals)
     made = pa.record_batch({"row": np.concatenate([block["row"].to_numpy() for block in blocks]), **columns})
     cuts = np.cumsum([0, *(block.num_rows for block in blocks)]).tolist()
     job.storage.put(job.gathered(task), _written([made.slice(begin, end - begin) for begin, end in pairwise(cuts)]))
-    held = rows.filter(pc.greater(rows["time"], newest - definition.horizon(entity)))
+    held = rows.filter(pc.greater(rows["time"], newest - group.horizon))
     one = pa.record_batch([column.combine_chunks() for column in held.columns], names=held.column_names)
     job.storage.put(state_key(job.folder, task), _written([one]))
 
@@ -139,15 +142,7 @@ def assemble(item: tuple[int, Partition], job: Job) -> None:
     with filesystem.open_input_file(partition.path) as opened:
         table = pq.ParquetFile(opened).read(use_threads=False)
     columns = _of_calendar(table, job, partition) if definition.calendar else {}
-    for measures in definition.by_entity.values():
-        columns |= {measure.name: np.full(partition.rows, np.nan, np.float32) for measure in measures}
-    if partition.rows:
-        place = job.filled.index(index)
-        for task, (entity, _) in enumerate(job.tasks):
-            block = _read(job.storage, job.gathered(task), place)
-            rows = block["row"].to_numpy()
-            for measure in definition.by_entity[entity]:
-                columns[measure.name][rows] = block[measure.name].to_numpy()
+    columns |= _gathered(job, partition, index, before=len(definition.groups))
     for name in definition.names:
         if name in table.column_names:
             raise DataError(
@@ -166,6 +161,21 @@ def assemble(item: tuple[int, Partition], job: Job) -> None:
 def state_key(folder: str, task: int) -> str:
     """The key of a bucket's part of a state."""
     return f"{folder}/state/{task:05d}.arrow"
+
+
+def _gathered(job: Job, partition: Partition, index: int, before: int) -> dict[str, npt.NDArray[Any]]:
+    """The columns of the rounds before one, by name, in the order of a partition's rows; NaN where there is none.
+
+    index: the partition's position in the source.
+    """
+    earlier = [(task, group) for task, (group, _) in enumerate(job.tasks) if group.round < before]
+    columns = {m.name: np.full(partition.rows, np.nan, np.float32) for _, group in earlier for m in group.measures}
+    for task, group in earlier if partition.rows else ():
+        block = _read(job.storage, job.gathered(task), job.filled.index(index))
+        rows = block["row"].to_numpy()
+        for measure in group.measures:
+            columns[measure.name][rows] = block[measure.name].to_numpy()
+    return columns
 
 
 def _of_calendar(table: pa.Table, job: Job, partition: Partition) -> dict[str, npt.NDArray[np.generic]]:
@@ -197,7 +207,7 @@ def _identity(needed: dict[str, pa.Array], entities: dict[str, pa.Array]) -> str
 
 
 def _entities(table: pa.Table, definition: Definition) -> dict[str, pa.Array]:
-    return {name: names(table[name]) for name in definition.by_entity}
+    return {name: names(table[name]) for name in definition.entities}
 
 
 def _needed(table: pa.Table, definition: Definition) -> dict[str, pa.Array]:
@@ -225,11 +235,12 @@ def _with_labels(rows: pa.Table, labels: pa.Table) -> pa.Table:
     return rows.set_column(rows.column_names.index(_LABEL), _LABEL, label)
 
 
-def _transactions(rows: pa.Table, definition: Definition) -> Transactions:
+def _transactions(rows: pa.Table, definition: Definition, group: Group) -> Transactions:
+    values = (*definition.values, *group.window_columns)
     return Transactions(
         entity=_codes(rows["entity"]),
         time=rows["time"].to_numpy(),
-        values={n: pc.fill_null(rows[f"{_VALUE}{n}"], math.nan).to_numpy() for n in definition.values},
+        values={n: pc.fill_null(rows[f"{_VALUE}{n}"], math.nan).to_numpy() for n in values},
         texts={n: _codes(rows[f"{_TEXT}{n}"]) for n in definition.texts},
         fraud=pc.fill_null(pc.equal(rows[_LABEL], 1), False).to_numpy(),
     )

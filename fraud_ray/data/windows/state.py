@@ -93,7 +93,7 @@ def load_state(storage: Storage, key: str) -> State:
 def add_windows(source: Source, definition: Definition, storage: Storage, update: Update) -> Windowed:
     """Computes the windows of a whole history on Ray Data, or finds them computed from the same data.
 
-    update: gets rows done and rows in all, over three passes. Raises ContractViolation for columns that windows need
+    update: gets rows done and rows in all, over all passes. Raises ContractViolation for columns that windows need
     and that break the contract, DataError for values that cannot be summed exactly or a column's name that is taken.
     """
     return _computed(source, definition, storage, update, None, None)
@@ -142,21 +142,24 @@ def _computed(
     scratch = f"{_folder(key)}/scratch/{uuid.uuid4().hex}"  # another process may be at the same work
     filled = tuple(i for i, partition in enumerate(source.partitions) if partition.rows)
     job = Job(source.root, filled, definition, before.buckets, storage, _folder(key), scratch, needs_labels=not state)
-    steps = _Passes(source, update)
+    steps = _Passes(source, definition.rounds, update)
     items = list(enumerate(source.partitions))
     rows = [partition.rows for partition in source.partitions]
     try:
-        scattered = steps.run("scatter", partial(scatter, job=job), items, rows)
-        after = _count(source, scattered, before)
-        gathering = partial(
-            gather,
-            job=job,
-            newest=after.newest,
-            state=state.folder if state else None,
-            labels=labels,
-        )
-        tasks = range(len(job.tasks))
-        steps.run("gather", gathering, tasks, [math.ceil(source.rows / max(len(tasks), 1))] * len(tasks))
+        after = before
+        for round in range(definition.rounds):
+            scattered = steps.run("scatter", partial(scatter, job=job, round=round), items, rows)
+            if round == 0:
+                after = _count(source, scattered, before)
+            gathering = partial(
+                gather,
+                job=job,
+                newest=after.newest,
+                state=state.folder if state else None,
+                labels=labels,
+            )
+            tasks = [task for task, (group, _) in enumerate(job.tasks) if group.round == round]
+            steps.run("gather", gathering, tasks, [math.ceil(source.rows / max(len(tasks), 1))] * len(tasks))
         steps.run("assemble", partial(assemble, job=job), items, rows)
     finally:
         storage.delete(storage.keys(scratch))
@@ -198,8 +201,8 @@ def _count(source: Source, found: Sequence[Scattered], before: State) -> State:
 class _Passes:
     """Runs the passes, and tells how many of their rows are done."""
 
-    def __init__(self, source: Source, update: Update) -> None:
-        self.update, self.total, self.done = update, 3 * source.rows, 0
+    def __init__(self, source: Source, rounds: int, update: Update) -> None:
+        self.update, self.total, self.done = update, (2 * rounds + 1) * source.rows, 0
 
     def run(
         self, name: str, function: Callable[[Item], Result], items: Sequence[Item], weights: Sequence[int]
