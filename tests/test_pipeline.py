@@ -65,7 +65,7 @@ def test_one_command_ends_with_a_registered_version_that_scores_like_the_pipelin
     settings = load_settings(*local(simulated, store)).settings
     source = open_source(settings.data)
     raw = read_partition(source.root, source.partitions[3], settings.data, settings.data.features)
-    frame = raw.to_pandas()
+    frame = raw.to_pandas().astype({"merchant_category": object})
     frame.loc[0, "merchant_category"] = "never seen"
     frame.loc[1, "merchant_category"] = None
     frame.loc[2, "transaction_amount"] = np.nan

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import functools
 import math
-import os
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -21,7 +20,6 @@ import numpy.typing as npt
 import torch
 from sklearn.metrics import average_precision_score
 from torch import Tensor, distributed, nn
-from torch.futures import Future
 from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 
@@ -74,10 +72,9 @@ class FoldFit:
         self.wrapped: nn.Module = self.network
         if distributed.is_initialized():
             # No buffer changes in training, so none is sent around before each step.
-            ranks = DistributedDataParallel(self.network, gradient_as_bucket_view=True, forward_sync_buffers=False)
-            if device.type == "cpu":
-                ranks.register_comm_hook(None, lambda _, bucket: _average_awake(bucket))
-            self.wrapped = ranks
+            self.wrapped = DistributedDataParallel(
+                self.network, gradient_as_bucket_view=True, forward_sync_buffers=False
+            )
         decay = {"adam": 0.0, "adamw": settings.weight_decay}[settings.optimizer]
         self.optimizer = FusedAdam(self.network.parameters(), decay)
         weight = settings.positive_weight
@@ -236,21 +233,6 @@ def _average_precision(fold: FoldFit, logits: Float32) -> float:
     if not np.isfinite(logits).all():
         return 0.0
     return float(average_precision_score(fold.holdout.label, logits))
-
-
-def _average_awake(bucket: distributed.GradBucket) -> Future[Tensor]:
-    """The mean of a bucket of gradients over the ranks, waited for without sleeping.
-
-    A core that falls asleep takes longer to wake up than so few gradients take to travel.
-    """
-    gradients = bucket.buffer().div_(_ranks())
-    work = distributed.all_reduce(gradients, async_op=True)
-    while not work.is_completed():
-        os.sched_yield()
-    work.wait()  # raises what went wrong, such as a rank that is gone
-    averaged: Future[Tensor] = Future()
-    averaged.set_result(gradients)
-    return averaged
 
 
 def _rank() -> int:

@@ -145,11 +145,11 @@ def _computed(
     steps = _Passes(source, definition.rounds, update)
     items = list(enumerate(source.partitions))
     rows = [partition.rows for partition in source.partitions]
-    after = before
     try:
+        after = before
         for round in range(definition.rounds):
             scattered = steps.run("scatter", partial(scatter, job=job, round=round), items, rows)
-            if round == 0:  # the later ones read the same rows
+            if round == 0:
                 after = _count(source, scattered, before)
             gathering = partial(
                 gather,
