@@ -33,12 +33,14 @@ def million(ray_session: None, tmp_path_factory: pytest.TempPathFactory) -> Path
     return folder
 
 
-def test_ours_reaches_97_percent_of_the_best_possible_and_passes_the_gate(million: Path, tmp_path: Path) -> None:
-    overrides = [f"data.path={million}", f"storage.root={tmp_path}", "simulate=null"]
+def test_ours_reaches_98_5_percent_of_the_best_possible_and_passes_the_gate(million: Path, tmp_path: Path) -> None:
+    # What local.yaml saves so that it takes a minute: three more members, and every second legitimate row.
+    thorough = ["train.members=4", "train.negative_share=1"]
+    overrides = [f"data.path={million}", f"storage.root={tmp_path}", "simulate=null", *thorough]
     outcome = pipeline.run(load_settings(CONFIGS / "local.yaml", overrides), Quiet())
     assert outcome.evaluation is not None
     best = outcome.evaluation["best_possible"]["average_precision"]
-    assert outcome.evaluation["metrics"]["average_precision"] >= 0.97 * best
+    assert outcome.evaluation["metrics"]["average_precision"] >= 0.985 * best
     assert outcome.status == "registered"
 
 
