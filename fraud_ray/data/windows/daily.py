@@ -45,8 +45,12 @@ def uncounted(
     identities = map_tasks(identity, filled, [partition.rows for partition in filled], ROWS_A_TASK)
     counted = {filled[position].shown for position, content in identities if content in state.counted}
     again = {found[name].path: stamp_of(found[name]) for name in counted}
-    left = {name: info for name, info in unknown.items() if name not in counted}
-    fresh = open_source(data, left) if len(counted) < len(filled) else None
+    if len(counted) == len(filled):
+        fresh = None
+    elif counted:
+        fresh = open_source(data, {name: info for name, info in unknown.items() if name not in counted})
+    else:  # as on most days
+        fresh = source
     return replace(state, files=state.files | again), fresh
 
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
@@ -82,7 +82,7 @@ class Scattered:
 
 
 def scatter(item: tuple[int, Partition], job: Job, round: int) -> Scattered:
-    """One partition, with its position in the source, for the groups of a round."""
+    """One partition, with its position in the source, for the groups of a round. Identified in the first round."""
     index, partition = item
     definition = job.definition
     table, violations = _checked(partition, job.root, definition, job.needs_labels)
@@ -92,8 +92,9 @@ def scatter(item: tuple[int, Partition], job: Job, round: int) -> Scattered:
     identifier = definition.data.of_kind("id")
     types = {} if identifier is None else {identifier: _type_of(needed[_ID])}
     types |= {name: _type_of(of_rows) for name, of_rows in entities.items()}
-    earlier = _gathered(job, partition, index, before=round)
-    for group in (group for group in definition.groups if group.round == round):
+    groups = [group for group in definition.groups if group.round == round]
+    earlier = _gathered(job, partition, index, {name for group in groups for name in group.window_columns})
+    for group in groups:
         of_windows = {f"{_VALUE}{name}": pa.array(earlier[name], pa.float64()) for name in group.window_columns}
         bucket = _bucket_of(entities[group.entity], job.buckets)
         order = np.argsort(bucket, kind="stable")
@@ -102,7 +103,8 @@ def scatter(item: tuple[int, Partition], job: Job, round: int) -> Scattered:
         blocks = [block.slice(int(begin), int(end - begin)) for begin, end in pairwise(cuts)]
         job.storage.put(job.scattered(group, index), _written(blocks))
     times = needed["time"].to_numpy()
-    return Scattered((), int(times.min()), int(times.max()), types, _identity(needed, entities))
+    identity = "" if round else _identity(needed, entities)
+    return Scattered((), int(times.min()), int(times.max()), types, identity)
 
 
 def identify(partition: Partition, root: str, definition: Definition) -> str | None:
@@ -142,7 +144,7 @@ def assemble(item: tuple[int, Partition], job: Job) -> None:
     with filesystem.open_input_file(partition.path) as opened:
         table = pq.ParquetFile(opened).read(use_threads=False)
     columns = _of_calendar(table, job, partition) if definition.calendar else {}
-    columns |= _gathered(job, partition, index, before=definition.rounds)
+    columns |= _gathered(job, partition, index, {m.name for group in definition.groups for m in group.measures})
     for name in definition.names:
         if name in table.column_names:
             raise DataError(
@@ -163,18 +165,19 @@ def state_key(folder: str, task: int) -> str:
     return f"{folder}/state/{task:05d}.arrow"
 
 
-def _gathered(job: Job, partition: Partition, index: int, before: int) -> dict[str, npt.NDArray[Any]]:
-    """The columns of the rounds before one, by name, in the order of a partition's rows; NaN where there is none.
+def _gathered(job: Job, partition: Partition, index: int, wanted: Collection[str]) -> dict[str, npt.NDArray[Any]]:
+    """These gathered columns by name, in the order of a partition's rows; NaN where there is none.
 
     index: the partition's position in the source.
     """
-    earlier = [(task, group) for task, (group, _) in enumerate(job.tasks) if group.round < before]
-    columns = {m.name: np.full(partition.rows, np.nan, np.float32) for _, group in earlier for m in group.measures}
-    for task, group in earlier if partition.rows else ():
-        block = _read(job.storage, job.gathered(task), job.filled.index(index))
-        rows = block["row"].to_numpy()
-        for measure in group.measures:
-            columns[measure.name][rows] = block[measure.name].to_numpy()
+    columns = {name: np.full(partition.rows, np.nan, np.float32) for name in wanted}
+    for task, (group, _) in enumerate(job.tasks) if partition.rows else ():
+        held = [measure.name for measure in group.measures if measure.name in columns]
+        if held:
+            block = _read(job.storage, job.gathered(task), job.filled.index(index))
+            rows = block["row"].to_numpy()
+            for name in held:
+                columns[name][rows] = block[name].to_numpy()
     return columns
 
 
