@@ -26,6 +26,9 @@ _ENVIRONMENT = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",  # reports wait for the controller's poll, 2 s apart by default
     "TUNE_DISABLE_SIGINT_HANDLER": "1",  # Tune would end an interrupted search as if it were whole
 }
+_LOCAL_ENVIRONMENT = {
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # nobody takes this machine away
+}
 _REMOTE_ENVIRONMENT = {
     "RAY_NUM_REDIS_GET_RETRIES": "3",  # a refused token is tried again this often, 1 s apart, 20 by default
 }
@@ -49,7 +52,7 @@ def join_or_start(cluster: ClusterSettings) -> Iterator[None]:
     else one started here, and ended here. Raises ServerError where a cluster does not answer or refuses the token.
     """
     address = cluster.address or os.environ.get("RAY_ADDRESS")
-    for name, value in {**_ENVIRONMENT, **(_REMOTE_ENVIRONMENT if address else {})}.items():
+    for name, value in {**_ENVIRONMENT, **(_REMOTE_ENVIRONMENT if address else _LOCAL_ENVIRONMENT)}.items():
         os.environ.setdefault(name, value)
     import ray
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
 import threading
 import time
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +23,7 @@ from fraud_ray.settings import Settings, TrainSettings, parse_settings
 from fraud_ray.storage import Storage
 from fraud_ray.training.search import SearchOutcome, Trial, concurrency, search, selection_logits
 from fraud_ray.training.space import EstimatorSearcher, enumerate_space
-from fraud_ray.training.trainer import CURVE, Fitted, network_shape, refit
+from fraud_ray.training.trainer import CURVE, Fitted, keep_to_own_cores, network_shape, refit
 from tests.prepared import FEATURES, made_fold
 
 RATES = {"low": 0.0005, "high": 0.02, "log": True}
@@ -238,6 +240,22 @@ def test_two_workers_give_the_model_of_one_with_the_same_steps(
 
 
 @pytest.mark.long
+@pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="this system binds no process to cores")
+def test_ranks_that_take_a_whole_node_have_a_core_each_and_others_are_left_to_the_kernel() -> None:
+    cores = os.sched_getaffinity(0)
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), max_tasks_per_child=1) as processes:
+        own = [processes.submit(_cores_kept, rank, len(cores)).result() for rank in range(len(cores))]
+        free = processes.submit(_cores_kept, 0, len(cores) + 1).result()
+    assert set.union(*own) == cores
+    assert sum(map(len, own)) == len(cores)
+    assert free == cores
+
+
+def _cores_kept(local_rank: int, local_ranks: int) -> set[int]:
+    keep_to_own_cores(local_rank, local_ranks, 1)
+    return os.sched_getaffinity(0)
+
+
 def test_training_goes_on_after_a_worker_was_killed(
     ray_session: None, folds: list[PreparedFold], storage: Storage
 ) -> None:

@@ -70,7 +70,7 @@ class FoldFit:
         self._mine = None if holdout is None else self._share_of(holdout)
         self.network = FraudNetwork(shape).to(device)
         self.wrapped: nn.Module = self.network
-        if distributed.is_initialized():
+        if _ranks() > 1:
             # No buffer changes in training, so none is sent around before each step.
             self.wrapped = DistributedDataParallel(
                 self.network, gradient_as_bucket_view=True, forward_sync_buffers=False

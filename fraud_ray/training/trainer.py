@@ -12,12 +12,14 @@ from __future__ import annotations
 
 import ctypes
 import io
+import os
 import threading
 import uuid
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -25,6 +27,7 @@ import ray
 import ray.train
 import torch
 from ray.train.torch import TorchTrainer
+from ray.train.v2._internal.callbacks import DatasetsCallback
 
 from fraud_ray.errors import FraudRayError
 from fraud_ray.model.network import NetworkShape
@@ -118,7 +121,7 @@ def train_on_workers(
     job: Job, settings: TrainSettings, resources: dict[Any, Any], callbacks: list[Any] | None = None
 ) -> None:
     """Runs a job on `settings.workers` ranks; each reserves `resources`."""
-    trainer = TorchTrainer(
+    trainer = _Trainer(
         train_one_rank,
         train_loop_config=job,
         scaling_config=ray.train.ScalingConfig(
@@ -143,6 +146,14 @@ def train_on_workers(
         ) from fault
 
 
+class _Trainer(TorchTrainer):
+    """Without Ray Train's manager of data sets: a process that has none to manage and takes a core while it starts."""
+
+    def _create_default_callbacks(self) -> list[Any]:
+        callbacks = super()._create_default_callbacks()  # type: ignore[misc]  # Ray tells type checkers of another class
+        return [callback for callback in callbacks if not isinstance(callback, DatasetsCallback)]
+
+
 def _in_a_thread(work: Callable[[], Any]) -> Any:
     """The result of work in a thread: in the main one Ray Train would answer an interrupt in its own, slow way."""
     outcome: Future[Any] = Future()
@@ -161,6 +172,9 @@ def train_one_rank(job: Job) -> None:
     """Ray Train's train function."""
     context = ray.train.get_context()
     device = ray.train.torch.get_device()
+    if device.type == "cpu":
+        threads = threads_of_a_rank(TrainSettings.model_validate(job["train"]))
+        keep_to_own_cores(context.get_local_rank(), context.get_local_world_size(), threads)
     run_job(job, context.get_world_rank(), context.get_world_size(), device, ray.train.report)
 
 
@@ -173,7 +187,7 @@ def run_job(job: Job, rank: int, ranks: int, device: torch.device, report: Calla
     settings = TrainSettings.model_validate(job["train"])
     storage, folder = Storage(job["storage"]), job["folder"]
     if device.type == "cpu":
-        torch.set_num_threads(max(1, int(settings.resources_per_worker.get("CPU", 1))))
+        torch.set_num_threads(threads_of_a_rank(settings))
     slot = Slot(rank, ranks, settings.batch_size, settings.negative_share, settings.seed)
     folds = [_open_fold(fold, settings, storage, slot, device) for fold in job["folds"]]
     state = load_state(storage, folder)
@@ -200,6 +214,25 @@ def run_job(job: Job, rank: int, ranks: int, device: torch.device, report: Calla
     if curve:
         report(_reported(curve[-1]))
     return fit(folds, settings, told, job["epochs"], state)
+
+
+def threads_of_a_rank(settings: TrainSettings) -> int:
+    """How many threads compute in a rank on CPUs."""
+    return max(1, int(settings.resources_per_worker.get("CPU", 1)))
+
+
+def keep_to_own_cores(local_rank: int, local_ranks: int, threads: int) -> None:
+    """Binds this process to cores of its own where a node's ranks take all of its cores, as MPI's launchers do.
+
+    Else a rank's communication, in threads of its own, is woken on a core where another rank computes, for which all
+    then wait. Where other work may run beside the ranks the kernel decides, and on systems without affinity.
+    """
+    if local_ranks == 1 or not hasattr(os, "sched_setaffinity"):
+        return
+    cores = sorted(os.sched_getaffinity(0))
+    if local_ranks * threads == len(cores):
+        for thread in Path("/proc/self/task").iterdir():
+            os.sched_setaffinity(int(thread.name), cores[local_rank * threads :][:threads])
 
 
 def _keep_freed_memory() -> None:
