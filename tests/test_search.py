@@ -239,7 +239,6 @@ def test_two_workers_give_the_model_of_one_with_the_same_steps(
     assert scores[0] == pytest.approx(scores[1], abs=0.01)
 
 
-@pytest.mark.long
 @pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="this system binds no process to cores")
 def test_ranks_that_take_a_whole_node_have_a_core_each_and_others_are_left_to_the_kernel() -> None:
     cores = os.sched_getaffinity(0)
@@ -256,6 +255,7 @@ def _cores_kept(local_rank: int, local_ranks: int) -> set[int]:
     return os.sched_getaffinity(0)
 
 
+@pytest.mark.long
 def test_training_goes_on_after_a_worker_was_killed(
     ray_session: None, folds: list[PreparedFold], storage: Storage
 ) -> None:

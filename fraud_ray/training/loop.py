@@ -94,7 +94,7 @@ class FoldFit:
             self.optimizer.step(self._learning_rate(step))
             total += summed.detach()
             rows += batch.global_rows
-        if distributed.is_initialized():
+        if _ranks() > 1:
             distributed.all_reduce(total)
         return total.item() / rows / self.network.members
 

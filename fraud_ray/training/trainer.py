@@ -173,7 +173,7 @@ def train_one_rank(job: Job) -> None:
     context = ray.train.get_context()
     device = ray.train.torch.get_device()
     if device.type == "cpu":
-        threads = threads_of_a_rank(TrainSettings.model_validate(job["train"]))
+        threads = threads_of_a_rank(job["train"]["resources_per_worker"])
         keep_to_own_cores(context.get_local_rank(), context.get_local_world_size(), threads)
     run_job(job, context.get_world_rank(), context.get_world_size(), device, ray.train.report)
 
@@ -187,7 +187,7 @@ def run_job(job: Job, rank: int, ranks: int, device: torch.device, report: Calla
     settings = TrainSettings.model_validate(job["train"])
     storage, folder = Storage(job["storage"]), job["folder"]
     if device.type == "cpu":
-        torch.set_num_threads(threads_of_a_rank(settings))
+        torch.set_num_threads(threads_of_a_rank(settings.resources_per_worker))
     slot = Slot(rank, ranks, settings.batch_size, settings.negative_share, settings.seed)
     folds = [_open_fold(fold, settings, storage, slot, device) for fold in job["folds"]]
     state = load_state(storage, folder)
@@ -216,9 +216,9 @@ def run_job(job: Job, rank: int, ranks: int, device: torch.device, report: Calla
     return fit(folds, settings, told, job["epochs"], state)
 
 
-def threads_of_a_rank(settings: TrainSettings) -> int:
-    """How many threads compute in a rank on CPUs."""
-    return max(1, int(settings.resources_per_worker.get("CPU", 1)))
+def threads_of_a_rank(resources: dict[Any, Any]) -> int:
+    """How many threads compute in a rank on CPUs that reserves these resources."""
+    return max(1, int(resources.get("CPU", 1)))
 
 
 def keep_to_own_cores(local_rank: int, local_ranks: int, threads: int) -> None:
