@@ -66,7 +66,7 @@ class FraudNetwork(nn.Module):
         residual = shape.network == "residual"
         widths = (*(shape.hidden_sizes[:1] if residual else shape.hidden_sizes), 1)
         inputs = shape.features
-        self.categories: nn.Embedding | None = None
+        self.categories: CategoryRows | None = None
         self.embeddings: nn.Embedding | None = None
         if shape.code_sizes:
             starts = torch.tensor([0, *shape.code_sizes[:-1]]).cumsum(0)
@@ -76,7 +76,8 @@ class FraudNetwork(nn.Module):
                 inputs += len(shape.code_sizes) * shape.embedding_size
         self.first = _first_layer(shape, inputs, widths[0]) if inputs else None
         if shape.code_sizes and not shape.embedding_size:
-            self.categories = _zeros(sum(shape.code_sizes), shape.members * widths[0])
+            self.categories = CategoryRows(sum(shape.code_sizes), shape.members * widths[0])
+            nn.init.zeros_(self.categories.weight)
         blocks = shape.hidden_sizes[1:] if residual else ()
         self.blocks = nn.ModuleList(ResidualBlock(shape, widths[0], size) for size in blocks)
         self.activations = nn.ModuleList(_activation(shape, width) for width in widths[:-1])
@@ -92,12 +93,7 @@ class FraudNetwork(nn.Module):
         """
         if self.embeddings is not None:
             features = torch.cat([features, self.embeddings(codes + self.starts).flatten(1)], dim=1)
-        parts = [] if self.first is None else [self.first(features)]
-        if self.categories is not None:
-            rows = self.categories(codes + self.starts)
-            # A sum over one column is a slow copy, here and in the graph.
-            parts.append(rows.squeeze(1) if rows.shape[1] == 1 else rows.sum(dim=1))
-        hidden = parts[0] if len(parts) == 1 else parts[0] + parts[1]
+        hidden = self._first_sums(features, codes)
         if self.members > 1:
             hidden = hidden.unflatten(1, (self.members, -1)).transpose(0, 1)
         for block in self.blocks:
@@ -108,6 +104,26 @@ class FraudNetwork(nn.Module):
         if self.training:
             return logits
         return logits.squeeze(1) if self.members == 1 else logit_of_mean(logits)
+
+    def _first_sums(self, features: Tensor, codes: Tensor) -> Tensor:
+        """The first layer of features and one-hot categories, (rows, members * width)."""
+        if self.categories is None:
+            assert self.first is not None, "a network reads features or codes"
+            sums: Tensor = self.first(features)
+            return sums
+        if self.first is None:
+            return _summed(self.categories(codes + self.starts))
+        weight, bias = _weight_and_bias(self.first)
+        # With the bias in what is looked up, one row a column, the product adds to it in a single pass.
+        found = _summed(self.categories(codes + self.starts, bias / codes.shape[1]))
+        return torch.addmm(found, features, weight.T)
+
+
+class CategoryRows(nn.Embedding):
+    """A row a code, plus what is `added` to each."""
+
+    def forward(self, codes: Tensor, added: Tensor | None = None) -> Tensor:
+        return F.embedding(codes, self.weight if added is None else self.weight + added)
 
 
 class ResidualBlock(nn.Module):
@@ -154,11 +170,13 @@ class SharedLinear(nn.Module):
         self.output_scales = nn.Parameter(torch.ones(members, 1, outputs))
 
     def forward(self, hidden: Tensor) -> Tensor:
-        # The scales go to the weight, which is smaller than what it is multiplied with.
-        weights = self.input_scales * self.weight * self.output_scales
         if hidden.dim() == 2:
-            return F.linear(hidden, weights.transpose(1, 2).flatten(0, 1), self.bias.flatten())
-        return torch.baddbmm(self.bias, hidden, weights)
+            return F.linear(hidden, *_weight_and_bias(self))
+        return torch.baddbmm(self.bias, hidden, self.scaled())
+
+    def scaled(self) -> Tensor:
+        """Each member's weight: the scales go there, for it is smaller than what it is multiplied with."""
+        return self.input_scales * self.weight * self.output_scales
 
 
 class MemberNorm(nn.Module):
@@ -174,6 +192,11 @@ class MemberNorm(nn.Module):
         return F.layer_norm(hidden, (self.width,)) * self.weight + self.bias
 
 
+def _summed(found: Tensor) -> Tensor:
+    """(rows, columns, width) to (rows, width). A sum over one column is a slow copy, here and in the graph."""
+    return found.squeeze(1) if found.shape[1] == 1 else found.sum(dim=1)
+
+
 def _zeros(codes: int, size: int) -> nn.Embedding:
     table = nn.Embedding(codes, size)
     nn.init.zeros_(table.weight)
@@ -185,6 +208,14 @@ def _first_layer(shape: NetworkShape, inputs: int, outputs: int) -> nn.Module:
     if shape.members > 1 and shape.member_weights == "shared":
         return SharedLinear(shape.members, inputs, outputs, random_signs=True)
     return nn.Linear(inputs, shape.members * outputs)
+
+
+def _weight_and_bias(first: nn.Module) -> tuple[Tensor, Tensor]:
+    """Of a first layer: (members * outputs, inputs) and (members * outputs)."""
+    if isinstance(first, SharedLinear):
+        return first.scaled().transpose(1, 2).flatten(0, 1), first.bias.flatten()
+    assert isinstance(first, nn.Linear)
+    return first.weight, first.bias
 
 
 def _layer(shape: NetworkShape, inputs: int, outputs: int, is_head: bool = False) -> nn.Module:
