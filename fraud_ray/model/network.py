@@ -67,17 +67,16 @@ class FraudNetwork(nn.Module):
         widths = (*(shape.hidden_sizes[:1] if residual else shape.hidden_sizes), 1)
         inputs = shape.features
         self.categories: CategoryRows | None = None
-        self.embeddings: nn.Embedding | None = None
+        self.embeddings: CategoryRows | None = None
         if shape.code_sizes:
             starts = torch.tensor([0, *shape.code_sizes[:-1]]).cumsum(0)
             self.register_buffer("starts", starts.to(torch.int32), persistent=False)
             if shape.embedding_size:
-                self.embeddings = _zeros(sum(shape.code_sizes), shape.embedding_size)
+                self.embeddings = CategoryRows(sum(shape.code_sizes), shape.embedding_size)
                 inputs += len(shape.code_sizes) * shape.embedding_size
         self.first = _first_layer(shape, inputs, widths[0]) if inputs else None
         if shape.code_sizes and not shape.embedding_size:
             self.categories = CategoryRows(sum(shape.code_sizes), shape.members * widths[0])
-            nn.init.zeros_(self.categories.weight)
         blocks = shape.hidden_sizes[1:] if residual else ()
         self.blocks = nn.ModuleList(ResidualBlock(shape, widths[0], size) for size in blocks)
         self.activations = nn.ModuleList(_activation(shape, width) for width in widths[:-1])
@@ -120,7 +119,11 @@ class FraudNetwork(nn.Module):
 
 
 class CategoryRows(nn.Embedding):
-    """A row a code, plus what is `added` to each."""
+    """A row a code, zero at the start, plus what is `added` to each."""
+
+    def __init__(self, codes: int, size: int) -> None:
+        super().__init__(codes, size)
+        nn.init.zeros_(self.weight)
 
     def forward(self, codes: Tensor, added: Tensor | None = None) -> Tensor:
         return F.embedding(codes, self.weight if added is None else self.weight + added)
@@ -195,12 +198,6 @@ class MemberNorm(nn.Module):
 def _summed(found: Tensor) -> Tensor:
     """(rows, columns, width) to (rows, width). A sum over one column is a slow copy, here and in the graph."""
     return found.squeeze(1) if found.shape[1] == 1 else found.sum(dim=1)
-
-
-def _zeros(codes: int, size: int) -> nn.Embedding:
-    table = nn.Embedding(codes, size)
-    nn.init.zeros_(table.weight)
-    return table
 
 
 def _first_layer(shape: NetworkShape, inputs: int, outputs: int) -> nn.Module:
