@@ -26,6 +26,7 @@ from torch.nn.parallel import DistributedDataParallel
 from fraud_ray.model.network import FraudNetwork, NetworkShape
 from fraud_ray.rows import Rows
 from fraud_ray.settings import TrainSettings
+from fraud_ray.training.averaging import average_on_node
 from fraud_ray.training.feed import Batch, Feed, on_device
 from fraud_ray.training.optimizer import FusedAdam
 
@@ -75,6 +76,8 @@ class FoldFit:
             self.wrapped = DistributedDataParallel(
                 self.network, gradient_as_bucket_view=True, forward_sync_buffers=False
             )
+            if device.type == "cpu":
+                average_on_node(self.wrapped)
         decay = {"adam": 0.0, "adamw": settings.weight_decay}[settings.optimizer]
         self.optimizer = FusedAdam(self.network.parameters(), decay)
         weight = settings.positive_weight
