@@ -81,22 +81,22 @@ def _bytes(size: int) -> int:
 
 
 def _reserve(size: int) -> str | None:
-    """A new file of zeros in shared memory; None without such memory, or where it is full.
+    """A new file of zeros in shared memory; None where that is missing, full, or not ours to write.
 
     None as well where a processor may show another one a counter before the gradients that were written first.
     """
     if not SHARED.is_dir() or platform.machine() != "x86_64":
         return None
-    handle, path = tempfile.mkstemp(prefix="fraud-ray-gradients-", dir=SHARED)
-    try:
-        os.posix_fallocate(handle, 0, size)
-        return path
-    except OSError:
-        with suppress(FileNotFoundError):
+    with suppress(OSError):
+        handle, path = tempfile.mkstemp(prefix="fraud-ray-gradients-", dir=SHARED)
+        try:
+            os.posix_fallocate(handle, 0, size)
+            return path
+        except OSError:
             Path(path).unlink()
-        return None
-    finally:
-        os.close(handle)
+        finally:
+            os.close(handle)
+    return None
 
 
 def _averaged(shared: SharedGradients, bucket: distributed.GradBucket) -> Future[Tensor]:
