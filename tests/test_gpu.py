@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
+from fraud_ray.rows import Rows
 from fraud_ray.settings import TrainSettings
 from fraud_ray.storage import Storage
+from fraud_ray.training import capture
 from fraud_ray.training.feed import Feed, ResidentFeed, Slot, StreamedFeed
 from fraud_ray.training.loop import FoldFit, fit
-from fraud_ray.training.trainer import load_fitted, refit
+from fraud_ray.training.trainer import load_fitted, network_shape, refit
 from tests.prepared import made_fold, made_rows, stored
-from tests.test_loop import FIT, HOLDOUT, SHAPE, silent
+from tests.test_loop import FIT, HOLDOUT, NETWORKS, SHAPE, silent
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
 
@@ -30,6 +33,48 @@ def test_a_network_learns_on_the_device_as_well_as_on_a_cpu(precision: str) -> N
         fold = FoldFit(SHAPE, ResidentFeed(FIT, Slot(batch_size=128), device), HOLDOUT, settings, device)
         scores[device.type] = fit([fold], settings, silent, 10).average_precision
     assert scores["cuda"] == pytest.approx(scores["cpu"], abs=0.05)
+
+
+def opened(settings: TrainSettings, rows: Rows, sizes: tuple[int, ...]) -> FoldFit:
+    torch.manual_seed(settings.seed)
+    slot = Slot(batch_size=settings.batch_size, negative_share=settings.negative_share, seed=settings.seed)
+    shape = network_shape(rows.features.shape[1], sizes, settings)
+    return FoldFit(shape, ResidentFeed(rows, slot, CUDA), None, settings, CUDA)
+
+
+def with_codes(rows: Rows, size: int) -> Rows:
+    codes = np.random.default_rng(5).integers(size, size=(len(rows), 2), dtype=np.int32)
+    return Rows(rows.features, codes, rows.label)
+
+
+@pytest.mark.parametrize("network", NETWORKS)
+@pytest.mark.parametrize("others", [{}, {"precision": "bf16", "loss": "focal", "negative_share": 0.5}])
+def test_a_captured_step_trains_like_one_that_is_not(
+    network: str, others: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = with_codes(FIT, 7)
+    settings = TrainSettings(batch_size=64, hidden_sizes=(32, 16), **NETWORKS[network], **others)
+
+    def losses(eager_steps: int) -> list[float]:
+        monkeypatch.setattr(capture, "EAGER_STEPS", eager_steps)
+        told: list[float] = []
+        fit([opened(settings, rows, (7, 7))], settings, lambda epoch, *_: told.append(epoch.loss), 3)
+        return told
+
+    captured = losses(3)
+    assert captured == pytest.approx(losses(1_000_000), rel=1e-3)
+    assert captured[-1] < captured[0]
+
+
+def test_a_resumed_fit_ends_where_an_uninterrupted_one_does() -> None:
+    settings = TrainSettings(batch_size=64, epochs=4, negative_share=0.5)
+    whole, resumed = opened(settings, FIT, ()), opened(settings, FIT, ())
+    states: list[dict[str, Any]] = []
+    fit([whole], settings, silent, 4)
+    fit([opened(settings, FIT, ())], settings, lambda epoch, best, state: states.append(state()), 2)
+    fit([resumed], settings, silent, 4, states[-1])
+    for name, weight in whole.network.state_dict().items():
+        torch.testing.assert_close(resumed.network.state_dict()[name], weight, rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.parametrize("kind", ["resident", "streamed"])
@@ -56,3 +101,12 @@ def test_each_rank_trains_on_a_gpu_of_its_own(tmp_path: Path) -> None:
     finally:
         ray.shutdown()
     assert len(load_fitted(storage, "refit").curve) == 2
+
+
+def test_rows_are_read_ahead_while_a_step_is_captured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(capture, "EAGER_STEPS", 3)
+    storage, settings = Storage.at(str(tmp_path)), TrainSettings(batch_size=32, epochs=3)
+    feed = StreamedFeed(storage, stored(storage, "rows", FIT, parts=20), Slot(batch_size=32), 200, CUDA)
+    losses: list[float] = []
+    fit([FoldFit(SHAPE, feed, None, settings, CUDA)], settings, lambda epoch, *_: losses.append(epoch.loss), 3)
+    assert losses[-1] < losses[0]

@@ -19,11 +19,11 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
-from fraud_ray.rows import Part, Rows, RowSet, from_tables, read_part, to_table
+from fraud_ray.rows import Part, Rows, RowSet, from_tables, read_part
 from fraud_ray.storage import Storage
 
-Index = npt.NDArray[np.int64]
 Item = TypeVar("Item")
+Window = tuple[Tensor, Tensor, Tensor]  # features, codes and labels of the same rows
 
 # Rows that are gathered at once: many small batches are cut from one gathered block.
 BLOCK_ROWS = 65_536
@@ -43,6 +43,15 @@ class Batch:
     weights: Tensor | None
     global_rows: float
 
+    @property
+    def tensors(self) -> list[Tensor]:
+        return [t for t in (self.features, self.codes, self.labels, self.weights) if t is not None]
+
+    def clone(self) -> Batch:
+        """The same rows in memory of their own."""
+        weights = None if self.weights is None else self.weights.clone()
+        return Batch(self.features.clone(), self.codes.clone(), self.labels.clone(), weights, self.global_rows)
+
 
 @dataclass(frozen=True)
 class Slot:
@@ -57,6 +66,14 @@ class Slot:
     def generator(self, *path: int) -> np.random.Generator:
         """A generator that is the same on every rank."""
         return np.random.Generator(np.random.Philox(np.random.SeedSequence(self.seed, spawn_key=path)))
+
+    def permutation(self, rows: int, path: tuple[int, ...], device: torch.device) -> Tensor:
+        """A random order of rows, the same on every rank; drawn where it is used, as a GPU does so faster."""
+        generator = self.generator(*path)
+        if device.type == "cpu":
+            return torch.from_numpy(generator.permutation(rows))
+        drawing = torch.Generator(device).manual_seed(int(generator.integers(2**63)))
+        return torch.randperm(rows, generator=drawing, device=device)
 
 
 class Feed(Protocol):
@@ -90,12 +107,9 @@ class ResidentFeed:
         weighing = _weights(self.rows, self.frauds, self.negatives)
         steps_a_block = max(1, BLOCK_ROWS * slot.ranks // slot.batch_size)
         for first in range(0, self.steps, steps_a_block):
-            batches = [
-                order[step * slot.batch_size : (step + 1) * slot.batch_size]
-                for step in range(first, min(first + steps_a_block, self.steps))
-            ]
+            batches = order[first * slot.batch_size :][: steps_a_block * slot.batch_size].split(slot.batch_size)
             mine = [batch[slot.rank :: slot.ranks] for batch in batches]
-            chosen = torch.from_numpy(np.concatenate(mine)).to(self.device)
+            chosen = torch.cat(mine)
             # Row by row: torch's indexing by brackets takes a number at a time, three times as long.
             features, codes = self.features.index_select(0, chosen), self.codes.index_select(0, chosen)
             labels = self.labels.index_select(0, chosen).float()
@@ -109,13 +123,14 @@ class ResidentFeed:
                 )
                 start = stop
 
-    def _order(self, number: int) -> Index:
-        generator = self.slot.generator(number)
+    def _order(self, number: int) -> Tensor:
         if self._label_array is None:
-            return generator.permutation(self.rows)
+            return self.slot.permutation(self.rows, (number,), self.device)
+        generator = self.slot.generator(number)
         others = np.flatnonzero(self._label_array == 0)
         drawn = others[generator.choice(len(others), self.negatives, replace=False, shuffle=False)]
-        return generator.permutation(np.concatenate([np.flatnonzero(self._label_array), drawn]))
+        order = generator.permutation(np.concatenate([np.flatnonzero(self._label_array), drawn]))
+        return torch.from_numpy(order).to(self.device)
 
 
 class StreamedFeed:
@@ -142,8 +157,7 @@ class StreamedFeed:
         weighing = _weights(self.rows, self.frauds, total - self.frauds)
         step = given = 0
         # In the thread that reads ahead, so that a window travels while the one before it is trained on.
-        windows = (on_device(window, self.device) for window in self._windows(number, start, stop))
-        for features, codes, labels in _ahead(windows):
+        for features, codes, labels in _ahead(self._windows(number, start, stop)):
             labels = labels.float()
             weights = None if weighing is None else torch.where(labels > 0, weighing[0], weighing[1])
             used = 0
@@ -159,13 +173,11 @@ class StreamedFeed:
                 used, step = cut.stop, step + 1
             given += used
 
-    def _windows(self, number: int, start: int, stop: int) -> Iterator[Rows]:
+    def _windows(self, number: int, start: int, stop: int) -> Iterator[Window]:
         """This rank's rows in shuffled windows; what a window has over whole batches opens the next one."""
-        generator = self.slot.generator(number)
-        order = generator.permutation(len(self.parts))
-        shuffler = self.slot.generator(number, self.slot.rank)
-        held: list[pa.Table] = []
-        position, given = 0, 0
+        order = self.slot.generator(number).permutation(len(self.parts))
+        held: list[Window] = []
+        position, given, shuffled = 0, 0, 0
         for place in order:
             first, position = position, position + self.drawn[place]
             if position <= start or first >= stop:
@@ -173,16 +185,21 @@ class StreamedFeed:
             table = self._draw(self.parts[place], number, int(place))
             table = table.slice(max(start - first, 0), min(stop, position) - max(start, first))
             for offset in range(0, table.num_rows, self.window_rows):
-                held.append(table.slice(offset, self.window_rows))
-                if sum(t.num_rows for t in held) >= self.window_rows:
-                    rows = _shuffled(held, shuffler)
-                    kept = self._whole_batches(given + len(rows), stop - start) - given
-                    yield _cut(rows, 0, kept)
-                    given += kept
-                    held = [to_table(_cut(rows, kept, len(rows)))]
-        rest = _shuffled(held, shuffler)
-        if len(rest):
-            yield rest
+                held.append(on_device(from_tables([table.slice(offset, self.window_rows)]), self.device))
+                if sum(map(_rows, held)) >= self.window_rows:
+                    window = self._shuffled(held, number, shuffled)
+                    kept = self._whole_batches(given + _rows(window), stop - start) - given
+                    yield _cut(window, slice(kept))
+                    held = [_cut(window, slice(kept, None))]
+                    given, shuffled = given + kept, shuffled + 1
+        if sum(map(_rows, held)):
+            yield self._shuffled(held, number, shuffled)
+
+    def _shuffled(self, windows: list[Window], number: int, place: int) -> Window:
+        """The rows of windows as one, in an order of this rank's own; `place` tells an epoch's windows apart."""
+        features, codes, labels = (torch.cat(tensors) for tensors in zip(*windows, strict=True))
+        order = self.slot.permutation(len(labels), (number, 1 + self.slot.rank, place), self.device)
+        return features.index_select(0, order), codes.index_select(0, order), labels.index_select(0, order)
 
     def _whole_batches(self, rows: int, total: int) -> int:
         """The last batch boundary at or before this many rows."""
@@ -204,15 +221,15 @@ def _negatives_drawn(rows: int, frauds: int, slot: Slot) -> int:
     return round((rows - frauds) * slot.negative_share)
 
 
-def _weights(rows: int, frauds: int, negatives: int) -> tuple[Tensor, Tensor] | None:
+def _weights(rows: int, frauds: int, negatives: int) -> tuple[float, float] | None:
     """Weights of a fraud and of a drawn negative, of mean 1 over the drawn rows; None where all are drawn."""
     if negatives in (0, rows - frauds):
         return None
     scale = (frauds + negatives) / rows
-    return torch.tensor(scale), torch.tensor(scale * (rows - frauds) / negatives)
+    return scale, scale * (rows - frauds) / negatives
 
 
-def on_device(rows: Rows, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+def on_device(rows: Rows, device: torch.device) -> Window:
     """Features, codes and labels as tensors: on a CPU without a copy, to a GPU from pinned memory without waiting."""
     tensors = [_tensor(array) for array in (rows.features, rows.codes, rows.label)]
     if device.type != "cpu":
@@ -229,16 +246,13 @@ def _tensor(array: npt.NDArray[np.generic]) -> Tensor:
         return torch.from_numpy(array)
 
 
-def _shuffled(tables: list[pa.Table], generator: np.random.Generator) -> Rows:
-    if not tables:
-        return Rows(np.empty((0, 0), np.float32), np.empty((0, 0), np.int32), np.empty(0, np.int8))
-    rows = from_tables(tables)
-    order = generator.permutation(len(rows))
-    return Rows(rows.features.take(order, axis=0), rows.codes.take(order, axis=0), rows.label[order])
+def _rows(window: Window) -> int:
+    return len(window[2])
 
 
-def _cut(rows: Rows, start: int, stop: int) -> Rows:
-    return Rows(rows.features[start:stop], rows.codes[start:stop], rows.label[start:stop])
+def _cut(window: Window, cut: slice) -> Window:
+    features, codes, labels = window
+    return features[cut], codes[cut], labels[cut]
 
 
 def _ahead(items: Iterator[Item]) -> Iterator[Item]:

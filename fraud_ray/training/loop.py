@@ -27,6 +27,7 @@ from fraud_ray.model.network import FraudNetwork, NetworkShape
 from fraud_ray.rows import Rows
 from fraud_ray.settings import TrainSettings
 from fraud_ray.training.averaging import average_on_node
+from fraud_ray.training.capture import CapturedStep
 from fraud_ray.training.feed import Batch, Feed, on_device
 from fraud_ray.training.optimizer import FusedAdam
 
@@ -83,23 +84,29 @@ class FoldFit:
         weight = settings.positive_weight
         positive = (feed.rows - feed.frauds) / feed.frauds if weight == "balanced" else float(weight)
         self.positive_weight = torch.tensor(positive, device=device)
+        self.summed_loss = torch.zeros((), device=device)
+        alone_on_gpu = device.type == "cuda" and _ranks() == 1
+        self._step: Callable[[Batch, float], None] = CapturedStep(self._train_on) if alone_on_gpu else self._train_on
 
     def run_epoch(self, number: int) -> float:
         """One pass over the fit rows; returns the mean loss over the rows of all ranks."""
         self.wrapped.train()
-        total = torch.zeros((), device=self.device)
+        self.summed_loss.zero_()
         rows = 0.0
         for step, batch in enumerate(self.feed.epoch(number), start=(number - 1) * self.feed.steps):
-            self.optimizer.zero_grad()
-            with self._autocast():
-                summed = self._loss(batch)
-            (summed * (_ranks() / batch.global_rows)).backward()
-            self.optimizer.step(self._learning_rate(step))
-            total += summed.detach()
+            self._step(batch, self._learning_rate(step))
             rows += batch.global_rows
         if _ranks() > 1:
-            distributed.all_reduce(total)
-        return total.item() / rows / self.network.members
+            distributed.all_reduce(self.summed_loss)
+        return self.summed_loss.item() / rows / self.network.members
+
+    def _train_on(self, batch: Batch, learning_rate: float | Tensor) -> None:
+        self.optimizer.zero_grad()
+        with self._autocast():
+            summed = self._loss(batch)
+        (summed * (_ranks() / batch.global_rows)).backward()
+        self.optimizer.step(learning_rate)
+        self.summed_loss += summed.detach()
 
     def score_holdout(self) -> Float32:
         """Logits of all holdout rows, in order; each rank scores a share and all gather."""

@@ -30,7 +30,7 @@ class FusedAdam:
             parameter.grad = None
 
     @torch.no_grad()
-    def step(self, learning_rate: float) -> None:
+    def step(self, learning_rate: float | Tensor) -> None:
         self.steps += 1
         gradients = [parameter.grad for parameter in self.parameters if parameter.grad is not None]
         torch._fused_adamw_(

@@ -16,15 +16,28 @@ from ray.tune.integration.ray_train import TuneReportCallback
 from benchmarks.harness import Row, Target, in_turn, proportional_bytes
 from benchmarks.world import World, silent
 from fraud_ray.settings import SearchSettings, Settings
-from fraud_ray.training.search import search
+from fraud_ray.training.search import concurrency, search
 from fraud_ray.training.trainer import make_job, place, train_one_rank
 
 TRIALS, EPOCHS, ROWS = 16, 10, 87_500  # four fifths of the rows are fitted on
 PEERS_TRIALS = 4
 
 
+GPU_SHARE = 0.25  # of a trial that trains on one
+
+
 def stage(world: World) -> list[Row]:
-    settings = _settings(world, ROWS, TRIALS, EPOCHS)
+    return _rows(world, "search", _settings(world, ROWS, TRIALS, EPOCHS))
+
+
+def on_gpu(world: World) -> list[Row]:
+    """The same trials where several at once share a GPU."""
+    share = {"CPU": 1, "GPU": GPU_SHARE}
+    settings = _settings(world, ROWS, TRIALS, EPOCHS, use_gpu=True, resources_per_worker=share)
+    return _rows(world, "search on a GPU", settings)
+
+
+def _rows(world: World, name: str, settings: Settings) -> list[Row]:
     until_first: list[float] = []
 
     def ours() -> float:
@@ -35,7 +48,7 @@ def stage(world: World) -> list[Row]:
     samples = in_turn({"ours": ours, "peer": lambda: _trainers(world, settings)}, repeats=1, warm=False)
     return [
         Row.between(
-            f"search, {TRIALS} trials of {EPOCHS} epochs",
+            f"{name}, {TRIALS} trials of {EPOCHS} epochs",
             "trials/min",
             samples["ours"],
             samples["peer"],
@@ -44,7 +57,7 @@ def stage(world: World) -> list[Row]:
             note=f"{ROWS * 4 // 5:,} rows, batch {settings.train.batch_size}; peer: our loop, {PEERS_TRIALS} trials",
         ),
         Row(
-            "search, first epoch told",
+            f"{name}, first epoch told",
             "s",
             max(until_first),
             target=Target("<=", 10, "s"),
@@ -76,9 +89,9 @@ def scaling(world: World) -> list[Row]:
     ]
 
 
-def _settings(world: World, rows: int, trials: int, epochs: int) -> Settings:
+def _settings(world: World, rows: int, trials: int, epochs: int, **train: Any) -> Settings:
     rates = tuple(float(rate) for rate in np.geomspace(0.0005, 0.005, trials))
-    settings = world.settings(rows, epochs=epochs, batch_size=1_024, patience_epochs=None)
+    settings = world.settings(rows, epochs=epochs, batch_size=1_024, patience_epochs=None, **train)
     return settings.model_copy(update={"search": SearchSettings(space={"learning_rate": rates})})
 
 
@@ -94,7 +107,7 @@ def _search(world: World, settings: Settings, rows: int) -> tuple[float, float]:
 
 
 def _trainers(world: World, settings: Settings) -> float:
-    """Trials a minute where each is a TorchTrainer of one worker, as many at once as there are CPUs."""
+    """Trials a minute where each is a TorchTrainer of one worker, as many at once as of ours."""
     train = settings.train
     folds = [place(world.prepared(ROWS), train, world.storage, with_holdout=True)]
     jobs = [make_job(world.storage, f"trainers/{trial}", train, train.epochs, folds) for trial in range(PEERS_TRIALS)]
@@ -102,7 +115,7 @@ def _trainers(world: World, settings: Settings) -> float:
         # Its own process reserves nothing that its worker waits for: one byte, for Tune refuses an empty request.
         tune.with_resources(tune.with_parameters(_train_on_a_worker, jobs=jobs), {"cpu": 0.0, "memory": 1.0}),
         param_space={"trial": tune.grid_search(list(range(PEERS_TRIALS)))},
-        tune_config=tune.TuneConfig(max_concurrent_trials=int(ray.cluster_resources()["CPU"])),
+        tune_config=tune.TuneConfig(max_concurrent_trials=concurrency(settings, ray.cluster_resources())),
         run_config=tune.RunConfig(storage_path=world.storage.path("trainers/tune"), verbose=0),
     )
     began = time.perf_counter()
@@ -119,6 +132,10 @@ def _train_on_a_worker(config: dict[str, Any], jobs: list[dict[str, Any]]) -> No
     TorchTrainer(
         train_one_rank,
         train_loop_config=job,
-        scaling_config=ray.train.ScalingConfig(num_workers=1),
+        scaling_config=ray.train.ScalingConfig(
+            num_workers=1,
+            use_gpu=job["train"]["use_gpu"],
+            resources_per_worker=job["train"]["resources_per_worker"],
+        ),
         run_config=ray.train.RunConfig(storage_path=f"{job['storage']}/{job['folder']}", callbacks=told),
     ).fit()
