@@ -24,8 +24,8 @@ def settings(**sections: Any) -> Settings:
 def test_what_fits_has_no_shortage() -> None:
     assert shortage(settings(train={"workers": 2}), LAPTOP) is None
     share = {"CPU": 0.5, "GPU": 0.25}
-    packed = settings(train={"workers": 4, "use_gpu": True, "resources_per_worker": share})
-    assert shortage(packed, [{"CPU": 2.0, "GPU": 1.0}]) is None
+    packed = settings(train={"use_gpu": True, "resources_per_worker": share})
+    assert shortage(packed, [{"CPU": 0.5, "GPU": 0.25}]) is None
 
 
 def test_too_many_workers_are_told_with_what_there_is() -> None:

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from fraud_ray.model.network import FraudNetwork
 from fraud_ray.rows import Rows
 from fraud_ray.settings import TrainSettings
 from fraud_ray.storage import Storage
@@ -64,6 +65,26 @@ def test_a_captured_step_trains_like_one_that_is_not(
     captured = losses(3)
     assert captured == pytest.approx(losses(1_000_000), rel=1e-3)
     assert captured[-1] < captured[0]
+
+
+@pytest.mark.parametrize("network", NETWORKS)
+@pytest.mark.parametrize("size", [7, 1_000])
+def test_a_network_computes_on_the_device_what_it_does_on_a_cpu(network: str, size: int) -> None:
+    rows = with_codes(HOLDOUT, size)
+    shape = network_shape(4, (size, size), TrainSettings(hidden_sizes=(32, 16), dropout=0.0, **NETWORKS[network]))
+    torch.manual_seed(1)
+    here = FraudNetwork(shape)
+    for weight in here.parameters():
+        torch.nn.init.normal_(weight, std=0.3)
+    there = FraudNetwork(shape).to(CUDA)
+    there.load_state_dict(here.state_dict())
+    features, codes = torch.from_numpy(rows.features), torch.from_numpy(rows.codes)
+    logits, same = here(features, codes), there(features.to(CUDA), codes.to(CUDA))
+    torch.testing.assert_close(same.cpu(), logits, rtol=1e-3, atol=1e-3)
+    logits.mean().backward()
+    same.mean().backward()
+    for one, other in zip(here.parameters(), there.parameters(), strict=True):
+        torch.testing.assert_close(other.grad.cpu(), one.grad, rtol=1e-3, atol=1e-4)
 
 
 def test_a_resumed_fit_ends_where_an_uninterrupted_one_does() -> None:

@@ -57,6 +57,8 @@ REFUSED = {
     "train=3": "train should be a mapping (given: 3)",
     "train.positive_weight=many": "train.positive_weight should be a number above 0 or 'balanced' (given: 'many')",
     "train.resources_per_worker={CPU: -1}": "train.resources_per_worker.CPU should be greater than 0 (given: -1)",
+    "train={workers: 2, use_gpu: true, resources_per_worker: {GPU: 0.5}}": "train.resources_per_worker gives a rank "
+    "0.5 of a GPU, but ranks that exchange gradients (train.workers: 2) need one each",
     "decision.threshold=2": "decision.threshold should be less than or equal to 1 (given: 2)",
     "decision.threshold=best": "decision.threshold should be max_f1, min_cost, a probability, {recall_at_precision: …} "
     "or {alerts_per_day: …} (given: 'best')",

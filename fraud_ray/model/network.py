@@ -17,6 +17,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+# So many categories in all a GPU multiplies with their one-hot columns: a lookup's gradient needs the codes sorted.
+MULTIPLIED_CODES = 512
+
 
 @dataclass(frozen=True)
 class NetworkShape:
@@ -113,6 +116,9 @@ class FraudNetwork(nn.Module):
         if self.first is None:
             return _summed(self.categories(codes + self.starts))
         weight, bias = _weight_and_bias(self.first)
+        if features.is_cuda and self.categories.num_embeddings <= MULTIPLIED_CODES:
+            one_hot = _one_hot(codes + self.starts, self.categories.num_embeddings)
+            return torch.addmm(bias, torch.cat([features, one_hot], 1), torch.cat([weight.T, self.categories.weight]))
         # With the bias in what is looked up, one row a column, the product adds to it in a single pass.
         found = _summed(self.categories(codes + self.starts, bias / codes.shape[1]))
         return torch.addmm(found, features, weight.T)
@@ -193,6 +199,11 @@ class MemberNorm(nn.Module):
 
     def forward(self, hidden: Tensor) -> Tensor:
         return F.layer_norm(hidden, (self.width,)) * self.weight + self.bias
+
+
+def _one_hot(codes: Tensor, count: int) -> Tensor:
+    """(rows, columns) of different codes to float32 (rows, count)."""
+    return (codes.unsqueeze(2) == torch.arange(count, device=codes.device)).any(1).float()
 
 
 def _summed(found: Tensor) -> Tensor:

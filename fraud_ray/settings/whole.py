@@ -126,6 +126,16 @@ class Settings(Frozen):
                     "decision.threshold.alerts_per_day counts whole days, of which folds.max_holdout_rows leaves a "
                     "sample: unset one of them"
                 )
+        shares = {
+            "train.resources_per_worker": self.train.resources_per_worker,
+            "search.resources_per_trial": self.search.resources_per_trial or {},
+        }
+        for key, share in shares.items():
+            if self.train.use_gpu and self.train.workers > 1 and share.get("GPU", 1) < 1:
+                raise ValueError(
+                    f"{key} gives a rank {share['GPU']:g} of a GPU, but ranks that exchange gradients (train.workers: "
+                    f"{self.train.workers}) need one each: set GPU: 1, or train.workers: 1"
+                )
         if self.gate.slices and not self.decision.slices:
             raise ValueError("gate.slices judges the slices of decision.slices, which names none: name a column there")
         for name, columns in self.prepare.ratios.items():
