@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import platform
@@ -29,24 +30,27 @@ def one_rank(rank: int, folder: Path) -> None:
     store = distributed.FileStore(str(folder / "store"), RANKS)
     distributed.init_process_group("gloo", store=store, rank=rank, world_size=RANKS)
     told: dict[str, Any] = {}
-    shared = averaging.SHARED
-    for name, place in (("shared", shared), ("gloo", folder / "none")):
-        averaging.SHARED = place
-        torch.manual_seed(0)
-        wrapped = DistributedDataParallel(nn.Sequential(nn.Linear(5, 4), nn.ReLU(), nn.Linear(4, 1)))
-        told[f"{name} used"] = averaging.average_on_node(wrapped)
+    torch.manual_seed(rank)
+    network = nn.Sequential(nn.Linear(5, 4), nn.ReLU(), nn.Linear(4, 1))
+    wrapped = DistributedDataParallel(copy.deepcopy(network))
+    shared = averaging.share_gradients(list(network.parameters()))
+    told["used"] = shared is not None
+    for name, module in (("shared", network), ("gloo", wrapped)):
         told[name] = []
         for step in range(5):
-            wrapped.zero_grad()
+            module.zero_grad()
             torch.manual_seed(100 * step + rank)
-            wrapped(torch.randn(16, 5)).square().mean().backward()
-            told[name].append([float(p.grad.sum()) for p in wrapped.parameters() if p.grad is not None])
-    averaging.SHARED, averaging.LIMIT_SECONDS = shared, 2.0
-    late = DistributedDataParallel(nn.Linear(5, 1))
-    averaging.average_on_node(late)
-    if rank != 1 and told["shared used"]:
+            module(torch.randn(16, 5)).square().mean().backward()
+            if name == "shared" and shared:
+                shared.average()
+            told[name].append([float(p.grad.sum()) for p in module.parameters() if p.grad is not None])
+    place, averaging.SHARED = averaging.SHARED, folder / "none"
+    told["used without such memory"] = averaging.share_gradients(list(network.parameters())) is not None
+    averaging.SHARED, averaging.LIMIT_SECONDS = place, 2.0
+    late = averaging.share_gradients(list(network.parameters()))
+    if rank != 1 and late:
         try:
-            late(torch.ones(1, 5)).sum().backward()
+            late.average()
         except TimeoutError as fault:
             told["late"] = str(fault)
     distributed.barrier()
@@ -57,9 +61,9 @@ def test_ranks_average_in_shared_memory_what_gloo_averages(tmp_path: Path) -> No
     before = left_behind()
     multiprocessing.spawn(one_rank, (tmp_path,), nprocs=RANKS)
     told = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(RANKS)]
-    assert [rank["shared used"] for rank in told] == [SHARES] * RANKS
-    assert [rank["gloo used"] for rank in told] == [False] * RANKS
-    for rank in told:
+    assert [rank["used"] for rank in told] == [SHARES] * RANKS
+    assert [rank["used without such memory"] for rank in told] == [False] * RANKS
+    for rank in told if SHARES else ():
         assert rank["shared"] == told[0]["shared"], "all ranks go on from the same gradients"
         for shared, gloo in zip(rank["shared"], rank["gloo"], strict=True):
             assert shared == pytest.approx(gloo, rel=1e-5, abs=1e-7)

@@ -1,8 +1,9 @@
 """One training run as one rank sees it: plain torch, reports through a callback.
 
 A run fits one network a fold, epoch by epoch in step, since a trial is judged by the mean over its selection folds.
-Under an initialised process group the gradients are averaged by DistributedDataParallel; a rank's loss is scaled such
-that this average is the mean over the global batch, however its rows fall to the ranks.
+Under an initialised process group the gradients are averaged: by DistributedDataParallel, or by ranks on the CPUs of
+one node in memory that they share. A rank's loss is scaled such that this average is the mean over the global batch,
+however its rows fall to the ranks.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from torch.nn.parallel import DistributedDataParallel
 from fraud_ray.model.network import FraudNetwork, NetworkShape
 from fraud_ray.rows import Rows
 from fraud_ray.settings import TrainSettings
-from fraud_ray.training.averaging import average_on_node
+from fraud_ray.training.averaging import share_gradients
 from fraud_ray.training.capture import CapturedStep
 from fraud_ray.training.feed import Batch, Feed, on_device
 from fraud_ray.training.optimizer import FusedAdam
@@ -72,13 +73,13 @@ class FoldFit:
         self._mine = None if holdout is None else self._share_of(holdout)
         self.network = FraudNetwork(shape).to(device)
         self.wrapped: nn.Module = self.network
-        if _ranks() > 1:
+        on_cpus = _ranks() > 1 and device.type == "cpu"
+        self.shared = share_gradients(list(self.network.parameters())) if on_cpus else None
+        if _ranks() > 1 and not self.shared:
             # No buffer changes in training, so none is sent around before each step.
             self.wrapped = DistributedDataParallel(
                 self.network, gradient_as_bucket_view=True, forward_sync_buffers=False
             )
-            if device.type == "cpu":
-                average_on_node(self.wrapped)
         decay = {"adam": 0.0, "adamw": settings.weight_decay}[settings.optimizer]
         self.optimizer = FusedAdam(self.network.parameters(), decay)
         weight = settings.positive_weight
@@ -105,6 +106,8 @@ class FoldFit:
         with self._autocast():
             summed = self._loss(batch)
         (summed * (_ranks() / batch.global_rows)).backward()
+        if self.shared:
+            self.shared.average()
         self.optimizer.step(learning_rate)
         self.summed_loss += summed.detach()
 
