@@ -7,12 +7,15 @@ import os
 import signal
 import threading
 import time
+from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import ray
 from sklearn.metrics import average_precision_score
 
 from fraud_ray.errors import FraudRayError
@@ -255,28 +258,48 @@ def _cores_kept(local_rank: int, local_ranks: int) -> set[int]:
     return os.sched_getaffinity(0)
 
 
+@contextmanager
+def killing(name: bytes, storage: Storage, folder: str) -> Iterator[None]:
+    """Kills a process of this name once an epoch is told of."""
+    killed: list[int] = []
+
+    def kill() -> None:
+        while not (Path(storage.root) / folder / CURVE).exists():
+            time.sleep(0.02)
+        found = [pid for pid in descendants(os.getpid()) if name in Path(f"/proc/{pid}/cmdline").read_bytes()]
+        killed.append(found[0])
+        os.kill(found[0], signal.SIGKILL)
+
+    killer = threading.Thread(target=kill)
+    killer.start()
+    yield
+    killer.join()
+    assert killed, "no process was found to kill"
+
+
+@pytest.mark.long
+def test_a_killed_controller_is_told_of_and_leaves_nothing_reserved(
+    ray_session: None, folds: list[PreparedFold], storage: Storage
+) -> None:
+    settings = made_settings({}, train={"epochs": 5_000, "batch_size": 128, "workers": 2}).train
+    with (
+        killing(b"TrainController", storage, "runs/orphaned"),
+        pytest.raises(FraudRayError, match="watches over the ranks was killed"),
+    ):
+        refit(folds[0], settings, 5_000, storage, "runs/orphaned", quiet)
+    deadline = time.monotonic() + 20
+    while ray.available_resources().get("CPU") != 2 and time.monotonic() < deadline:
+        time.sleep(0.2)
+    assert ray.available_resources().get("CPU") == 2
+
+
 @pytest.mark.long
 def test_training_goes_on_after_a_worker_was_killed(
     ray_session: None, folds: list[PreparedFold], storage: Storage
 ) -> None:
     settings = made_settings({}, train={"epochs": 60, "batch_size": 128}).train
-    killed: list[int] = []
-    curve = Path(storage.root) / "runs/killed" / CURVE
-
-    def kill_a_worker() -> None:
-        while not curve.exists():
-            time.sleep(0.02)
-        for pid in descendants(os.getpid()):
-            if b"RayTrainWorker" in Path(f"/proc/{pid}/cmdline").read_bytes():
-                killed.append(pid)
-                os.kill(pid, signal.SIGKILL)
-                return
-
-    killer = threading.Thread(target=kill_a_worker)
-    killer.start()
-    fitted = refit(folds[0], settings, 60, storage, "runs/killed", quiet)
-    killer.join()
-    assert killed, "no worker was found to kill"
+    with killing(b"RayTrainWorker", storage, "runs/killed"):
+        fitted = refit(folds[0], settings, 60, storage, "runs/killed", quiet)
     assert [row["epoch"] for row in fitted.curve] == list(range(1, 61))
     whole: Fitted = refit(folds[0], settings, 60, storage, "runs/whole", quiet)
     assert all(bool((fitted.weights[name] == whole.weights[name]).all()) for name in whole.weights)

@@ -28,6 +28,8 @@ import ray.train
 import torch
 from ray.train.torch import TorchTrainer
 from ray.train.v2._internal.callbacks import DatasetsCallback
+from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
+from ray.util.placement_group import PlacementGroup, remove_placement_group
 
 from fraud_ray.errors import FraudRayError
 from fraud_ray.model.network import NetworkShape
@@ -37,7 +39,7 @@ from fraud_ray.storage import Storage
 from fraud_ray.training.feed import Feed, ResidentFeed, Slot, StreamedFeed
 from fraud_ray.training.loop import Best, Epoch, Float32, FoldFit, fit
 
-STATE, CURVE, LOGITS = "state.pt", "curve.json", "best.npz"
+STATE, CURVE, LOGITS, RESERVED = "state.pt", "curve.json", "best.npz", "reserved.json"
 
 Job = dict[str, Any]
 
@@ -144,14 +146,38 @@ def train_on_workers(
             f"training failed {settings.max_failures + 1} times, the last time with: {_last_line(fault)}; "
             f"the checkpoint is kept, the same command resumes (train.max_failures sets how often it is tried)"
         ) from fault
+    except ray.exceptions.ActorDiedError as fault:
+        _release_reservation(job)
+        raise FraudRayError(
+            "the process of Ray Train that watches over the ranks was killed, perhaps for want of memory on its node; "
+            "the checkpoint is kept, the same command resumes"
+        ) from fault
 
 
 class _Trainer(TorchTrainer):
-    """Without Ray Train's manager of data sets: a process that has none to manage and takes a core while it starts."""
+    """Without two helpers of Ray Train, processes that take a core to start and then wake while the ranks compute.
+
+    One manages data sets, of which there are none. The other gives back what a dead controller had reserved, if there
+    is a dashboard to ask; `train_on_workers` does without.
+    """
 
     def _create_default_callbacks(self) -> list[Any]:
         callbacks = super()._create_default_callbacks()  # type: ignore[misc]  # Ray tells type checkers of another class
-        return [callback for callback in callbacks if not isinstance(callback, DatasetsCallback)]
+        needless = DatasetsCallback, PlacementGroupCleanerCallback
+        return [callback for callback in callbacks if not isinstance(callback, needless)]
+
+
+def _note_reservation(job: Job) -> None:
+    group = ray.util.get_current_placement_group()
+    if group is not None:
+        Storage(job["storage"]).put_json(f"{job['folder']}/{RESERVED}", {"placement_group": group.id.hex()})
+
+
+def _release_reservation(job: Job) -> None:
+    """Gives back what the ranks had reserved, which Ray keeps for a dead controller until the driver ends."""
+    noted = Storage(job["storage"]).get_json(f"{job['folder']}/{RESERVED}")
+    if noted:
+        remove_placement_group(PlacementGroup(ray.PlacementGroupID(bytes.fromhex(noted["placement_group"]))))
 
 
 def _in_a_thread(work: Callable[[], Any]) -> Any:
@@ -171,6 +197,8 @@ def _in_a_thread(work: Callable[[], Any]) -> Any:
 def train_one_rank(job: Job) -> None:
     """Ray Train's train function."""
     context = ray.train.get_context()
+    if context.get_world_rank() == 0:
+        _note_reservation(job)
     device = ray.train.torch.get_device()
     if device.type == "cpu":
         threads = threads_of_a_rank(job["train"]["resources_per_worker"])
