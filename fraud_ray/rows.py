@@ -98,12 +98,12 @@ def to_table(rows: Rows) -> pa.Table:
     return pa.table(columns)
 
 
-def serialize(table: pa.Table) -> bytes:
+def serialize(table: pa.Table) -> memoryview:
     """A part's bytes: the Arrow IPC file format, uncompressed, so that a reader can map it."""
     sink = pa.BufferOutputStream()
     with pa.ipc.new_file(sink, table.schema) as writer:
         writer.write_table(table)
-    return sink.getvalue().to_pybytes()
+    return memoryview(sink.getvalue()).cast("B")
 
 
 def read_part(storage: Storage, part: Part) -> pa.Table:

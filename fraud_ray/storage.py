@@ -51,7 +51,7 @@ class Storage:
         """The absolute path or URI of a key."""
         return f"{self.root}/{key}"
 
-    def put(self, key: str, content: bytes) -> None:
+    def put(self, key: str, content: bytes | memoryview) -> None:
         with _Reported(self, key):
             obstore.put(_open(self.root), key, content)
 

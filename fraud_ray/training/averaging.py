@@ -59,17 +59,18 @@ class SharedGradients:
         self.counters = np.memmap(path, np.int64, "r+", 0, (ranks, COUNTER_BYTES // 8))[:, 0]
         places = np.memmap(path, np.float32, "r+", ranks * COUNTER_BYTES, (2, ranks, len(self.means)))
         self.places = torch.from_numpy(np.asarray(places))
+        self.own = [self._by_parameter(place[self.rank]) for place in self.places]
         self.count = 0
 
     def average(self) -> None:
         """Replaces each parameter's gradient, float32, by its mean over the ranks. Called by all ranks."""
         self.count += 1
-        places = self.places[self.count % 2]
+        turn = self.count % 2
         gradients = [parameter.grad for parameter in self.parameters if parameter.grad is not None]
-        torch._foreach_copy_(self._by_parameter(places[self.rank]), gradients)
+        torch._foreach_copy_(self.own[turn], gradients)
         self.counters[self.rank] = self.count
         self._await_all()
-        torch.mean(places, 0, out=self.means)
+        torch.mean(self.places[turn], 0, out=self.means)
         for parameter, mean in zip(self.parameters, self._by_parameter(self.means), strict=True):
             parameter.grad = mean
 
