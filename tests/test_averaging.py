@@ -1,8 +1,7 @@
-"""Gradients averaged in shared memory: the mean over the ranks, or Gloo's where there is no such memory."""
+"""Gradients averaged in shared memory, or sent by DistributedDataParallel where there is no such memory."""
 
 from __future__ import annotations
 
-import copy
 import json
 import os
 import platform
@@ -13,9 +12,12 @@ from typing import Any
 import pytest
 import torch
 from torch import distributed, multiprocessing, nn
-from torch.nn.parallel import DistributedDataParallel
 
+from fraud_ray.settings import TrainSettings
 from fraud_ray.training import averaging
+from fraud_ray.training.feed import ResidentFeed, Slot
+from fraud_ray.training.loop import FoldFit, fit
+from tests.test_loop import FIT, SHAPE
 
 RANKS = 3
 SHARES = sys.platform == "linux" and platform.machine() == "x86_64"
@@ -26,47 +28,42 @@ def left_behind() -> list[Path]:
 
 
 def one_rank(rank: int, folder: Path) -> None:
-    """Gradients of a few steps with shared memory and with Gloo, and what a rank says that waits for another."""
+    """A fit with shared memory and one with DistributedDataParallel, and what a rank says that waits for another."""
     store = distributed.FileStore(str(folder / "store"), RANKS)
     distributed.init_process_group("gloo", store=store, rank=rank, world_size=RANKS)
     told: dict[str, Any] = {}
-    torch.manual_seed(rank)
-    network = nn.Sequential(nn.Linear(5, 4), nn.ReLU(), nn.Linear(4, 1))
-    wrapped = DistributedDataParallel(copy.deepcopy(network))
-    shared = averaging.share_gradients(list(network.parameters()))
-    told["used"] = shared is not None
-    for name, module in (("shared", network), ("gloo", wrapped)):
-        told[name] = []
-        for step in range(5):
-            module.zero_grad()
-            torch.manual_seed(100 * step + rank)
-            module(torch.randn(16, 5)).square().mean().backward()
-            if name == "shared" and shared:
-                shared.average()
-            told[name].append([float(p.grad.sum()) for p in module.parameters() if p.grad is not None])
-    place, averaging.SHARED = averaging.SHARED, folder / "none"
-    told["used without such memory"] = averaging.share_gradients(list(network.parameters())) is not None
+    place = averaging.SHARED
+    for name, averaging.SHARED in (("shared", place), ("sent", folder / "none")):
+        torch.manual_seed(rank)
+        settings = TrainSettings(batch_size=96)
+        feed = ResidentFeed(FIT, Slot(rank, RANKS, settings.batch_size))
+        fold = FoldFit(SHAPE, feed, None, settings, torch.device("cpu"))
+        losses: list[float] = []
+        fit([fold], settings, lambda epoch, *_, told=losses: told.append(epoch.loss), 3)
+        told[name] = [*losses, *(float(weight.detach().abs().sum()) for weight in fold.network.parameters())]
+        told[f"{name} by"] = type(fold.wrapped).__name__
     averaging.SHARED, averaging.LIMIT_SECONDS = place, 2.0
-    late = averaging.share_gradients(list(network.parameters()))
-    if rank != 1 and late:
+    layer = nn.Linear(5, 1)
+    shared = averaging.share_gradients(list(layer.parameters()))
+    layer(torch.ones(1, 5)).sum().backward()
+    if rank != 1 and shared:
         try:
-            late.average()
+            shared.average()
         except TimeoutError as fault:
             told["late"] = str(fault)
     distributed.barrier()
     (folder / f"{rank}.json").write_text(json.dumps(told))
 
 
-def test_ranks_average_in_shared_memory_what_gloo_averages(tmp_path: Path) -> None:
+def test_ranks_that_share_memory_train_like_ranks_that_send_gradients(tmp_path: Path) -> None:
     before = left_behind()
     multiprocessing.spawn(one_rank, (tmp_path,), nprocs=RANKS)
     told = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(RANKS)]
-    assert [rank["used"] for rank in told] == [SHARES] * RANKS
-    assert [rank["used without such memory"] for rank in told] == [False] * RANKS
-    for rank in told if SHARES else ():
-        assert rank["shared"] == told[0]["shared"], "all ranks go on from the same gradients"
-        for shared, gloo in zip(rank["shared"], rank["gloo"], strict=True):
-            assert shared == pytest.approx(gloo, rel=1e-5, abs=1e-7)
+    for rank in told:
+        assert rank["sent by"] == "DistributedDataParallel"
+        assert rank["shared by"] == ("FraudNetwork" if SHARES else "DistributedDataParallel")
+        assert rank["shared"] == told[0]["shared"], "all ranks have the same network"
+        assert rank["shared"] == pytest.approx(rank["sent"], rel=1e-4)
     if SHARES:
         assert told[0]["late"] == "rank 0 waited 2 s for the gradients of rank 1"
     assert left_behind() == before

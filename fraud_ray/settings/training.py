@@ -77,7 +77,7 @@ class TrainSettings(Frozen):
     batch_size: PositiveInt = 256
     """Rows a step, over all ranks."""
     workers: PositiveInt = 1
-    """Ranks of DistributedDataParallel."""
+    """Ranks, each of which trains on its share of a batch."""
     use_gpu: bool = False
     """Whether each rank trains on a GPU."""
     resources_per_worker: Resources = Field(default={"CPU": 1}, json_schema_extra=NO_EFFECT)

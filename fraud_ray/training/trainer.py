@@ -1,4 +1,4 @@
-"""Ray Train: the loop on N workers with DistributedDataParallel, checkpoints and recovery.
+"""Ray Train: the loop on N ranks, checkpoints and recovery.
 
 A job is a plain dictionary, so that a worker needs nothing captured from the driver:
 

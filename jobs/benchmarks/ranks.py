@@ -1,4 +1,4 @@
-"""Ranks of DistributedDataParallel against one rank, and against as many ranks that do not talk to each other."""
+"""Ranks that share each batch against one rank, and against as many ranks that do not talk to each other."""
 
 from __future__ import annotations
 
