@@ -23,6 +23,7 @@ def settings(**sections: Any) -> Settings:
 
 def test_what_fits_has_no_shortage() -> None:
     assert shortage(settings(train={"workers": 2}), LAPTOP) is None
+    assert shortage(settings(train={"workers": 4, "resources_per_worker": {"CPU": 0.5}}), LAPTOP) is None
     share = {"CPU": 0.5, "GPU": 0.25}
     packed = settings(train={"use_gpu": True, "resources_per_worker": share})
     assert shortage(packed, [{"CPU": 0.5, "GPU": 0.25}]) is None

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import io
 import itertools
+import weakref
 from dataclasses import replace
 from typing import Any
 
@@ -84,6 +86,17 @@ def test_a_resumed_run_ends_with_the_weights_of_an_uninterrupted_one(schedule: s
     best = fit([resumed], settings, silent, 5, torch.load(io.BytesIO(kept[2]), weights_only=True))
     assert same_weights(whole, resumed)
     assert (best.epoch, best.average_precision) == (whole_best.epoch, whole_best.average_precision)
+
+
+def test_a_fold_is_freed_as_soon_as_it_is_done() -> None:
+    fold, _ = trained(TrainSettings(batch_size=128), epochs=1)
+    gone = weakref.ref(fold)
+    gc.disable()  # which comes late: until then the rows would stay in memory beside the next trial's
+    try:
+        del fold
+        assert gone() is None
+    finally:
+        gc.enable()
 
 
 def test_training_stops_when_patience_runs_out_and_the_best_epoch_is_kept() -> None:

@@ -270,7 +270,7 @@ def killing(name: bytes, storage: Storage, folder: str) -> Iterator[None]:
         killed.append(found[0])
         os.kill(found[0], signal.SIGKILL)
 
-    killer = threading.Thread(target=kill)
+    killer = threading.Thread(target=kill, daemon=True)
     killer.start()
     yield
     killer.join()

@@ -60,6 +60,7 @@ class SharedGradients:
         places = np.memmap(path, np.float32, "r+", ranks * COUNTER_BYTES, (2, ranks, len(self.means)))
         self.places = torch.from_numpy(np.asarray(places))
         self.own = [self._by_parameter(place[self.rank]) for place in self.places]
+        self.mean_of = self._by_parameter(self.means)
         self.count = 0
 
     def average(self) -> None:
@@ -71,7 +72,7 @@ class SharedGradients:
         self.counters[self.rank] = self.count
         self._await_all()
         torch.mean(self.places[turn], 0, out=self.means)
-        for parameter, mean in zip(self.parameters, self._by_parameter(self.means), strict=True):
+        for parameter, mean in zip(self.parameters, self.mean_of, strict=True):
             parameter.grad = mean
 
     def _by_parameter(self, flat: Tensor) -> list[Tensor]:

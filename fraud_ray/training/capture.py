@@ -16,25 +16,26 @@ from fraud_ray.training.feed import Batch
 # Steps of a kind before it is captured: libraries load in the first ones, and a rare kind is not worth a capture.
 EAGER_STEPS = 20
 
+Step = Callable[[Batch, Tensor], None]
 Kind = tuple[int, float]  # a rank's rows, and those of all ranks
 
 
 class CapturedStep:
-    """Calls `step`, which trains on a batch at a learning rate; once it was called often, replays what it launched.
+    """Calls a step, which trains on a batch at a learning rate; once it was called often, replays what it launched.
 
-    Source: PyTorch's notes on CUDA semantics, "CUDA Graphs", whole-network capture. What `step` reads and changes must
-    stay in its place, but for gradients, which it makes anew. Random draws follow torch's seed as without a graph.
+    Source: PyTorch's notes on CUDA semantics, "CUDA Graphs", whole-network capture. The step is always the same one,
+    and is not kept: who owns both is freed at once. What it reads and changes must stay in its place, but for
+    gradients, which it makes anew. Random draws follow torch's seed as without a graph.
     """
 
-    def __init__(self, step: Callable[[Batch, Tensor], None]) -> None:
-        self._step = step
+    def __init__(self) -> None:
         self._seen: Counter[Kind] = Counter()
         self._graphs: dict[Kind, tuple[torch.cuda.CUDAGraph, Batch]] = {}
         self._stream = torch.cuda.Stream()
         self._memory = torch.cuda.graph_pool_handle()
         self._learning_rate = torch.zeros((), device="cuda")
 
-    def __call__(self, batch: Batch, learning_rate: float) -> None:
+    def __call__(self, step: Step, batch: Batch, learning_rate: float) -> None:
         self._learning_rate.fill_(learning_rate)
         kind = len(batch.labels), batch.global_rows
         if kind in self._graphs:
@@ -43,24 +44,24 @@ class CapturedStep:
                 tensor.copy_(given)
         elif self._seen[kind] < EAGER_STEPS:
             self._seen[kind] += 1
-            self._run(batch)
+            self._run(step, batch)
             return
         else:
-            graph, _ = self._graphs[kind] = self._capture(batch)
+            graph, _ = self._graphs[kind] = self._capture(step, batch)
         graph.replay()
 
-    def _run(self, batch: Batch) -> None:
+    def _run(self, step: Step, batch: Batch) -> None:
         # On the stream that captures: what backward keeps of the stream it ran on must not be of another.
         self._stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(self._stream):
-            self._step(batch, self._learning_rate)
+            step(batch, self._learning_rate)
         torch.cuda.current_stream().wait_stream(self._stream)
 
-    def _capture(self, batch: Batch) -> tuple[torch.cuda.CUDAGraph, Batch]:
+    def _capture(self, step: Step, batch: Batch) -> tuple[torch.cuda.CUDAGraph, Batch]:
         """The graph of a step, which capturing does not run, and the batch that it reads."""
         held = batch.clone()
         graph = torch.cuda.CUDAGraph()
         # Another thread may read ahead meanwhile, and allocate.
         with torch.cuda.graph(graph, pool=self._memory, stream=self._stream, capture_error_mode="thread_local"):
-            self._step(held, self._learning_rate)
+            step(held, self._learning_rate)
         return graph, held

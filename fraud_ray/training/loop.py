@@ -87,7 +87,7 @@ class FoldFit:
         self.positive_weight = torch.tensor(positive, device=device)
         self.summed_loss = torch.zeros((), device=device)
         alone_on_gpu = device.type == "cuda" and _ranks() == 1
-        self._step: Callable[[Batch, float], None] = CapturedStep(self._train_on) if alone_on_gpu else self._train_on
+        self._captured = CapturedStep() if alone_on_gpu else None
 
     def run_epoch(self, number: int) -> float:
         """One pass over the fit rows; returns the mean loss over the rows of all ranks."""
@@ -95,7 +95,10 @@ class FoldFit:
         self.summed_loss.zero_()
         rows = 0.0
         for step, batch in enumerate(self.feed.epoch(number), start=(number - 1) * self.feed.steps):
-            self._step(batch, self._learning_rate(step))
+            if self._captured:
+                self._captured(self._train_on, batch, self._learning_rate(step))
+            else:
+                self._train_on(batch, self._learning_rate(step))
             rows += batch.global_rows
         if _ranks() > 1:
             distributed.all_reduce(self.summed_loss)
