@@ -173,16 +173,12 @@ def shortage(settings: Settings, nodes: Sequence[Mapping[str, float]]) -> str | 
 
 
 def _lacking(settings: Settings, nodes: Sequence[Mapping[str, float]]) -> list[_Need]:
-    needs = [_Need("train.resources_per_worker", settings.train.workers, _rank(settings, for_search=False))]
+    needs = [_Need("train.resources_per_worker", settings.train.workers, settings.rank_resources(for_search=False))]
     if settings.search.resources_per_trial:
-        needs.append(_Need("search.resources_per_trial", settings.train.workers, _rank(settings, for_search=True)))
+        needs.append(
+            _Need("search.resources_per_trial", settings.train.workers, settings.rank_resources(for_search=True))
+        )
     return [need for need in needs if sum(map(need.room_on, nodes)) < need.ranks]
-
-
-def _rank(settings: Settings, for_search: bool) -> dict[str, float]:
-    """What one rank reserves, as Ray completes it: a GPU of its own where it trains on one and no share is given."""
-    reserved = (for_search and settings.search.resources_per_trial) or settings.train.resources_per_worker
-    return {**({"GPU": 1.0} if settings.train.use_gpu else {}), **{str(k): float(v) for k, v in reserved.items()}}
 
 
 def _nodes() -> list[Mapping[str, float]]:

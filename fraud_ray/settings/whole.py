@@ -74,6 +74,11 @@ class Settings(Frozen):
         columns = {name: column for name, column in self.data.columns.items() if name not in computed}
         return self.data.model_copy(update={"columns": columns})
 
+    def rank_resources(self, for_search: bool) -> dict[str, float]:
+        """What Ray reserves for a rank of a trial or of the refit; a whole GPU where no share of one is given."""
+        reserved = (for_search and self.search.resources_per_trial) or self.train.resources_per_worker
+        return {**({"GPU": 1.0} if self.train.use_gpu else {}), **{str(k): float(v) for k, v in reserved.items()}}
+
     @model_validator(mode="after")
     def _windows_are_of_declared_columns(self) -> Settings:
         if self.windows is None:
@@ -126,14 +131,11 @@ class Settings(Frozen):
                     "decision.threshold.alerts_per_day counts whole days, of which folds.max_holdout_rows leaves a "
                     "sample: unset one of them"
                 )
-        shares = {
-            "train.resources_per_worker": self.train.resources_per_worker,
-            "search.resources_per_trial": self.search.resources_per_trial or {},
-        }
-        for key, share in shares.items():
-            if self.train.use_gpu and self.train.workers > 1 and share.get("GPU", 1) < 1:
+        for key, for_search in (("train.resources_per_worker", False), ("search.resources_per_trial", True)):
+            share = self.rank_resources(for_search).get("GPU", 1.0)
+            if self.train.use_gpu and self.train.workers > 1 and share < 1:
                 raise ValueError(
-                    f"{key} gives a rank {share['GPU']:g} of a GPU, but ranks that exchange gradients (train.workers: "
+                    f"{key} gives a rank {share:g} of a GPU, but ranks that exchange gradients (train.workers: "
                     f"{self.train.workers}) need one each: set GPU: 1, or train.workers: 1"
                 )
         if self.gate.slices and not self.decision.slices:

@@ -128,21 +128,12 @@ def concurrency(settings: Settings, resources: dict[str, float]) -> int:
 
     A multi-worker trial's own process reserves nothing, so it can't hold what its workers wait for.
     """
-    needs = trial_resources(settings)
+    needs = settings.rank_resources(for_search=True)
     fits = [
         int(resources.get(key, 0) / (amount * settings.train.workers) + 1e-9) for key, amount in needs.items() if amount
     ]
     most = max(1, min(fits, default=1))
     return min(most, settings.search.concurrency or most)
-
-
-def trial_resources(settings: Settings) -> dict[str, float]:
-    """What one rank of a trial reserves."""
-    asked = settings.search.resources_per_trial or settings.train.resources_per_worker
-    needs = {str(key): float(value) for key, value in asked.items()}
-    if settings.train.use_gpu:
-        needs.setdefault("GPU", 1.0)
-    return needs
 
 
 def run_trial(config: dict[str, Any], context: dict[str, Any]) -> None:
@@ -154,7 +145,7 @@ def run_trial(config: dict[str, Any], context: dict[str, Any]) -> None:
         Storage(context["storage"]), f"{context['folder']}/{trial_id(point)}", train, train.epochs, context["folds"]
     )
     if train.workers > 1:
-        train_on_workers(job, train, trial_resources(settings), callbacks=[TuneReportCallback()])
+        train_on_workers(job, train, settings.rank_resources(for_search=True), callbacks=[TuneReportCallback()])
         return
     device = torch.device("cuda" if train.use_gpu else "cpu")
     run_job(job, 0, 1, device, tune.report)
@@ -293,7 +284,7 @@ def _own_resources(settings: Settings) -> dict[str, float]:
     if settings.train.workers > 1:
         return {"cpu": 0.0, "memory": 1.0}
     names = {"CPU": "cpu", "GPU": "gpu"}
-    return {names.get(key, key): amount for key, amount in trial_resources(settings).items()}
+    return {names.get(key, key): amount for key, amount in settings.rank_resources(for_search=True).items()}
 
 
 def _scheduler(search: SearchSettings, train: TrainSettings) -> TrialScheduler:
