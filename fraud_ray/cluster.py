@@ -10,9 +10,10 @@ import socket
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from fraud_ray.errors import ServerError, SettingsError
 from fraud_ray.progress import Progress, Stage
@@ -197,13 +198,39 @@ def _in_words(resources: Mapping[str, float]) -> str:
 def _start(cluster: ClusterSettings) -> None:
     import ray
 
-    ray.init(
-        address="local",
-        num_cpus=cluster.cpus,
-        include_dashboard=cluster.dashboard,
-        log_to_driver=False,
-        logging_level=logging.ERROR,
-    )
+    with nullcontext() if cluster.dashboard else _without_needless_processes():
+        ray.init(
+            address="local",
+            num_cpus=cluster.cpus,
+            include_dashboard=cluster.dashboard,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+        )
+
+
+@contextmanager
+def _without_needless_processes() -> Iterator[None]:
+    """Has Ray start without what serves its dashboard, adds nodes, and forwards the workers' output.
+
+    They are half of the time that Ray takes to start, and wake while the ranks compute. Only Ray's own class of a node
+    can leave them out.
+    """
+    from ray._private import node
+
+    class Node(node.Node):
+        def start_api_server(self, **_: Any) -> None:
+            self._webui_url = ""
+
+        def start_monitor(self) -> None: ...
+
+        def start_log_monitor(self) -> None: ...
+
+    whole = node.Node
+    node.Node = Node  # type: ignore[misc]
+    try:
+        yield
+    finally:
+        node.Node = whole  # type: ignore[misc]
 
 
 def _join(address: str) -> None:

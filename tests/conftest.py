@@ -16,17 +16,14 @@ from tests.line import Start, local
 if TYPE_CHECKING:
     from tests.kube.schema import Definitions
 
-os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
-
-
 @pytest.fixture(scope="session")
 def ray_session() -> Iterator[None]:
-    """One local Ray for the whole session: it takes 5 to 10 seconds to start."""
-    import ray
+    """One local Ray for the whole session, as a run starts it."""
+    from fraud_ray.cluster import join_or_start
+    from fraud_ray.settings import ClusterSettings
 
-    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
-    yield
-    ray.shutdown()
+    with join_or_start(ClusterSettings(cpus=2)):
+        yield
 
 
 @pytest.fixture(scope="session")

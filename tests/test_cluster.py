@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import signal
+import subprocess
+import sys
 from typing import Any
 
 import pytest
@@ -88,6 +91,39 @@ def test_a_ray_that_runs_already_is_used_and_left_running(ray_session: None) -> 
         assert ray.is_initialized()
     assert ray.is_initialized()
     assert signal.getsignal(signal.SIGTERM) is handler
+
+
+STARTED = """
+import urllib.request
+from fraud_ray.cluster import join_or_start
+from fraud_ray.settings import ClusterSettings
+with join_or_start(ClusterSettings(cpus=1, dashboard={dashboard})):
+    import ray
+    assert ray.get(ray.remote(lambda: 3).remote()) == 3
+    url = ray._private.worker.get_dashboard_url()
+    print("processes", *sorted(ray._private.worker._global_node.all_processes))
+    print("dashboard", url and urllib.request.urlopen("http://" + url).status)
+"""
+
+
+@pytest.mark.parametrize(
+    ("dashboard", "told"),
+    [
+        (False, ["processes gcs_server raylet", "dashboard "]),
+        (True, ["processes dashboard gcs_server log_monitor monitor raylet", "dashboard 200"]),
+    ],
+)
+def test_a_ray_started_here_serves_its_dashboard_only_when_asked(dashboard: bool, told: list[str]) -> None:
+    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+    ran = subprocess.run(
+        [sys.executable, "-c", STARTED.format(dashboard=dashboard)],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert ran.returncode == 0, ran.stderr
+    assert ran.stdout.splitlines() == told
 
 
 INSIDE_A_JOB = {
