@@ -68,11 +68,8 @@ class Slot:
         return np.random.Generator(np.random.Philox(np.random.SeedSequence(self.seed, spawn_key=path)))
 
     def permutation(self, rows: int, path: tuple[int, ...], device: torch.device) -> Tensor:
-        """A random order of rows, the same on every rank; drawn where it is used, as a GPU does so faster."""
-        generator = self.generator(*path)
-        if device.type == "cpu":
-            return torch.from_numpy(generator.permutation(rows))
-        drawing = torch.Generator(device).manual_seed(int(generator.integers(2**63)))
+        """A random order of rows, the same on every rank; drawn on the device that uses it."""
+        drawing = torch.Generator(device).manual_seed(int(self.generator(*path).integers(2**63)))
         return torch.randperm(rows, generator=drawing, device=device)
 
 
