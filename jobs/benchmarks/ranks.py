@@ -50,8 +50,14 @@ def _row(world: World, ranks: int, rows_a_rank: int, repeats: int, target: Targe
 
 
 def _settings(ranks: int, batch_size: int) -> TrainSettings:
-    """Half a CPU is reserved for a rank, so that there may be more ranks than cores; each has a thread."""
-    return TrainSettings(batch_size=batch_size, workers=ranks, epochs=EPOCHS, resources_per_worker={"CPU": 0.5})
+    return TrainSettings(
+        batch_size=batch_size, workers=ranks, epochs=EPOCHS, resources_per_worker={"CPU": _cpus(ranks)}
+    )
+
+
+def _cpus(ranks: int) -> float:
+    """What a rank reserves: a core, or its part of one where there are more ranks than cores. It has one thread."""
+    return min(1.0, ray.cluster_resources()["CPU"] / ranks)
 
 
 def _together(world: World, fold: PreparedFold, ranks: int, rows_a_rank: int) -> Side:
@@ -72,7 +78,7 @@ def _apart(world: World, fold: PreparedFold, count: int, rows_a_rank: int) -> Si
 
     def run() -> float:
         placed = [place(fold, settings, world.storage, with_holdout=False)]
-        train = ray.remote(num_cpus=0.5)(train_alone)
+        train = ray.remote(num_cpus=_cpus(count))(train_alone)
         jobs = [make_job(world.storage, f"apart/{number}", settings, EPOCHS, placed) for number in range(count)]
         curves = ray.get([train.remote(job) for job in jobs])
         shutil.rmtree(world.storage.path("apart"))
