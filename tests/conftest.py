@@ -16,6 +16,7 @@ from tests.line import Start, local
 if TYPE_CHECKING:
     from tests.kube.schema import Definitions
 
+
 @pytest.fixture(scope="session")
 def ray_session() -> Iterator[None]:
     """One local Ray for the whole session, as a run starts it."""
