@@ -99,7 +99,8 @@ def scorer(bundle: Bundle) -> GraphScorer:
 
 
 number = st.one_of(st.none(), st.floats(allow_nan=True, allow_infinity=True, width=32))
-category = st.one_of(st.none(), st.sampled_from(["grocery", "travel", "never seen", "", "CA", "Ünïcode"]))
+texts = ["grocery", "travel", "never seen", "", "CA", "Ünïcode", "grocery\0", "grocery" * 20]
+category = st.one_of(st.none(), st.sampled_from(texts))
 row = st.tuples(number, number, st.one_of(st.none(), st.booleans()), category, category)
 
 

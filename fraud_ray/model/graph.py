@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import io
 import json
 import logging
@@ -183,14 +184,28 @@ class _Exported(nn.Module):
 
     def __init__(self, network: FraudNetwork, inputs: tuple[str, ...]) -> None:
         super().__init__()
-        self.network = network
+        self.network = copy.deepcopy(network)
         self.inputs = inputs
+        *layers, head = network.following
+        if isinstance(head, nn.Linear):
+            self.network.following = nn.ModuleList([*layers, _RowHead(head)])
 
     def forward(self, *given: torch.Tensor) -> torch.Tensor:
         nothing = given[0].new_zeros((given[0].shape[0], 0))
         read = {"features": nothing, "codes": nothing, **dict(zip(self.inputs, given, strict=True))}
         logits: torch.Tensor = self.network(**read)
         return logits
+
+
+class _RowHead(nn.Module):
+    """The last layer as its weight times all rows: onnxruntime is three times as fast with one row as one column."""
+
+    def __init__(self, head: nn.Linear) -> None:
+        super().__init__()
+        self.head = head
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        return torch.addmm(self.head.bias, self.head.weight, hidden.T).T
 
 
 def _calibration_graph(calibration: Calibration) -> onnx.ModelProto:
