@@ -110,12 +110,13 @@ def encode_partition(
         drawn = fold.side(side).draw(found, index, keys.label)
         if not len(drawn):
             continue
-        block, label = _taken(table, drawn), keys.label[drawn]
+        names = [column.name for column in job.columns]
+        block, label = _taken(table if side == "holdout" else table.select(names), drawn), keys.label[drawn]
         features, codes = encoders[fold.name].apply(block)
         carried = _carried(block, job.data, job.slices) if side == "holdout" else {}
         encoded = rows.to_table(rows.Rows(features, codes, label, **carried))
         if side == "holdout":
-            encoded = rows.with_raw(encoded, block.select([column.name for column in job.columns]))
+            encoded = rows.with_raw(encoded, block.select(names))
         content = rows.serialize(encoded)
         key = f"{prefix}/{fold.name}/{side}/part-{index:05d}.arrow"
         storage.put(key, content)

@@ -19,6 +19,7 @@ MOST_BINS = 2_048
 # Low bits that even the finest bins lack. A bin's middle is a round number, so that 0.5 falls into the same one after a
 # computation that errs in the last digit (another processor's, another library's).
 ROUNDED_BITS = 5
+COARSE_BITS = 10  # further ones, without which 2^17 bins are left
 _HALF = np.uint32(1 << (ROUNDED_BITS - 1))
 _SIGN = np.uint32(1 << 31)
 
@@ -38,8 +39,13 @@ class Histogram:
     @classmethod
     def of(cls, values: npt.NDArray[np.floating[Any]]) -> Histogram:
         """values: finite, shape (rows,); counted as float32."""
-        keys = np.sort(_keys(values.astype(np.float32, copy=False)))
-        return _bounded(0, keys, np.ones(len(keys), np.int64))
+        keys = _keys(values.astype(np.float32, copy=False))
+        if len(keys) > MOST_BINS:  # Counting takes a third of the time of sorting: enough, where coarse bins are many.
+            counts = np.bincount(keys >> np.uint32(COARSE_BITS))
+            occupied = np.flatnonzero(counts)
+            if len(occupied) > MOST_BINS:
+                return _bounded(COARSE_BITS, occupied.astype(np.uint32), counts[occupied])
+        return _bounded(0, np.sort(keys), np.ones(len(keys), np.int64))
 
     @classmethod
     def merge(cls, histograms: Iterable[Histogram]) -> Histogram:
