@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,7 +19,8 @@ Array = npt.NDArray[np.generic]
 # The roles that are carried beside features, codes and label, where the data declares them.
 ROLES = ("id", "timestamp", "entity", "amount", "true_probability")
 
-RAW = "raw:"
+# What the names of carried columns begin with: roles, columns of slices, feature columns as the partitions hold them.
+ROLE, SLICE, RAW = "role:", "slice:", "raw:"
 
 
 @dataclass(frozen=True)
@@ -86,16 +87,19 @@ class Rows:
         return len(self.label)
 
 
-def to_table(rows: Rows) -> pa.Table:
-    """The Arrow table that a part is stored as."""
-    columns: dict[str, pa.Array] = {
-        "features": _fixed(rows.features, pa.float32()),
-        "codes": _fixed(rows.codes, pa.int32()),
-        "label": pa.array(rows.label, pa.int8()),
-        **{f"role:{name}": pa.array(values) for name, values in rows.roles.items()},
-        **{f"slice:{name}": pa.array(values, pa.string()) for name, values in rows.slices.items()},
+def to_table(
+    features: npt.NDArray[np.float32],
+    codes: npt.NDArray[np.int32],
+    label: npt.NDArray[np.int8],
+    carried: Mapping[str, pa.Array | pa.ChunkedArray],
+) -> pa.Table:
+    """The Arrow table that a part is stored as. carried: columns (n,) by name, which begins with ROLE, SLICE or RAW."""
+    encoded = {
+        "features": _fixed(features, pa.float32()),
+        "codes": _fixed(codes, pa.int32()),
+        "label": pa.array(label, pa.int8()),
     }
-    return pa.table(columns)
+    return pa.table({**encoded, **carried})
 
 
 def serialize(table: pa.Table) -> memoryview:
@@ -117,13 +121,6 @@ def load(storage: Storage, rows: RowSet, with_roles: bool = False) -> Rows:
     return from_tables([read_part(storage, part) for part in rows.parts], with_roles)
 
 
-def with_raw(encoded: pa.Table, raw: pa.Table) -> pa.Table:
-    """A part's table with the feature columns beside it as the partition holds them."""
-    for name in raw.column_names:
-        encoded = encoded.append_column(f"{RAW}{name}", raw[name])
-    return encoded
-
-
 def raw_table(storage: Storage, rows: RowSet) -> pa.Table:
     """The feature columns as the partitions hold them, which holdout parts carry for models with other encoders."""
     # Partitions may differ in harmless ways, such as int32 beside int64.
@@ -134,7 +131,7 @@ def raw_table(storage: Storage, rows: RowSet) -> pa.Table:
 
 def from_tables(tables: Iterable[pa.Table], with_roles: bool = False) -> Rows:
     """The arrays of tables as `to_table` made them, one after the other."""
-    carried_prefixes = ("role:", "slice:") if with_roles else ()
+    carried_prefixes = (ROLE, SLICE) if with_roles else ()
     needed = ("features", "codes", "label")
     table = pa.concat_tables(
         [t.select([c for c in t.column_names if c in needed or c.startswith(carried_prefixes)]) for t in tables]
@@ -148,8 +145,8 @@ def from_tables(tables: Iterable[pa.Table], with_roles: bool = False) -> Rows:
         features=matrix(table["features"]),
         codes=matrix(table["codes"]),
         label=table["label"].to_numpy(),
-        roles=named("role:"),
-        slices=named("slice:"),
+        roles=named(ROLE),
+        slices=named(SLICE),
     )
 
 

@@ -27,7 +27,7 @@ def stored(storage: Storage, key: str, rows: Rows, parts: int = 2) -> RowSet:
     made = []
     for number, cut in enumerate(np.array_split(np.arange(len(rows)), parts)):
         block = Rows(rows.features[cut], rows.codes[cut], rows.label[cut])
-        content = serialize(to_table(block))
+        content = serialize(to_table(block.features, block.codes, block.label, {}))
         name = f"{key}/part-{number}.arrow"
         storage.put(name, content)
         digest = hashlib.sha256(content).hexdigest()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Set
 from dataclasses import dataclass
 
 import pyarrow as pa
@@ -45,12 +45,15 @@ class Job:
         """The columns asked for of a partition, and what places its rows."""
         by_entity = isinstance(self.folds.grouping, EntityGroups) or self._counts_holdout(index)
         kinds = {"label", *(["entity"] if by_entity else []), *(["timestamp"] if not self.folds.grouping else [])}
-        kinds |= set(rows.ROLES) if with_roles else set()
-        names = [name for name, column in self.data.columns.items() if column.kind in kinds]
+        placing = self._of_kinds(kinds)
+        names = [*placing, *(self._of_kinds(set(rows.ROLES)) if with_roles else ())]
         names += [column.name for column in self.columns] if with_features else []
         names += self.slices if with_roles else ()
         table = read_partition(self.root, partition, self.data, list(dict.fromkeys(names)))
-        return table, Keys.of(table, self.data)
+        return table, Keys.of(table.select([name for name in placing if name in table.column_names]), self.data)
+
+    def _of_kinds(self, kinds: Set[str]) -> list[str]:
+        return [name for name, column in self.data.columns.items() if column.kind in kinds]
 
 
 @dataclass(frozen=True)
@@ -110,13 +113,11 @@ def encode_partition(
         drawn = fold.side(side).draw(found, index, keys.label)
         if not len(drawn):
             continue
-        names = [column.name for column in job.columns]
-        block, label = _taken(table if side == "holdout" else table.select(names), drawn), keys.label[drawn]
+        needed = table if side == "holdout" else table.select([column.name for column in job.columns])
+        block, label = _taken(needed, drawn), keys.label[drawn]
         features, codes = encoders[fold.name].apply(block)
-        carried = _carried(block, job.data, job.slices) if side == "holdout" else {}
-        encoded = rows.to_table(rows.Rows(features, codes, label, **carried))
-        if side == "holdout":
-            encoded = rows.with_raw(encoded, block.select(names))
+        carried = _carried(block, job) if side == "holdout" else {}
+        encoded = rows.to_table(features, codes, label, carried)
         content = rows.serialize(encoded)
         key = f"{prefix}/{fold.name}/{side}/part-{index:05d}.arrow"
         storage.put(key, content)
@@ -131,18 +132,18 @@ def _taken(table: pa.Table, positions: Int64) -> pa.Table:
     return table if len(positions) == table.num_rows else table.take(pa.array(positions))
 
 
-def _carried(table: pa.Table, data: DataSettings, slices: Sequence[str]) -> dict[str, dict[str, rows.Array]]:
-    roles = {}
+def _carried(table: pa.Table, job: Job) -> dict[str, pa.ChunkedArray]:
+    carried = {}
     for role in rows.ROLES:
-        name = data.of_kind(role)
+        name = job.data.of_kind(role)
         if name is None:
             continue
         values = table[name]
         if role in {"amount", "true_probability"}:
             values = pc.cast(values, pa.float64(), safe=False)
-        elif role in {"id", "entity"} and data.columns[name].nulls:
+        elif role in {"id", "entity"} and job.data.columns[name].nulls:
             # Where some may be missing, all are text: integers with gaps would come as rounded floats.
             values = pc.fill_null(strings(values), "")
-        roles[role] = values.to_numpy()
-    texts = {name: pc.fill_null(strings(table[name]), "").to_numpy() for name in slices}
-    return {"roles": roles, "slices": texts}
+        carried[rows.ROLE + role] = values
+    carried |= {rows.SLICE + name: pc.fill_null(strings(table[name]), "") for name in job.slices}
+    return carried | {rows.RAW + column.name: table[column.name] for column in job.columns}
