@@ -18,6 +18,7 @@ from torch.nn import functional as F
 from fraud_ray.model.network import DroppedReLU, DroppedSiLU, FraudNetwork, NetworkShape
 from fraud_ray.rows import Rows
 from fraud_ray.settings import TrainSettings
+from fraud_ray.training import loop
 from fraud_ray.training.feed import ResidentFeed, Slot
 from fraud_ray.training.loop import Best, Epoch, FoldFit, fit, focal_loss, rate_factor
 from fraud_ray.training.trainer import network_shape
@@ -35,11 +36,11 @@ NETWORKS: dict[str, dict[str, Any]] = {
 }
 
 
-def opened(settings: TrainSettings, with_holdout: bool = True, members: int = 1) -> FoldFit:
+def opened(settings: TrainSettings, with_holdout: bool = True, **shape: Any) -> FoldFit:
     torch.manual_seed(settings.seed)
     slot = Slot(batch_size=settings.batch_size, negative_share=settings.negative_share, seed=settings.seed)
     return FoldFit(
-        replace(SHAPE, members=members),
+        replace(SHAPE, **shape),
         ResidentFeed(FIT, slot),
         HOLDOUT if with_holdout else None,
         settings,
@@ -68,6 +69,20 @@ def test_the_same_settings_give_the_same_weights_and_another_seed_others() -> No
     other, _ = trained(settings.model_copy(update={"seed": 43}))
     assert same_weights(first, again)
     assert not same_weights(first, other)
+
+
+def test_a_batch_in_pieces_gives_the_weights_and_losses_of_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = TrainSettings(batch_size=1_000, negative_share=0.5, learning_rate=1e-2)
+    runs = []
+    for rows in (4_096, 300):
+        monkeypatch.setattr(loop, "CACHED_ROWS", rows)
+        fold, losses = opened(settings, dropout=0.0), list[float]()
+        fit([fold], settings, lambda epoch, *_, losses=losses: losses.append(epoch.loss), 3)
+        runs.append((fold, losses))
+    (whole, of_whole), (in_pieces, of_pieces) = runs
+    assert of_pieces == pytest.approx(of_whole, rel=1e-4)
+    for one, other in zip(whole.network.parameters(), in_pieces.network.parameters(), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.parametrize("schedule", ["constant", "cosine"])
