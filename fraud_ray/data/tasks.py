@@ -11,6 +11,7 @@ from functools import partial
 from typing import Any, TypeVar
 
 from fraud_ray.errors import FraudRayError
+from fraud_ray.memory import MIB, keep_freed_memory
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -49,6 +50,7 @@ def map_tasks(
 
 
 def _run(batch: dict[str, bytes], function: Callable[[Any], Any]) -> dict[str, bytes]:
+    keep_freed_memory(128 * MIB)
     try:
         outcome: Any = [(position, function(item)) for position, item in pickle.loads(batch["work"])]
     except FraudRayError as fault:

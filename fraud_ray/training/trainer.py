@@ -10,7 +10,6 @@ A job is a plain dictionary, so that a worker needs nothing captured from the dr
 
 from __future__ import annotations
 
-import ctypes
 import io
 import os
 import threading
@@ -32,6 +31,7 @@ from ray.train.v2._internal.callbacks.placement_group_callback import PlacementG
 from ray.util.placement_group import PlacementGroup, remove_placement_group
 
 from fraud_ray.errors import FraudRayError
+from fraud_ray.memory import MIB, keep_freed_memory
 from fraud_ray.model.network import NetworkShape
 from fraud_ray.rows import PreparedFold, RowSet, load
 from fraud_ray.settings import TrainSettings
@@ -211,7 +211,7 @@ def run_job(job: Job, rank: int, ranks: int, device: torch.device, report: Calla
 
     report: told epoch, loss, average_precision and best_average_precision after each epoch.
     """
-    _keep_freed_memory()
+    keep_freed_memory(512 * MIB)
     settings = TrainSettings.model_validate(job["train"])
     storage, folder = Storage(job["storage"]), job["folder"]
     if device.type == "cpu":
@@ -261,19 +261,6 @@ def keep_to_own_cores(local_rank: int, local_ranks: int, threads: int) -> None:
     if local_ranks * threads == len(cores):
         for thread in Path("/proc/self/task").iterdir():
             os.sched_setaffinity(int(thread.name), cores[local_rank * threads :][:threads])
-
-
-def _keep_freed_memory() -> None:
-    """Has glibc keep the memory that a step frees for the next step, which would otherwise be given it page by page.
-
-    On other C libraries nothing is done. Source: man 3 mallopt.
-    """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is not None:
-        trim_threshold, top_pad, mmap_threshold = -1, -2, -3
-        mallopt(trim_threshold, 512 * 2**20)
-        mallopt(top_pad, 64 * 2**20)
-        mallopt(mmap_threshold, 32 * 2**20)  # the most that it takes
 
 
 def _reported(result: dict[str, Any]) -> dict[str, Any]:
