@@ -186,7 +186,7 @@ class _Exported(nn.Module):
         super().__init__()
         self.network = copy.deepcopy(network)
         self.inputs = inputs
-        *layers, head = network.following
+        *layers, head = self.network.following
         if isinstance(head, nn.Linear):
             self.network.following = nn.ModuleList([*layers, _RowHead(head)])
 

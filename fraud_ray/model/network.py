@@ -113,15 +113,16 @@ class FraudNetwork(nn.Module):
             assert self.categories is not None, "a network reads features or codes"
             return _summed(self.categories(codes + self.starts))
         weight, bias = _weight_and_bias(self.first)
-        if self.categories is None:
-            return torch.addmm(bias, features, weight.contiguous())
-        if features.is_cuda and self.categories.num_embeddings <= MULTIPLIED_CODES:
-            one_hot = _one_hot(codes + self.starts, self.categories.num_embeddings)
-            return torch.addmm(bias, torch.cat([features, one_hot], 1), torch.cat([weight, self.categories.weight]))
-        # With the bias in what is looked up, one row a column, the product adds to it in a single pass.
-        found = _summed(self.categories(codes + self.starts, bias / codes.shape[1]))
+        sums = bias
+        if self.categories is not None:
+            if features.is_cuda and self.categories.num_embeddings <= MULTIPLIED_CODES:
+                one_hot = _one_hot(codes + self.starts, self.categories.num_embeddings)
+                both = torch.cat([weight, self.categories.weight])
+                return torch.addmm(bias, torch.cat([features, one_hot], 1), both)
+            # With the bias in what is looked up, one row a column, the product adds to it in a single pass.
+            sums = _summed(self.categories(codes + self.starts, bias / codes.shape[1]))
         # Of few features, the gradient of a contiguous weight is a product that takes a seventh of the time.
-        return torch.addmm(found, features, weight.contiguous())
+        return torch.addmm(sums, features, weight.contiguous())
 
 
 class CategoryRows(nn.Embedding):
