@@ -18,11 +18,17 @@ from fraud_ray.decision.importance import permutation_importance
 from fraud_ray.decision.metrics import Evaluation, evaluate
 from fraud_ray.model.bundle import Bundle
 from fraud_ray.model.calibration import Calibration
+from fraud_ray.model.graph import load_exporter
 from fraud_ray.model.network import FraudNetwork
 from fraud_ray.rows import PreparedFold, Rows, load, raw_table
 from fraud_ray.settings import DecisionSettings, TrainSettings
 from fraud_ray.storage import Storage
 from fraud_ray.training.trainer import network_shape
+
+
+def get_ready() -> None:
+    """Loads here what `assemble` needs, which takes longer than `assemble` itself."""
+    load_exporter()
 
 
 def assemble(

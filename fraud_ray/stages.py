@@ -25,7 +25,7 @@ from fraud_ray.decision.curves import Curves
 from fraud_ray.decision.gate import GateDecision, decide
 from fraud_ray.decision.metrics import Evaluation
 from fraud_ray.errors import DriftError, FraudRayError
-from fraud_ray.evaluation import assemble, fetch_bundle
+from fraud_ray.evaluation import assemble, fetch_bundle, get_ready
 from fraud_ray.intake import with_windows
 from fraud_ray.lifecycle import promote, record_registration, record_run
 from fraud_ray.progress import Progress, Stage
@@ -214,9 +214,15 @@ class Stages:
         with self._stage("refit") as stage:
             train = self.settings.train_with(found.best.hyperparameters)
             folder = self.run.key("refit")
+
+            def compute() -> Fitted:
+                # One worker imports what the evaluation needs meanwhile; Ray gives the evaluation to an idle one.
+                ray.remote(num_cpus=0)(get_ready).remote()
+                return refit(prepared.final, train, found.best.best_epoch, self.storage, folder, stage.update)
+
             fitted = self.run.once(
                 "refit",
-                lambda: refit(prepared.final, train, found.best.best_epoch, self.storage, folder, stage.update),
+                compute,
                 lambda fitted: {"epochs": len(fitted.curve)},
                 lambda _: load_fitted(self.storage, folder),
             )

@@ -20,7 +20,7 @@ from torch import nn
 
 from fraud_ray.model.calibration import Calibration
 from fraud_ray.model.encoder import LIMIT, UNSEEN, Encoder
-from fraud_ray.model.network import FraudNetwork
+from fraud_ray.model.network import FraudNetwork, NetworkShape
 from fraud_ray.model.piecewise import PiecewiseEncoding
 
 OPSET = 20
@@ -142,12 +142,31 @@ def _pieces(
 
 def _network_graph(network: FraudNetwork, encoder: Encoder) -> onnx.ModelProto:
     """The network by torch's exporter, weights inside, with the inputs that the encoder feeds."""
-    rows = torch.export.Dim("rows")
     sample = {
         "features": torch.zeros(2, len(encoder.feature_names)),
         "codes": torch.zeros(2, len(encoder.categorical), dtype=torch.int64),
     }
     used = {name: value for name, value in sample.items() if value.shape[1]}
+    exported = _exported(_Exported(network.eval(), tuple(used)), used)
+    exported.ir_version = IR_VERSION
+    del exported.opset_import[:]
+    exported.opset_import.extend(DOMAINS)
+    del exported.metadata_props[:]
+    for node in exported.graph.node:
+        del node.metadata_props[:]
+        node.doc_string = ""
+    return exported
+
+
+def load_exporter() -> None:
+    """Has torch import what it exports with; at the first export, that takes longer than the export itself."""
+    smallest = FraudNetwork(NetworkShape(1, (), (1,), 0.0)).eval()
+    _exported(_Exported(smallest, ("features",)), {"features": torch.zeros(2, 1)})
+
+
+def _exported(network: nn.Module, sample: dict[str, torch.Tensor]) -> onnx.ModelProto:
+    """A network from a sample of its inputs, in their order and by their names, to a logit for any number of rows."""
+    rows = torch.export.Dim("rows")
     with warnings.catch_warnings(), redirect_stdout(io.StringIO()):
         warnings.simplefilter("ignore")
         loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir")]
@@ -155,11 +174,11 @@ def _network_graph(network: FraudNetwork, encoder: Encoder) -> onnx.ModelProto:
         for logger in loggers:
             logger.setLevel(logging.ERROR)
         program = torch.onnx.export(
-            _Exported(network.eval(), tuple(used)),
-            args=tuple(used.values()),
-            input_names=list(used),
+            network,
+            args=tuple(sample.values()),
+            input_names=list(sample),
             output_names=["logit"],
-            dynamic_shapes=(tuple({0: rows} for _ in used),),
+            dynamic_shapes=(tuple({0: rows} for _ in sample),),
             opset_version=OPSET,
             dynamo=True,
             verbose=False,
@@ -169,13 +188,6 @@ def _network_graph(network: FraudNetwork, encoder: Encoder) -> onnx.ModelProto:
     assert program is not None
     exported = onnx.ModelProto()
     exported.CopyFrom(program.model_proto)
-    exported.ir_version = IR_VERSION
-    del exported.opset_import[:]
-    exported.opset_import.extend(DOMAINS)
-    del exported.metadata_props[:]
-    for node in exported.graph.node:
-        del node.metadata_props[:]
-        node.doc_string = ""
     return exported
 
 
