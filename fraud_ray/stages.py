@@ -216,8 +216,10 @@ class Stages:
             folder = self.run.key("refit")
 
             def compute() -> Fitted:
-                # One worker imports what the evaluation needs meanwhile; Ray gives the evaluation to an idle one.
-                ray.remote(num_cpus=0)(get_ready).remote()
+                ranks = train.workers * self.settings.rank_resources(for_search=False).get("CPU", 1.0)
+                # Where a core is left, a worker there loads what the evaluation needs; Ray gives that to an idle one.
+                if ray.cluster_resources().get("CPU", 0.0) >= ranks + 1:
+                    ray.remote(num_cpus=1)(get_ready).remote()
                 return refit(prepared.final, train, found.best.best_epoch, self.storage, folder, stage.update)
 
             fitted = self.run.once(

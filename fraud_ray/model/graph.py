@@ -147,7 +147,7 @@ def _network_graph(network: FraudNetwork, encoder: Encoder) -> onnx.ModelProto:
         "codes": torch.zeros(2, len(encoder.categorical), dtype=torch.int64),
     }
     used = {name: value for name, value in sample.items() if value.shape[1]}
-    exported = _exported(_Exported(network.eval(), tuple(used)), used)
+    exported = _export(network, used)
     exported.ir_version = IR_VERSION
     del exported.opset_import[:]
     exported.opset_import.extend(DOMAINS)
@@ -160,12 +160,12 @@ def _network_graph(network: FraudNetwork, encoder: Encoder) -> onnx.ModelProto:
 
 def load_exporter() -> None:
     """Has torch import what it exports with; at the first export, that takes longer than the export itself."""
-    smallest = FraudNetwork(NetworkShape(1, (), (1,), 0.0)).eval()
-    _exported(_Exported(smallest, ("features",)), {"features": torch.zeros(2, 1)})
+    smallest = FraudNetwork(NetworkShape(1, (), (1,), 0.0))
+    _export(smallest, {"features": torch.zeros(2, 1)})
 
 
-def _exported(network: nn.Module, sample: dict[str, torch.Tensor]) -> onnx.ModelProto:
-    """A network from a sample of its inputs, in their order and by their names, to a logit for any number of rows."""
+def _export(network: FraudNetwork, sample: dict[str, torch.Tensor]) -> onnx.ModelProto:
+    """The network for any number of rows, as the exporter writes it. sample: of the inputs that exist, by name."""
     rows = torch.export.Dim("rows")
     with warnings.catch_warnings(), redirect_stdout(io.StringIO()):
         warnings.simplefilter("ignore")
@@ -174,7 +174,7 @@ def _exported(network: nn.Module, sample: dict[str, torch.Tensor]) -> onnx.Model
         for logger in loggers:
             logger.setLevel(logging.ERROR)
         program = torch.onnx.export(
-            network,
+            _Exported(network.eval(), tuple(sample)),
             args=tuple(sample.values()),
             input_names=list(sample),
             output_names=["logit"],
