@@ -12,10 +12,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch import distributed
+from torch import distributed, nn
 from torch.nn import functional as F
 
-from fraud_ray.model.network import DroppedReLU, DroppedSiLU, FraudNetwork, NetworkShape
+from fraud_ray.model.dropout import DroppedReLU, DroppedSiLU
+from fraud_ray.model.network import FraudNetwork, NetworkShape
 from fraud_ray.rows import Rows
 from fraud_ray.settings import TrainSettings
 from fraud_ray.training import loop
@@ -196,6 +197,30 @@ def test_negative_units_pass_neither_value_nor_gradient() -> None:
     assert hidden.grad is not None
     assert not out.any()
     assert not hidden.grad.any()
+
+
+@pytest.mark.parametrize("hidden_sizes", [(16, 8), (4,)])
+@pytest.mark.parametrize("code_sizes", [(3,), (3, 5), ()])
+@pytest.mark.parametrize("dropout", [0.3, 0.0])
+def test_written_gradients_of_the_plain_network_are_those_of_autograd(
+    hidden_sizes: tuple[int, ...], code_sizes: tuple[int, ...], dropout: float
+) -> None:
+    torch.manual_seed(0)
+    network = FraudNetwork(NetworkShape(4, code_sizes, hidden_sizes, dropout)).train()
+    assert network.plain
+    for parameter in network.parameters():
+        nn.init.normal_(parameter)
+    features = torch.randn(100, 4)
+    codes = torch.stack([torch.randint(0, size, (100,)) for size in (*code_sizes, 1)], 1).int()
+    found = []
+    for plain in (True, False):
+        network.plain = plain
+        torch.manual_seed(1)
+        loss = F.softplus(network(features, codes[:, : len(code_sizes)])).sum()
+        found.append([loss, *torch.autograd.grad(loss, list(network.parameters()))])
+    written, recorded = found
+    assert all(bool(gradient.any()) for gradient in written)
+    torch.testing.assert_close(written, recorded, rtol=1e-4, atol=1e-4)
 
 
 def test_members_differ_and_the_network_gives_their_mean_probability() -> None:

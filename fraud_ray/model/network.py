@@ -17,6 +17,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from fraud_ray.model.dropout import DroppedReLU, DroppedSiLU, in_256ths
+from fraud_ray.model.plain import PlainNetwork
+
 # So many categories in all a GPU multiplies with their one-hot columns: a lookup's gradient needs the codes sorted.
 MULTIPLIED_CODES = 512
 
@@ -39,6 +42,12 @@ class NetworkShape:
     layer_norm: bool = False
     embedding_size: int | None = None
     member_weights: str = "own"
+
+    @property
+    def plain(self) -> bool:
+        """Whether `PlainNetwork` trains it on a CPU."""
+        perceptron = self.network == "mlp" and self.activation == "relu" and not self.layer_norm
+        return perceptron and self.members == 1 and self.embedding_size is None and self.features > 0
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -65,7 +74,8 @@ class FraudNetwork(nn.Module):
 
     def __init__(self, shape: NetworkShape) -> None:
         super().__init__()
-        self.members = shape.members
+        self.members, self.plain = shape.members, shape.plain
+        self.dropped_of_256 = in_256ths(shape.dropout)
         residual = shape.network == "residual"
         widths = (*(shape.hidden_sizes[:1] if residual else shape.hidden_sizes), 1)
         inputs = shape.features
@@ -93,6 +103,8 @@ class FraudNetwork(nn.Module):
 
         In training the members' own logits, (rows, members), each of which is fitted to the labels.
         """
+        if self.plain and self.training and not features.is_cuda:
+            return self._plain_logits(features, codes)
         if self.embeddings is not None:
             features = torch.cat([features, self.embeddings(codes + self.starts).flatten(1)], dim=1)
         hidden = self._first_sums(features, codes)
@@ -106,6 +118,15 @@ class FraudNetwork(nn.Module):
         if self.training:
             return logits
         return logits.squeeze(1) if self.members == 1 else logit_of_mean(logits)
+
+    def _plain_logits(self, features: Tensor, codes: Tensor) -> Tensor:
+        rows = None
+        if self.categories is not None:
+            codes, rows = codes + self.starts, self.categories.weight
+        linear = [layer for layer in (self.first, *self.following) if isinstance(layer, nn.Linear)]
+        parameters = [parameter for layer in linear for parameter in (layer.weight, layer.bias)]
+        logits: Tensor = PlainNetwork.apply(features, codes, self.dropped_of_256, rows, *parameters)
+        return logits
 
     def _first_sums(self, features: Tensor, codes: Tensor) -> Tensor:
         """The first layer of features and one-hot categories, (rows, members * width)."""
@@ -250,63 +271,3 @@ def logit_of_mean(logits: Tensor) -> Tensor:
     """Logit (rows,) of the mean over the members' probabilities, from their logits (rows, members)."""
     fraud = torch.logsumexp(F.logsigmoid(logits), dim=1)
     return fraud - torch.logsumexp(F.logsigmoid(-logits), dim=1)
-
-
-class DroppedReLU(nn.Module):
-    """ReLU, then dropout whose mask is drawn a byte a unit: the probability is a multiple of 1/256.
-
-    On a CPU, torch's own dropout costs more than the matrix products around it; on a GPU it is a single kernel.
-    """
-
-    def __init__(self, dropout: float) -> None:
-        super().__init__()
-        self.dropped_of_256 = round(dropout * 256)
-
-    def forward(self, hidden: Tensor) -> Tensor:
-        if not self.training or self.dropped_of_256 == 0:
-            return torch.relu(hidden)
-        if hidden.is_cuda:
-            return F.dropout(torch.relu(hidden), self.dropped_of_256 / 256)
-        dropped: Tensor = _DroppedReLU.apply(hidden, self.dropped_of_256)
-        return dropped
-
-
-class DroppedSiLU(nn.Module):
-    """SiLU, then dropout with a mask like DroppedReLU's."""
-
-    def __init__(self, dropout: float) -> None:
-        super().__init__()
-        self.dropped_of_256 = round(dropout * 256)
-
-    def forward(self, hidden: Tensor) -> Tensor:
-        active = F.silu(hidden)
-        if not self.training or self.dropped_of_256 == 0:
-            return active
-        if hidden.is_cuda:
-            return F.dropout(active, self.dropped_of_256 / 256)
-        return active * (_kept(hidden, self.dropped_of_256) * (256 / (256 - self.dropped_of_256)))
-
-
-def _kept(hidden: Tensor, dropped_of_256: int) -> Tensor:
-    """A mask of hidden's shape, 0 for the dropped units and 1 for the others, as bytes."""
-    words = torch.empty((hidden.numel() + 7) // 8, dtype=torch.int64, device=hidden.device)
-    # From -2**63 with no upper bound, torch fills all 64 bits in one draw.
-    draws = words.random_(-(2**63), None).view(torch.uint8)[: hidden.numel()].view(hidden.shape)
-    return draws.ge_(dropped_of_256)
-
-
-class _DroppedReLU(torch.autograd.Function):
-    @staticmethod
-    def forward(context: Any, hidden: Tensor, dropped_of_256: int) -> Tensor:
-        context.scale = 256 / (256 - dropped_of_256)
-        kept = _kept(hidden, dropped_of_256).to(hidden.dtype)
-        # Written over the mask: the speed of memory is what ranks on one machine share.
-        torch.addcmul(hidden.new_zeros(()), kept, hidden, value=context.scale, out=kept).relu_()
-        context.save_for_backward(kept)
-        return kept
-
-    @staticmethod
-    def backward(context: Any, *gradients: Tensor) -> tuple[Tensor, None]:
-        (kept,) = context.saved_tensors
-        # A unit passes its gradient on where it was positive and kept, that is where the output is positive.
-        return torch.ops.aten.threshold_backward(gradients[0], kept, 0).mul_(context.scale), None
