@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fraud_ray.model.dropout import DroppedReLU, DroppedSiLU, in_256ths
-from fraud_ray.model.plain import PlainNetwork
+from fraud_ray.model.plain import PlainNetwork, summed
 
 # So many categories in all a GPU multiplies with their one-hot columns: a lookup's gradient needs the codes sorted.
 MULTIPLIED_CODES = 512
@@ -132,7 +132,7 @@ class FraudNetwork(nn.Module):
         """The first layer of features and one-hot categories, (rows, members * width)."""
         if self.first is None:
             assert self.categories is not None, "a network reads features or codes"
-            return _summed(self.categories(codes + self.starts))
+            return summed(self.categories(codes + self.starts))
         weight, bias = _weight_and_bias(self.first)
         sums = bias
         if self.categories is not None:
@@ -141,7 +141,7 @@ class FraudNetwork(nn.Module):
                 both = torch.cat([weight, self.categories.weight])
                 return torch.addmm(bias, torch.cat([features, one_hot], 1), both)
             # With the bias in what is looked up, one row a column, the product adds to it in a single pass.
-            sums = _summed(self.categories(codes + self.starts, bias / codes.shape[1]))
+            sums = summed(self.categories(codes + self.starts, bias / codes.shape[1]))
         # Of few features, the gradient of a contiguous weight is a product that takes a seventh of the time.
         return torch.addmm(sums, features, weight.contiguous())
 
@@ -224,11 +224,6 @@ class MemberNorm(nn.Module):
 def _one_hot(codes: Tensor, count: int) -> Tensor:
     """(rows, columns) of different codes to float32 (rows, count)."""
     return (codes.unsqueeze(2) == torch.arange(count, device=codes.device)).any(1).float()
-
-
-def _summed(found: Tensor) -> Tensor:
-    """(rows, columns, width) to (rows, width). A sum over one column is a slow copy, here and in the graph."""
-    return found.squeeze(1) if found.shape[1] == 1 else found.sum(dim=1)
 
 
 def _first_layer(shape: NetworkShape, inputs: int, outputs: int) -> nn.Module:

@@ -30,8 +30,7 @@ class PlainNetwork(torch.autograd.Function):
         if rows is None:
             hidden = torch.addmm(bias, features, weight.T)
         else:
-            found = torch.embedding(rows + bias / codes.shape[1], codes)
-            hidden = found.squeeze(1) if codes.shape[1] == 1 else found.sum(1)
+            hidden = summed(torch.embedding(rows + bias / codes.shape[1], codes))
             hidden.addmm_(features, weight.T)
         inputs = []
         for weight, bias in zip(following[::2], following[1::2], strict=True):
@@ -62,3 +61,8 @@ class PlainNetwork(torch.autograd.Function):
             of_layers.append(of_rows.sum(0) / columns)
         of_layers.append((features.T @ gradient).T)
         return None, None, None, of_rows, *reversed(of_layers)
+
+
+def summed(found: Tensor) -> Tensor:
+    """(rows, columns, width) to (rows, width). A sum over one column is a slow copy, here and in the graph."""
+    return found.squeeze(1) if found.shape[1] == 1 else found.sum(dim=1)
