@@ -357,6 +357,37 @@ def test_a_signal_releases_the_lease_and_leaves_the_run_resumable(
     assert (storage_of(config).get_json("runs/march/lease/000001.json") or {})["released"]
 
 
+DELETES = """
+import os, signal, sys, time, types
+
+class Handle:
+    def __del__(self):
+        os.kill(os.getpid(), int(sys.argv[2]))
+        time.sleep(1)
+
+def run(loaded, progress, until, retrain):
+    try:
+        Handle()
+        time.sleep(60)
+    finally:
+        print("released", file=sys.stderr)
+
+sys.modules["fraud_ray.pipeline"] = types.SimpleNamespace(run=run)
+from fraud_ray.cli import main
+main(["run", "-c", sys.argv[1]])
+"""
+
+
+@pytest.mark.parametrize(("number", "exit_code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_that_arrives_while_an_object_is_deleted_ends_the_command(
+    config: Path, number: signal.Signals, exit_code: int
+) -> None:
+    command = [sys.executable, "-c", DELETES, str(config), str(int(number))]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=30)
+    assert done.returncode == exit_code
+    assert re.fullmatch("released\n.* a run goes on from here with the same command\n", done.stderr)
+
+
 def test_the_job_script_is_the_same_command_from_any_folder(tmp_path: Path) -> None:
     script = str(ROOT / "jobs" / "pipeline.py")
     done = subprocess.run([sys.executable, script, "-c", "none.yaml"], cwd=tmp_path, capture_output=True, text=True)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import signal
+import sys
 import tempfile
 import threading
 import traceback
@@ -22,6 +24,7 @@ EXIT_TERMINATED = 128 + signal.SIGTERM
 
 _AGAIN = "a run goes on from here with the same command"
 _LONGEST_LINE = 500
+_AGAIN_S = 0.05
 
 
 class Commands(TyperGroup):
@@ -81,7 +84,9 @@ def _interrupted_by_sigterm() -> Iterator[threading.Event]:
     """Makes the first SIGTERM a KeyboardInterrupt, so that leases are released, and servers and Ray ended, on the way
     out, which later ones do not disturb; the event tells it from Ctrl-C.
 
-    KeyboardInterrupt, because Ray's waiting calls lose every other exception that a signal handler raises.
+    KeyboardInterrupt, because Ray's waiting calls lose every other exception that a signal handler raises. One that is
+    raised while an object is being deleted is lost all the same (deleting a handle of a Ray actor takes milliseconds),
+    so Python's hook for such exceptions has it raised again.
     """
     terminated = threading.Event()
     if threading.current_thread() is not threading.main_thread():
@@ -93,8 +98,24 @@ def _interrupted_by_sigterm() -> Iterator[threading.Event]:
         terminated.set()
         raise KeyboardInterrupt
 
-    before = signal.signal(signal.SIGTERM, interrupt)
+    def interrupt_again(lost: sys.UnraisableHookArgs) -> None:
+        if not isinstance(lost.exc_value, KeyboardInterrupt):
+            hook(lost)
+            return
+        number = signal.SIGINT
+        if terminated.is_set():
+            number = signal.SIGTERM
+            signal.signal(number, interrupt)
+        threading.Timer(_AGAIN_S, send, (number,)).start()  # not from here, where it would be lost again
+
+    def send(number: signal.Signals) -> None:
+        if sys.unraisablehook is interrupt_again:
+            os.kill(os.getpid(), number)
+
+    hook, before = sys.unraisablehook, signal.signal(signal.SIGTERM, interrupt)
+    sys.unraisablehook = interrupt_again
     try:
         yield terminated
     finally:
+        sys.unraisablehook = hook
         signal.signal(signal.SIGTERM, before)
