@@ -5,6 +5,8 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -303,3 +305,31 @@ def test_training_goes_on_after_a_worker_was_killed(
     assert [row["epoch"] for row in fitted.curve] == list(range(1, 61))
     whole: Fitted = refit(folds[0], settings, 60, storage, "runs/whole", quiet)
     assert all(bool((fitted.weights[name] == whole.weights[name]).all()) for name in whole.weights)
+
+
+INTERRUPTED = """
+import os, signal, sys, time
+from fraud_ray.cluster import join_or_start
+from fraud_ray.settings import ClusterSettings, TrainSettings
+from fraud_ray.training import trainer
+
+def interrupt(job):
+    os.kill(job["driver"], signal.SIGINT)
+    time.sleep(60)
+
+trainer.train_one_rank = interrupt
+try:
+    with join_or_start(ClusterSettings(cpus=1)):
+        job = {"driver": os.getpid(), "storage": sys.argv[1], "folder": "refit"}
+        trainer.train_on_workers(job, TrainSettings(), {"CPU": 1})
+except KeyboardInterrupt:
+    print("interrupted")
+"""
+
+
+@pytest.mark.long
+def test_an_interrupt_ends_a_fit_and_its_ray_at_once(tmp_path: Path) -> None:
+    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+    command = [sys.executable, "-c", INTERRUPTED, str(tmp_path)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=50)
+    assert (done.returncode, done.stdout) == (0, "interrupted\n"), done.stderr

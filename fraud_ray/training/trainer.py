@@ -15,7 +15,6 @@ import os
 import threading
 import uuid
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -140,7 +139,7 @@ def train_on_workers(
         ),
     )
     try:
-        _in_a_thread(trainer.fit)
+        trainer.fit()
     except ray.train.TrainingFailedError as fault:
         raise FraudRayError(
             f"training failed {settings.max_failures + 1} times, the last time with: {_last_line(fault)}; "
@@ -158,13 +157,16 @@ class _Trainer(TorchTrainer):
     """Without two helpers of Ray Train, processes that take a core to start and then wake while the ranks compute.
 
     One manages data sets, of which there are none. The other gives back what a dead controller had reserved, if there
-    is a dashboard to ask; `train_on_workers` does without.
+    is a dashboard to ask; `train_on_workers` does without. And without its answer to Ctrl-C, which takes 18 s to end
+    and is not ours.
     """
 
     def _create_default_callbacks(self) -> list[Any]:
         callbacks = super()._create_default_callbacks()  # type: ignore[misc]  # Ray tells type checkers of another class
         needless = DatasetsCallback, PlacementGroupCleanerCallback
         return [callback for callback in callbacks if not isinstance(callback, needless)]
+
+    def _register_sigint_handler(self, controller: Any) -> None: ...
 
 
 def _note_reservation(job: Job) -> None:
@@ -178,20 +180,6 @@ def _release_reservation(job: Job) -> None:
     noted = Storage(job["storage"]).get_json(f"{job['folder']}/{RESERVED}")
     if noted:
         remove_placement_group(PlacementGroup(ray.PlacementGroupID(bytes.fromhex(noted["placement_group"]))))
-
-
-def _in_a_thread(work: Callable[[], Any]) -> Any:
-    """The result of work in a thread: in the main one Ray Train would answer an interrupt in its own, slow way."""
-    outcome: Future[Any] = Future()
-
-    def run() -> None:
-        try:
-            outcome.set_result(work())
-        except BaseException as fault:
-            outcome.set_exception(fault)
-
-    threading.Thread(target=run, name="ray train", daemon=True).start()
-    return outcome.result()
 
 
 def train_one_rank(job: Job) -> None:
