@@ -24,7 +24,7 @@ EXIT_TERMINATED = 128 + signal.SIGTERM
 
 _AGAIN = "a run goes on from here with the same command"
 _LONGEST_LINE = 500
-_AGAIN_S = 0.05
+_LATER_S = 0.05
 
 
 class Commands(TyperGroup):
@@ -106,7 +106,7 @@ def _interrupted_by_sigterm() -> Iterator[threading.Event]:
         if terminated.is_set():
             number = signal.SIGTERM
             signal.signal(number, interrupt)
-        threading.Timer(_AGAIN_S, send, (number,)).start()  # not from here, where it would be lost again
+        threading.Timer(_LATER_S, send, (number,)).start()  # not from here, where it would be lost again
 
     def send(number: signal.Signals) -> None:
         if sys.unraisablehook is interrupt_again:

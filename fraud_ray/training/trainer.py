@@ -157,8 +157,8 @@ class _Trainer(TorchTrainer):
     """Without two helpers of Ray Train, processes that take a core to start and then wake while the ranks compute.
 
     One manages data sets, of which there are none. The other gives back what a dead controller had reserved, if there
-    is a dashboard to ask; `train_on_workers` does without. And without its answer to Ctrl-C, which takes 18 s to end
-    and is not ours.
+    is a dashboard to ask; `train_on_workers` does without. And without its answer to Ctrl-C, which ends the process
+    instead of raising KeyboardInterrupt.
     """
 
     def _create_default_callbacks(self) -> list[Any]:
