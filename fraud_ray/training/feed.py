@@ -78,9 +78,13 @@ class Slot:
         return np.random.Generator(np.random.Philox(np.random.SeedSequence(self.seed, spawn_key=path)))
 
     def permutation(self, rows: int, path: tuple[int, ...], device: torch.device) -> Tensor:
-        """A random order of rows, the same on every rank; drawn on the device that uses it."""
+        """A random order of rows, the same on every rank; drawn on the device that uses it.
+
+        As int32 where that holds them: every rank draws all of it, on a CPU in half the time that int64 takes.
+        """
         drawing = torch.Generator(device).manual_seed(int(self.generator(*path).integers(2**63)))
-        return torch.randperm(rows, generator=drawing, device=device)
+        dtype = torch.int32 if rows < 2**31 else torch.int64
+        return torch.randperm(rows, generator=drawing, device=device, dtype=dtype)
 
 
 class Feed(Protocol):
@@ -116,7 +120,7 @@ class ResidentFeed:
         for first in range(0, self.steps, steps_a_block):
             batches = order[first * slot.batch_size :][: steps_a_block * slot.batch_size].split(slot.batch_size)
             mine = [batch[slot.rank :: slot.ranks] for batch in batches]
-            chosen = torch.cat(mine)
+            chosen = torch.cat(mine).long()
             # Row by row: torch's indexing by brackets takes a number at a time, three times as long.
             features, codes = self.features.index_select(0, chosen), self.codes.index_select(0, chosen)
             labels = self.labels.index_select(0, chosen).float()
@@ -205,7 +209,7 @@ class StreamedFeed:
     def _shuffled(self, windows: list[Window], number: int, place: int) -> Window:
         """The rows of windows as one, in an order of this rank's own; `place` tells an epoch's windows apart."""
         features, codes, labels = (torch.cat(tensors) for tensors in zip(*windows, strict=True))
-        order = self.slot.permutation(len(labels), (number, 1 + self.slot.rank, place), self.device)
+        order = self.slot.permutation(len(labels), (number, 1 + self.slot.rank, place), self.device).long()
         return features.index_select(0, order), codes.index_select(0, order), labels.index_select(0, order)
 
     def _whole_batches(self, rows: int, total: int) -> int:
