@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch import distributed, nn
+from torch import nn
 from torch.nn import functional as F
 
 from fraud_ray.model.dropout import DroppedReLU, DroppedSiLU
@@ -245,27 +245,15 @@ def test_members_that_share_weights_differ_by_their_scales_and_have_far_fewer() 
 
 
 @pytest.mark.parametrize("named", NETWORKS)
-def test_every_network_learns_and_gives_the_same_weights_under_ddp(named: str) -> None:
+def test_every_network_learns(named: str) -> None:
     settings = TrainSettings(hidden_sizes=(32, 16), batch_size=128, learning_rate=5e-3, **NETWORKS[named])
     codes = np.random.default_rng(0).integers(0, 3, (len(FIT), 2)).astype(np.int32)
-    rows = Rows(FIT.features, codes, FIT.label)
-
-    def learned() -> tuple[FoldFit, list[float]]:
-        torch.manual_seed(settings.seed)
-        feed = ResidentFeed(rows, Slot(batch_size=settings.batch_size, seed=settings.seed))
-        fold = FoldFit(network_shape(4, (3, 3), settings), feed, None, settings, torch.device("cpu"))
-        losses: list[float] = []
-        fit([fold], settings, lambda epoch, *_: losses.append(epoch.loss), 4)
-        return fold, losses
-
-    alone, losses = learned()
+    feed = ResidentFeed(Rows(FIT.features, codes, FIT.label), Slot(batch_size=settings.batch_size))
+    torch.manual_seed(settings.seed)
+    fold = FoldFit(network_shape(4, (3, 3), settings), feed, None, settings, torch.device("cpu"))
+    losses: list[float] = []
+    fit([fold], settings, lambda epoch, *_: losses.append(epoch.loss), 4)
     assert losses[-1] < 0.9 * losses[0]
-    distributed.init_process_group("gloo", store=distributed.HashStore(), rank=0, world_size=1)
-    try:
-        under_ddp, _ = learned()
-    finally:
-        distributed.destroy_process_group()
-    assert same_weights(alone, under_ddp)
 
 
 def test_members_are_fitted_side_by_side_and_beat_one_alone() -> None:

@@ -90,6 +90,7 @@ class Slot:
 class Feed(Protocol):
     """Where a rank's minibatches come from."""
 
+    slot: Slot
     rows: int
     frauds: int
     steps: int

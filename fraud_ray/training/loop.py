@@ -1,9 +1,8 @@
 """One training run as one rank sees it: plain torch, reports through a callback.
 
 A run fits one network a fold, epoch by epoch in step, since a trial is judged by the mean over its selection folds.
-Under an initialised process group the gradients are averaged: by DistributedDataParallel, or by ranks on the CPUs of
-one node in memory that they share. A rank's loss is scaled such that this average is the mean over the global batch,
-however its rows fall to the ranks.
+Several ranks average their gradients at each step (see `exchange`). A rank's loss is scaled such that this average is
+the mean over the global batch, however its rows fall to the ranks.
 """
 
 from __future__ import annotations
@@ -20,15 +19,14 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from sklearn.metrics import average_precision_score
-from torch import Tensor, distributed, nn
+from torch import Tensor
 from torch.nn import functional as F
-from torch.nn.parallel import DistributedDataParallel
 
 from fraud_ray.model.network import FraudNetwork, NetworkShape
 from fraud_ray.rows import Rows
 from fraud_ray.settings import TrainSettings
-from fraud_ray.training.averaging import share_gradients
 from fraud_ray.training.capture import CapturedStep
+from fraud_ray.training.exchange import open_exchange
 from fraud_ray.training.feed import Batch, Feed, on_device
 from fraud_ray.training.optimizer import FusedAdam
 
@@ -73,28 +71,22 @@ class FoldFit:
         device: torch.device,
     ) -> None:
         self.feed, self.holdout, self.settings, self.device = feed, holdout, settings, device
+        self.slot = feed.slot
         self._mine = None if holdout is None else self._share_of(holdout)
         self.network = FraudNetwork(shape).to(device)
-        self.wrapped: nn.Module = self.network
-        on_cpus = _ranks() > 1 and device.type == "cpu"
-        self.shared = share_gradients(list(self.network.parameters())) if on_cpus else None
-        if _ranks() > 1 and not self.shared:
-            # No buffer changes in training, so none is sent around before each step.
-            self.wrapped = DistributedDataParallel(
-                self.network, gradient_as_bucket_view=True, forward_sync_buffers=False
-            )
+        self.exchange = open_exchange(self.network, self.slot, device, 0 if holdout is None else self._width(holdout))
         decay = {"adam": 0.0, "adamw": settings.weight_decay}[settings.optimizer]
         self.optimizer = FusedAdam(self.network.parameters(), decay)
         weight = settings.positive_weight
         positive = (feed.rows - feed.frauds) / feed.frauds if weight == "balanced" else float(weight)
         self.positive_weight = torch.tensor(positive, device=device)
         self.summed_loss = torch.zeros((), device=device)
-        alone_on_gpu = device.type == "cuda" and _ranks() == 1
+        alone_on_gpu = device.type == "cuda" and self.slot.ranks == 1
         self._captured = CapturedStep() if alone_on_gpu else None
 
     def run_epoch(self, number: int) -> float:
         """One pass over the fit rows; returns the mean loss over the rows of all ranks."""
-        self.wrapped.train()
+        self.network.train()
         self.summed_loss.zero_()
         rows = 0.0
         for step, batch in enumerate(self.feed.epoch(number), start=(number - 1) * self.feed.steps):
@@ -103,42 +95,39 @@ class FoldFit:
             else:
                 self._train_on(batch, self._learning_rate(step))
             rows += batch.global_rows
-        if _ranks() > 1:
-            distributed.all_reduce(self.summed_loss)
+        self.exchange.sum(self.summed_loss)
         return self.summed_loss.item() / rows / self.network.members
 
     def _train_on(self, batch: Batch, learning_rate: float | Tensor) -> None:
         self.optimizer.zero_grad()
         # DistributedDataParallel averages after each backward pass, so there it is one.
-        in_pieces = self.device.type == "cpu" and self.wrapped is self.network
+        in_pieces = self.device.type == "cpu" and self.exchange.module is self.network
         for piece in batch.pieces(CACHED_ROWS) if in_pieces else [batch]:
             with self._autocast():
                 summed = self._loss(piece)
-            (summed * (_ranks() / batch.global_rows)).backward()
+            (summed * (self.slot.ranks / batch.global_rows)).backward()
             self.summed_loss += summed.detach()
-        if self.shared:
-            self.shared.average()
+        self.exchange.average()
         self.optimizer.step(learning_rate)
 
     def score_holdout(self) -> Float32:
         """Logits of all holdout rows, in order; each rank scores a share and all gather."""
         assert self.holdout is not None and self._mine is not None, "only folds with a holdout are scored"
-        count, ranks = len(self.holdout), _ranks()
-        scored = torch.zeros(-(-count // ranks), device=self.device)
+        scored = torch.zeros(self._width(self.holdout), device=self.device)
         logits = self._logits(*self._mine)
         scored[: len(logits)] = logits
-        if ranks == 1:
-            return scored.cpu().numpy()
-        gathered = [torch.empty_like(scored) for _ in range(ranks)]
-        distributed.all_gather(gathered, scored)
-        return torch.cat(gathered)[:count].cpu().numpy()
+        return self.exchange.gather(scored)[: len(self.holdout)].cpu().numpy()
 
     def _share_of(self, holdout: Rows) -> tuple[Tensor, Tensor]:
         """Features and codes of the holdout rows that this rank scores, on its device."""
-        width = -(-len(holdout) // _ranks())
-        mine = slice(_rank() * width, (_rank() + 1) * width)
+        width = self._width(holdout)
+        mine = slice(self.slot.rank * width, (self.slot.rank + 1) * width)
         features, codes, _ = on_device(Rows(holdout.features[mine], holdout.codes[mine], holdout.label), self.device)
         return features, codes
+
+    def _width(self, holdout: Rows) -> int:
+        """The most holdout rows that a rank scores."""
+        return -(-len(holdout) // self.slot.ranks)
 
     def _learning_rate(self, step: int) -> float:
         total = self.feed.steps * self.settings.epochs
@@ -157,7 +146,7 @@ class FoldFit:
 
     def _loss(self, batch: Batch) -> Tensor:
         """Sum of the rows' losses, each summed over the members: they are fitted side by side."""
-        logits = self.wrapped(batch.features, batch.codes).float()
+        logits = self.exchange.module(batch.features, batch.codes).float()
         labels = batch.labels.unsqueeze(1).expand_as(logits)
         weights = None if batch.weights is None else batch.weights.unsqueeze(1)
         if self.settings.loss == "bce":
@@ -201,12 +190,12 @@ def fit(
     if resumed is not None:
         best, first = _restore(folds, resumed)
     judged = all(fold.holdout is not None for fold in folds)
-    rank = _rank()
     for number in range(first, epochs + 1):
         if judged and settings.patience_epochs and number - 1 - best.epoch >= settings.patience_epochs:
             break
         # Dropout draws anew each epoch, so that a resumed epoch is the same as an uninterrupted one.
-        torch.manual_seed(int(np.random.SeedSequence((settings.seed, number, rank)).generate_state(1)[0]))
+        path = settings.seed, number, folds[0].slot.rank
+        torch.manual_seed(int(np.random.SeedSequence(path).generate_state(1)[0]))
         started = time.perf_counter()
         losses = [fold.run_epoch(number) for fold in folds]
         seconds = time.perf_counter() - started
@@ -255,14 +244,6 @@ def _average_precision(fold: FoldFit, logits: Float32) -> float:
     if not np.isfinite(logits).all():
         return 0.0
     return float(average_precision_score(fold.holdout.label, logits))
-
-
-def _rank() -> int:
-    return distributed.get_rank() if distributed.is_initialized() else 0
-
-
-def _ranks() -> int:
-    return distributed.get_world_size() if distributed.is_initialized() else 1
 
 
 def _state(folds: Sequence[FoldFit], number: int, best: Best) -> dict[str, Any]:

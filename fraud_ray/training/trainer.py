@@ -28,6 +28,7 @@ from ray.train.torch import TorchTrainer
 from ray.train.v2._internal.callbacks import DatasetsCallback
 from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
 from ray.util.placement_group import PlacementGroup, remove_placement_group
+from torch import distributed
 
 from fraud_ray.errors import FraudRayError
 from fraud_ray.memory import MIB, keep_freed_memory
@@ -35,6 +36,7 @@ from fraud_ray.model.network import NetworkShape
 from fraud_ray.rows import PreparedFold, RowSet, load
 from fraud_ray.settings import TrainSettings
 from fraud_ray.storage import Storage
+from fraud_ray.training.exchange import Shared
 from fraud_ray.training.feed import Feed, ResidentFeed, Slot, StreamedFeed
 from fraud_ray.training.loop import Best, Epoch, Float32, FoldFit, fit
 
@@ -206,6 +208,8 @@ def run_job(job: Job, rank: int, ranks: int, device: torch.device, report: Calla
         torch.set_num_threads(threads_of_a_rank(settings.resources_per_worker))
     slot = Slot(rank, ranks, settings.batch_size, settings.negative_share, settings.seed)
     folds = [_open_fold(fold, settings, storage, slot, device) for fold in job["folds"]]
+    if all(isinstance(fold.exchange, Shared) for fold in folds):
+        distributed.destroy_process_group()  # else its thread goes on waking on this rank's core
     state = load_state(storage, folder)
     curve = [] if state is None else (storage.get_json(f"{folder}/{CURVE}") or [])[: state["epoch"]]
 
