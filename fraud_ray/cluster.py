@@ -60,12 +60,23 @@ def join_or_start(cluster: ClusterSettings) -> Iterator[None]:
     if ray.is_initialized():
         yield
         return
+    global _is_bare
     with _own_signal_handler():
         _join(address) if address else _start(cluster)
+    _is_bare = not address and not cluster.dashboard
     try:
         yield
     finally:
+        _is_bare = False
         ray.shutdown()
+
+
+_is_bare = False
+
+
+def is_bare() -> bool:
+    """Whether `join_or_start` started the connected Ray, without a dashboard: one node, at which nobody looks."""
+    return _is_bare
 
 
 def inside_ray_job() -> bool:

@@ -6,10 +6,12 @@ import logging
 import math
 import pickle
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from typing import Any, TypeVar
+from unittest.mock import patch
 
+from fraud_ray.cluster import is_bare
 from fraud_ray.errors import FraudRayError
 from fraud_ray.memory import MIB, keep_freed_memory
 
@@ -39,7 +41,7 @@ def map_tasks(
     if not tasks:
         return
     batches = [{"work": pickle.dumps([(position, items[position]) for position in task])} for task in tasks]
-    with _one_operator():
+    with _one_operator(), _without_actors() if is_bare() else nullcontext():
         waiting = ray.data.from_items(batches, override_num_blocks=len(batches))
         finished = waiting.map(partial(_run, function=function))
         for row in finished.iter_rows():
@@ -93,3 +95,35 @@ def _one_operator() -> Iterator[None]:
     finally:
         for console, level in zip(consoles, levels, strict=True):
             console.setLevel(level)
+
+
+@contextmanager
+def _without_actors() -> Iterator[None]:
+    """Ray Data without two actors: one keeps statistics for the dashboard, the other asks for nodes.
+
+    They take more than a second to start, and go on waking a hundred times a second, also while ranks compute. Ray Data
+    has no setting that leaves them out.
+    """
+    import ray
+    from ray.data._internal import stats
+    from ray.data._internal.cluster_autoscaler import AutoscalingCoordinator, rate_based_cluster_autoscaler
+
+    class WholeNode(AutoscalingCoordinator):
+        def __init__(self, *_: Any, **__: Any) -> None: ...
+
+        def request_resources(self, *_: Any, **__: Any) -> None: ...
+
+        def cancel_request(self) -> None: ...
+
+        def get_reserved_resources(self) -> dict[str, dict[str, float]]:
+            return {"this node": ray.cluster_resources()}
+
+    def untold(*_: Any, **__: Any) -> None: ...
+
+    names = "register_dataset_to_stats_actor", "update_execution_metrics", "update_iteration_metrics"
+    statistics: dict[str, Any] = dict.fromkeys(names, untold)
+    with (
+        patch.object(rate_based_cluster_autoscaler, "DefaultAutoscalingCoordinator", WholeNode),
+        patch.multiple(stats._StatsManager, **statistics),
+    ):
+        yield

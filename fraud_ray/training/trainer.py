@@ -10,24 +10,27 @@ A job is a plain dictionary, so that a worker needs nothing captured from the dr
 
 from __future__ import annotations
 
+import asyncio
 import io
 import os
 import threading
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import ray
 import ray.train
 import torch
+from ray.runtime_context import RuntimeContext
 from ray.train.torch import TorchTrainer
 from ray.train.v2._internal.callbacks import DatasetsCallback
 from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
-from ray.util.placement_group import PlacementGroup, remove_placement_group
+from ray.train.v2._internal.execution.controller import TrainController
 from torch import distributed
 
 from fraud_ray.errors import FraudRayError
@@ -40,7 +43,7 @@ from fraud_ray.training.exchange import Shared
 from fraud_ray.training.feed import Feed, ResidentFeed, Slot, StreamedFeed
 from fraud_ray.training.loop import Best, Epoch, Float32, FoldFit, fit
 
-STATE, CURVE, LOGITS, RESERVED = "state.pt", "curve.json", "best.npz", "reserved.json"
+STATE, CURVE, LOGITS = "state.pt", "curve.json", "best.npz"
 
 Job = dict[str, Any]
 
@@ -138,6 +141,8 @@ def train_on_workers(
             storage_path=Storage(job["storage"]).path(f"{job['folder']}/ray"),
             failure_config=ray.train.FailureConfig(max_failures=settings.max_failures),
             callbacks=callbacks or [],
+            # On this process's terminal; its log files are told everything.
+            logging_config=ray.train.LoggingConfig(log_level="CRITICAL"),  # type: ignore[call-arg]  # likewise
         ),
     )
     try:
@@ -147,20 +152,14 @@ def train_on_workers(
             f"training failed {settings.max_failures + 1} times, the last time with: {_last_line(fault)}; "
             f"the checkpoint is kept, the same command resumes (train.max_failures sets how often it is tried)"
         ) from fault
-    except ray.exceptions.ActorDiedError as fault:
-        _release_reservation(job)
-        raise FraudRayError(
-            "the process of Ray Train that watches over the ranks was killed, perhaps for want of memory on its node; "
-            "the checkpoint is kept, the same command resumes"
-        ) from fault
 
 
 class _Trainer(TorchTrainer):
-    """Without two helpers of Ray Train, processes that take a core to start and then wake while the ranks compute.
+    """Ray Train with its controller in this process, and without a helper for data sets, of which there are none.
 
-    One manages data sets, of which there are none. The other gives back what a dead controller had reserved, if there
-    is a dashboard to ask; `train_on_workers` does without. And without its answer to Ctrl-C, which ends the process
-    instead of raising KeyboardInterrupt.
+    As processes of their own both take seconds to start, one after the other with the ranks, and then wake on the
+    ranks' cores. A controller that ends with this process leaves nothing reserved either, so that the helper that gives
+    back what a dead one had reserved is left out as well.
     """
 
     def _create_default_callbacks(self) -> list[Any]:
@@ -168,27 +167,25 @@ class _Trainer(TorchTrainer):
         needless = DatasetsCallback, PlacementGroupCleanerCallback
         return [callback for callback in callbacks if not isinstance(callback, needless)]
 
-    def _register_sigint_handler(self, controller: Any) -> None: ...
-
-
-def _note_reservation(job: Job) -> None:
-    group = ray.util.get_current_placement_group()
-    if group is not None:
-        Storage(job["storage"]).put_json(f"{job['folder']}/{RESERVED}", {"placement_group": group.id.hex()})
-
-
-def _release_reservation(job: Job) -> None:
-    """Gives back what the ranks had reserved, which Ray keeps for a dead controller until the driver ends."""
-    noted = Storage(job["storage"]).get_json(f"{job['folder']}/{RESERVED}")
-    if noted:
-        remove_placement_group(PlacementGroup(ray.PlacementGroupID(bytes.fromhex(noted["placement_group"]))))
+    def _initialize_and_run_controller(self, **given: Any) -> Any:
+        in_actor = ray.get_runtime_context().get_actor_id() is not None
+        # The ranks are told which actor controls them, to ask it for checkpoints that went through Ray Train; none do.
+        with nullcontext() if in_actor else patch.object(RuntimeContext, "current_actor", None):
+            controller = TrainController(**given)
+            loop = asyncio.new_event_loop()  # asyncio.run would answer Ctrl-C only between two waits
+            try:
+                loop.run_until_complete(controller.run())
+            finally:
+                loop.close()
+                ranks = controller.get_worker_group()
+                if ranks:
+                    ranks.abort()
+            return controller.get_result()
 
 
 def train_one_rank(job: Job) -> None:
     """Ray Train's train function."""
     context = ray.train.get_context()
-    if context.get_world_rank() == 0:
-        _note_reservation(job)
     device = ray.train.torch.get_device()
     if device.type == "cpu":
         threads = threads_of_a_rank(job["train"]["resources_per_worker"])

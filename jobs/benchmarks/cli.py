@@ -15,7 +15,7 @@ import typer
 from rich.console import Console
 
 # Names of the stages in the table's order, and the functions that measure them.
-STAGES = {
+ON_ONE_RAY = {
     "prepare": "preparing:stage",
     "train step": "training:stage",
     "train, DDP": "ranks:stage",
@@ -26,12 +26,15 @@ STAGES = {
     "score, in memory": "scoring:in_memory",
     "score, parquet": "scoring:partitions",
     "score, one row": "scoring:one_row",
-    "command line, help": "commands:answers",
-    "command line, run": "commands:line",
     "scaling, rows": "preparing:scaling",
     "scaling, trials": "searching:scaling",
     "scaling, ranks": "ranks:scaling",
 }
+AFTER_IT = {
+    "command line, help": "commands:answers",
+    "command line, run": "commands:line",
+}
+STAGES = ON_ONE_RAY | AFTER_IT
 
 
 def main() -> None:
@@ -51,7 +54,7 @@ def benchmark(
 
     Exit code 1 if a row misses its target, 130 if interrupted: then the rows measured so far are told.
     """
-    chosen = {name: measure for name, measure in STAGES.items() if not only or name.startswith(tuple(only))}
+    chosen = [name for name in STAGES if not only or name.startswith(tuple(only))]
     unknown = [prefix for prefix in only or () if not any(name.startswith(prefix) for name in STAGES)]
     if unknown:
         raise typer.BadParameter(f"there is no stage '{unknown[0]}'; there are: {'; '.join(STAGES)}")
@@ -68,18 +71,24 @@ def benchmark(
     progress = Display() if os.isatty(2) else Quiet()
     on = machine()
     rows: list[Row] = []
+
+    def measure(stages: dict[str, str]) -> None:
+        for name in [name for name in stages if name in chosen]:
+            with progress.stage(name) as stage:
+                found = pkgutil.resolve_name(f"benchmarks.{stages[name]}")(world)
+                stage.say("; ".join(f"{row.ratio:.3g} x" for row in found if row.ratio is not None))
+            rows.extend(found)
+
     # Ended from outside, it tells what it has measured and clears away its data, as upon Ctrl-C.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     is_whole = False
     folder = Path(tempfile.mkdtemp(prefix="fraud-ray-benchmark-", dir=scratch))
+    world = World(folder, full)
     try:
-        with stdout_for_the_result(), join_or_start(ClusterSettings(cpus=on["cores"])):
-            world = World(folder, full)
-            for name, measure in chosen.items():
-                with progress.stage(name) as stage:
-                    found = pkgutil.resolve_name(f"benchmarks.{measure}")(world)
-                    stage.say("; ".join(f"{row.ratio:.3g} x" for row in found if row.ratio is not None))
-                rows += found
+        with stdout_for_the_result():
+            with join_or_start(ClusterSettings(cpus=on["cores"])):
+                measure(ON_ONE_RAY)
+            measure(AFTER_IT)
         is_whole = True
     except KeyboardInterrupt:
         typer.echo("interrupted; these rows are measured:", err=True)
