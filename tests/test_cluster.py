@@ -96,6 +96,7 @@ def test_a_ray_that_runs_already_is_used_and_left_running(ray_session: None) -> 
 STARTED = """
 import urllib.request
 from fraud_ray.cluster import join_or_start
+from fraud_ray.data.tasks import map_tasks
 from fraud_ray.settings import ClusterSettings
 with join_or_start(ClusterSettings(cpus=1, dashboard={dashboard})):
     import ray
@@ -103,14 +104,23 @@ with join_or_start(ClusterSettings(cpus=1, dashboard={dashboard})):
     url = ray._private.worker.get_dashboard_url()
     print("processes", *sorted(ray._private.worker._global_node.all_processes))
     print("dashboard", url and urllib.request.urlopen("http://" + url).status)
+    assert sorted(map_tasks(abs, [-1, 2], [1, 1])) == [(0, 1), (1, 2)]
+    print("actors", *sorted(actor["name"] for actor in ray.util.list_named_actors(all_namespaces=True)))
 """
 
 
 @pytest.mark.parametrize(
     ("dashboard", "told"),
     [
-        (False, ["processes gcs_server raylet", "dashboard "]),
-        (True, ["processes dashboard gcs_server log_monitor monitor raylet", "dashboard 200"]),
+        (False, ["processes gcs_server raylet", "dashboard ", "actors"]),
+        (
+            True,
+            [
+                "processes dashboard gcs_server log_monitor monitor raylet",
+                "dashboard 200",
+                "actors AutoscalingCoordinator datasets_stats_actor",
+            ],
+        ),
     ],
 )
 def test_a_ray_started_here_serves_its_dashboard_only_when_asked(dashboard: bool, told: list[str]) -> None:

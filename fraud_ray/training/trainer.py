@@ -31,8 +31,10 @@ from ray.train.torch import TorchTrainer
 from ray.train.v2._internal.callbacks import DatasetsCallback
 from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
 from ray.train.v2._internal.execution.controller import TrainController
+from ray.train.v2._internal.execution.scaling_policy import FixedScalingPolicy
 from torch import distributed
 
+from fraud_ray.cluster import is_bare
 from fraud_ray.errors import FraudRayError
 from fraud_ray.memory import MIB, keep_freed_memory
 from fraud_ray.model.network import NetworkShape
@@ -171,6 +173,8 @@ class _Trainer(TorchTrainer):
         in_actor = ray.get_runtime_context().get_actor_id() is not None
         # The ranks are told which actor controls them, to ask it for checkpoints that went through Ray Train; none do.
         with nullcontext() if in_actor else patch.object(RuntimeContext, "current_actor", None):
+            if is_bare():
+                given["scaling_policy"] = _NoMoreNodes(self.scaling_config)  # type: ignore[arg-type]
             controller = TrainController(**given)
             loop = asyncio.new_event_loop()  # asyncio.run would answer Ctrl-C only between two waits
             try:
@@ -181,6 +185,14 @@ class _Trainer(TorchTrainer):
                 if ranks:
                     ranks.abort()
             return controller.get_result()
+
+
+class _NoMoreNodes(FixedScalingPolicy):
+    """Where there is one node: does not start the process that would ask for more."""
+
+    def after_controller_start(self, train_run_context: Any) -> None: ...
+
+    def _maybe_send_resource_request(self) -> None: ...
 
 
 def train_one_rank(job: Job) -> None:
