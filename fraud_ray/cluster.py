@@ -36,6 +36,8 @@ _REMOTE_ENVIRONMENT = {
 _PROBE_S = 5.0
 _POLL_S = 2.0
 
+_is_bare = False
+
 
 @contextmanager
 def connect(settings: Settings) -> Iterator[None]:
@@ -69,9 +71,6 @@ def join_or_start(cluster: ClusterSettings) -> Iterator[None]:
     finally:
         _is_bare = False
         ray.shutdown()
-
-
-_is_bare = False
 
 
 def is_bare() -> bool:

@@ -22,6 +22,12 @@ def made_rows(count: int, seed: int = 0) -> Rows:
     return Rows(features, np.zeros((count, 0), np.int32), label)
 
 
+def coded(rows: Rows) -> Rows:
+    """The rows with two columns of codes, 0 to 2, that say nothing of the label."""
+    codes = np.random.default_rng(0).integers(0, 3, (len(rows), 2)).astype(np.int32)
+    return Rows(rows.features, codes, rows.label)
+
+
 def stored(storage: Storage, key: str, rows: Rows, parts: int = 2) -> RowSet:
     """The rows as stored parts."""
     made = []

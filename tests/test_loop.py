@@ -9,7 +9,6 @@ import weakref
 from dataclasses import replace
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -17,13 +16,12 @@ from torch.nn import functional as F
 
 from fraud_ray.model.dropout import DroppedReLU, DroppedSiLU
 from fraud_ray.model.network import FraudNetwork, NetworkShape
-from fraud_ray.rows import Rows
 from fraud_ray.settings import TrainSettings
 from fraud_ray.training import loop
 from fraud_ray.training.feed import ResidentFeed, Slot
 from fraud_ray.training.loop import Best, Epoch, FoldFit, fit, focal_loss, rate_factor
 from fraud_ray.training.trainer import network_shape
-from tests.prepared import made_rows
+from tests.prepared import coded, made_rows
 
 FIT, HOLDOUT = made_rows(4_000, seed=1), made_rows(2_000, seed=2)
 SHAPE = NetworkShape(4, (), (32, 16), 0.3)
@@ -247,8 +245,7 @@ def test_members_that_share_weights_differ_by_their_scales_and_have_far_fewer() 
 @pytest.mark.parametrize("named", NETWORKS)
 def test_every_network_learns(named: str) -> None:
     settings = TrainSettings(hidden_sizes=(32, 16), batch_size=128, learning_rate=5e-3, **NETWORKS[named])
-    codes = np.random.default_rng(0).integers(0, 3, (len(FIT), 2)).astype(np.int32)
-    feed = ResidentFeed(Rows(FIT.features, codes, FIT.label), Slot(batch_size=settings.batch_size))
+    feed = ResidentFeed(coded(FIT), Slot(batch_size=settings.batch_size, seed=settings.seed))
     torch.manual_seed(settings.seed)
     fold = FoldFit(network_shape(4, (3, 3), settings), feed, None, settings, torch.device("cpu"))
     losses: list[float] = []

@@ -143,8 +143,8 @@ def train_on_workers(
             storage_path=Storage(job["storage"]).path(f"{job['folder']}/ray"),
             failure_config=ray.train.FailureConfig(max_failures=settings.max_failures),
             callbacks=callbacks or [],
-            # On this process's terminal; its log files are told everything.
-            logging_config=ray.train.LoggingConfig(log_level="CRITICAL"),  # type: ignore[call-arg]  # likewise
+            # Of what the run's terminal is told; Ray Train's log files are told everything.
+            logging_config=ray.train.LoggingConfig(log_level="CRITICAL"),  # type: ignore[call-arg]  # as below
         ),
     )
     try:
