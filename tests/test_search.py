@@ -292,16 +292,20 @@ def test_training_goes_on_after_a_worker_was_killed(
 
 INTERRUPTED = """
 import os, signal, sys, time
+from pathlib import Path
 from fraud_ray.cluster import join_or_start
 from fraud_ray.settings import ClusterSettings, TrainSettings
 from fraud_ray.training import trainer
 
 def interrupt(job):
     time.sleep(2)  # until all ranks are told to have started
+    children = " ".join(path.read_text() for path in Path(f"/proc/{os.getppid()}/task").glob("*/children")).split()
+    titles = [Path(f"/proc/{child}/cmdline").read_text().split(".")[0].strip("\\0") for child in children]
+    Path(job["storage"], "beside").write_text(" ".join(sorted(title for title in titles if "::" in title)))
     os.kill(job["driver"], signal.SIGINT)
     time.sleep(60)
 
-trainer.train_one_rank = interrupt
+trainer._train_untold = interrupt
 with join_or_start(ClusterSettings(cpus=1)):
     import ray
     job = {"driver": os.getpid(), "storage": sys.argv[1], "folder": "refit"}
@@ -324,3 +328,7 @@ def test_an_interrupt_ends_a_fit_at_once_and_leaves_nothing_reserved(tmp_path: P
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=50)
     assert (done.returncode, done.stdout) == (0, "interrupted\nnothing is reserved\n"), done.stderr
     assert not done.stderr
+    beside = (
+        tmp_path / "beside"
+    ).read_text()  # of Ray Train's own actors, which would disturb the ranks, there is none
+    assert beside == "ray::DashboardAgent ray::RayTrainWorker ray::RuntimeEnvAgent"

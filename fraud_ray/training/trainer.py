@@ -12,11 +12,13 @@ from __future__ import annotations
 
 import asyncio
 import io
+import math
 import os
 import threading
+import time
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -32,6 +34,8 @@ from ray.train.v2._internal.callbacks import DatasetsCallback
 from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
 from ray.train.v2._internal.execution.controller import TrainController
 from ray.train.v2._internal.execution.scaling_policy import FixedScalingPolicy
+from ray.train.v2._internal.execution.worker_group import state as group_state
+from ray.train.v2._internal.execution.worker_group import worker_group
 from torch import distributed
 
 from fraud_ray.cluster import is_bare
@@ -128,9 +132,12 @@ def network_shape(features: int, code_sizes: tuple[int, ...], settings: TrainSet
 def train_on_workers(
     job: Job, settings: TrainSettings, resources: dict[Any, Any], callbacks: list[Any] | None = None
 ) -> None:
-    """Runs a job on `settings.workers` ranks; each reserves `resources`."""
+    """Runs a job on `settings.workers` ranks; each reserves `resources`.
+
+    callbacks: of Ray Train, which are told of each epoch. Without them it tells nobody: the job's folder has the curve.
+    """
     trainer = _Trainer(
-        train_one_rank,
+        train_one_rank if callbacks else _train_untold,
         train_loop_config=job,
         scaling_config=ray.train.ScalingConfig(
             num_workers=settings.workers,
@@ -172,10 +179,14 @@ class _Trainer(TorchTrainer):
     def _initialize_and_run_controller(self, **given: Any) -> Any:
         in_actor = ray.get_runtime_context().get_actor_id() is not None
         # The ranks are told which actor controls them, to ask it for checkpoints that went through Ray Train; none do.
-        with nullcontext() if in_actor else patch.object(RuntimeContext, "current_actor", None):
+        with nullcontext() if in_actor else patch.object(RuntimeContext, "current_actor", None), ExitStack() as without:
             if is_bare():
                 given["scaling_policy"] = _NoMoreNodes(self.scaling_config)  # type: ignore[arg-type]
-            controller = TrainController(**given)
+            told = self.train_loop_per_worker is train_one_rank  # type: ignore[attr-defined]  # as above
+            if is_bare() and not told:
+                without.enter_context(patch.object(worker_group, "SynchronizationActor", _NoBarrier))
+                without.enter_context(patch.object(group_state, "_shutdown_sync_actor", lambda _: None))
+            controller = (TrainController if told else _Controller)(**given)
             loop = asyncio.new_event_loop()  # asyncio.run would answer Ctrl-C only between two waits
             try:
                 loop.run_until_complete(controller.run())
@@ -195,14 +206,51 @@ class _NoMoreNodes(FixedScalingPolicy):
     def _maybe_send_resource_request(self) -> None: ...
 
 
+class _NoBarrier:
+    """Where ranks report nothing: in place of the actor in which they would wait for each other's reports."""
+
+    @classmethod
+    def options(cls, **_: Any) -> type[_NoBarrier]:
+        return cls
+
+    @classmethod
+    def remote(cls, **_: Any) -> str:
+        return "no actor"
+
+
+class _Controller(TrainController):
+    """Where ranks report nothing: asks them less often the longer they run, since each time interrupts their work.
+
+    They wait a tenth of the time they took for their end to be noticed, and at most as long as Ray Train's default.
+    """
+
+    _began = math.inf
+
+    def _start_worker_group(self, *given: Any, **named: Any) -> Any:
+        self._began = time.monotonic()
+        return super()._start_worker_group(*given, **named)
+
+    async def _poll_workers(self) -> Any:
+        self._health_check_interval_s = min(max(0.2, (time.monotonic() - self._began) / 10), 2.0)
+        return await super()._poll_workers()
+
+
 def train_one_rank(job: Job) -> None:
-    """Ray Train's train function."""
+    """Ray Train's train function; Ray Train is told of each epoch."""
+    _train_one_rank(job, ray.train.report)
+
+
+def _train_untold(job: Job) -> None:
+    _train_one_rank(job, lambda _: None)
+
+
+def _train_one_rank(job: Job, report: Callable[[dict[str, Any]], None]) -> None:
     context = ray.train.get_context()
     device = ray.train.torch.get_device()
     if device.type == "cpu":
         threads = threads_of_a_rank(job["train"]["resources_per_worker"])
         keep_to_own_cores(context.get_local_rank(), context.get_local_world_size(), threads)
-    run_job(job, context.get_world_rank(), context.get_world_size(), device, ray.train.report)
+    run_job(job, context.get_world_rank(), context.get_world_size(), device, report)
 
 
 def run_job(job: Job, rank: int, ranks: int, device: torch.device, report: Callable[[dict[str, Any]], None]) -> Best:

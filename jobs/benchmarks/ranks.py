@@ -15,8 +15,8 @@ from fraud_ray.rows import PreparedFold
 from fraud_ray.settings import TrainSettings
 from fraud_ray.training.trainer import make_job, place, refit
 
-EPOCHS = 9  # in the first seconds Ray still starts and ends processes, which disturbs two ranks more than one
-REPEATS = 3  # of short fits, as the speed of a shared machine drifts within a minute
+EPOCHS = 7  # in the first seconds Ray still starts and ends processes, which disturbs two ranks more than one
+REPEATS = 5  # of short fits, as the speed of a shared machine drifts within a minute
 FASTER = {4_096: 1.5, 8_192: 1.7}  # rows a rank and step, and how many times as fast two ranks are as one
 
 
