@@ -328,7 +328,6 @@ def test_an_interrupt_ends_a_fit_at_once_and_leaves_nothing_reserved(tmp_path: P
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=50)
     assert (done.returncode, done.stdout) == (0, "interrupted\nnothing is reserved\n"), done.stderr
     assert not done.stderr
-    beside = (
-        tmp_path / "beside"
-    ).read_text()  # of Ray Train's own actors, which would disturb the ranks, there is none
+    # Of Ray Train's own actors, which would disturb the ranks, there is none.
+    beside = (tmp_path / "beside").read_text()
     assert beside == "ray::DashboardAgent ray::RayTrainWorker ray::RuntimeEnvAgent"

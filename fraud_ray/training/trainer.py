@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import asyncio
 import io
-import math
 import os
 import threading
 import time
@@ -32,6 +31,7 @@ from ray.runtime_context import RuntimeContext
 from ray.train.torch import TorchTrainer
 from ray.train.v2._internal.callbacks import DatasetsCallback
 from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
+from ray.train.v2._internal.constants import DEFAULT_HEALTH_CHECK_INTERVAL_S
 from ray.train.v2._internal.execution.controller import TrainController
 from ray.train.v2._internal.execution.scaling_policy import FixedScalingPolicy
 from ray.train.v2._internal.execution.worker_group import state as group_state
@@ -180,12 +180,12 @@ class _Trainer(TorchTrainer):
         in_actor = ray.get_runtime_context().get_actor_id() is not None
         # The ranks are told which actor controls them, to ask it for checkpoints that went through Ray Train; none do.
         with nullcontext() if in_actor else patch.object(RuntimeContext, "current_actor", None), ExitStack() as without:
+            told = self.train_loop_per_worker is train_one_rank  # type: ignore[attr-defined]  # as above
             if is_bare():
                 given["scaling_policy"] = _NoMoreNodes(self.scaling_config)  # type: ignore[arg-type]
-            told = self.train_loop_per_worker is train_one_rank  # type: ignore[attr-defined]  # as above
-            if is_bare() and not told:
-                without.enter_context(patch.object(worker_group, "SynchronizationActor", _NoBarrier))
-                without.enter_context(patch.object(group_state, "_shutdown_sync_actor", lambda _: None))
+                if not told:
+                    without.enter_context(patch.object(worker_group, "SynchronizationActor", _NoBarrier))
+                    without.enter_context(patch.object(group_state, "_shutdown_sync_actor", lambda _: None))
             controller = (TrainController if told else _Controller)(**given)
             loop = asyncio.new_event_loop()  # asyncio.run would answer Ctrl-C only between two waits
             try:
@@ -221,17 +221,18 @@ class _NoBarrier:
 class _Controller(TrainController):
     """Where ranks report nothing: asks them less often the longer they run, since each time interrupts their work.
 
-    They wait a tenth of the time they took for their end to be noticed, and at most as long as Ray Train's default.
+    Their end is noticed within a tenth of the time they took, and at the latest after Ray Train's default.
     """
 
-    _began = math.inf
-
-    def _start_worker_group(self, *given: Any, **named: Any) -> Any:
-        self._began = time.monotonic()
-        return super()._start_worker_group(*given, **named)
+    def __init__(self, **given: Any) -> None:
+        super().__init__(**given)
+        self._shortest_s = self._health_check_interval_s  # as the environment has it
 
     async def _poll_workers(self) -> Any:
-        self._health_check_interval_s = min(max(0.2, (time.monotonic() - self._began) / 10), 2.0)
+        ranks = self.get_worker_group()
+        assert ranks is not None, "only ranks that have started are asked"
+        ran_s = time.monotonic() - ranks.get_worker_group_state().start_time
+        self._health_check_interval_s = max(self._shortest_s, min(ran_s / 10, DEFAULT_HEALTH_CHECK_INTERVAL_S))
         return await super()._poll_workers()
 
 
