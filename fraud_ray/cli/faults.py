@@ -31,6 +31,7 @@ class Commands(TyperGroup):
     """The group of all commands; ends the process as this module says."""
 
     def invoke(self, ctx: Any) -> Any:
+        _outlive_the_shell()
         with _interrupted_by_sigterm() as terminated:
             try:
                 return super().invoke(ctx)
@@ -77,6 +78,16 @@ def _trace(ctx: Any) -> str:
     with tempfile.NamedTemporaryFile("w", prefix="fraud-ray-", suffix=".log", delete=False) as file:
         file.write(traceback.format_exc())
     return f"Its trace is in {file.name}; fraud-ray --debug … shows it."
+
+
+def _outlive_the_shell() -> None:
+    """Keeps Ray from ending this process without a word where the shell that started it has ended.
+
+    That is so when a Ray job is stopped, whose shell gets the signal too. Ray tells a process by its parent, which is
+    init then, that its node is dead; one message that does not arrive, as of a task that was under way while it
+    disconnects, and it ends at once. The variable, read when Ray is imported, names a process to look at instead.
+    """
+    os.environ["RAY_RAYLET_PID"] = str(os.getpid())
 
 
 @contextmanager
