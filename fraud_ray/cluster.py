@@ -16,9 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from fraud_ray.errors import ServerError, SettingsError
-from fraud_ray.progress import Progress, Stage
+from fraud_ray.progress import Progress, Stage, counted
 from fraud_ray.settings import ClusterSettings, Settings
-from fraud_ray.words import counted
 
 # Read by Ray when it is imported or started, so set before; a value in the environment goes first.
 _ENVIRONMENT = {

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from fraud_ray.data.contract import Census, validate
 from fraud_ray.data.source import Source, open_source
-from fraud_ray.data.tasks import Update
-from fraud_ray.data.windows.definition import Definition
-from fraud_ray.data.windows.state import Windowed, add_windows
-from fraud_ray.progress import Progress
+from fraud_ray.progress import Progress, Update, counted
 from fraud_ray.settings import Settings
 from fraud_ray.storage import Storage
-from fraud_ray.words import counted
+from fraud_ray.windows.definition import Definition
+from fraud_ray.windows.state import Windowed, add_windows
 
 
 def with_windows(

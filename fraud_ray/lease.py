@@ -7,6 +7,7 @@ buckets do not have.
 
 from __future__ import annotations
 
+import getpass
 import json
 import os
 import socket
@@ -21,7 +22,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from fraud_ray.errors import RunHeldError, ServerError
-from fraud_ray.provenance import user_name
 from fraud_ray.storage import Storage
 
 RENEWAL_S = 5.0
@@ -120,6 +120,14 @@ def holder_of(storage: Storage, run: str) -> Holder | None:
     """Who works on the run now, or None."""
     _, holder = _newest(storage, run)
     return None if holder is None or holder.has_let_go() else holder
+
+
+def user_name() -> str:
+    """Who runs this process; its number where, as in many containers, it has no name."""
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):
+        return str(os.getuid())
 
 
 def _acquire(storage: Storage, run: str) -> Lease:

@@ -7,13 +7,12 @@ from typing import TYPE_CHECKING
 
 from fraud_ray.cluster import check_resources, connect
 from fraud_ray.data.source import open_source
-from fraud_ray.progress import Progress
+from fraud_ray.progress import Progress, counted
 from fraud_ray.retrain import newest_window
-from fraud_ray.run import Outcome, open_run
+from fraud_ray.runs import Outcome, open_run
 from fraud_ray.settings import Loaded, Settings
 from fraud_ray.storage import Storage
 from fraud_ray.storage_check import check_storage
-from fraud_ray.words import counted
 
 if TYPE_CHECKING:
     from fraud_ray.stages import Stages

@@ -1,10 +1,13 @@
-"""How long work tells how far it is, without knowing who listens."""
+"""How work tells a person how far it is, and of how much, without knowing who listens."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Protocol
+
+# Called with what is done, what there is in total, and what it is at.
+Update = Callable[[float, float, str], None]
 
 
 class Stage(Protocol):
@@ -41,3 +44,8 @@ class Quiet:
 
     def say(self, text: str) -> None:
         return None
+
+
+def counted(count: int, noun: str, plural: str = "") -> str:
+    """A count with its noun, such as `1 row` and `1,200 rows`. plural: where it is not the noun and an s."""
+    return f"{count:,} {noun if count == 1 else plural or f'{noun}s'}"

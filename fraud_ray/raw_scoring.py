@@ -11,15 +11,15 @@ from dataclasses import replace
 from fraud_ray.cluster import join_or_start
 from fraud_ray.data.output import list_written
 from fraud_ray.data.source import absolute, list_files, list_partitions, open_source
-from fraud_ray.data.tasks import Update
-from fraud_ray.data.windows.daily import latest_after, make_latest, read_labels, uncounted
-from fraud_ray.data.windows.definition import Definition
-from fraud_ray.data.windows.state import extend, load_state
 from fraud_ray.errors import SettingsError
 from fraud_ray.model.scorer import GraphScorer
+from fraud_ray.progress import Update
 from fraud_ray.scoring import Model, Scored, locate, score_partitions
 from fraud_ray.settings import ClusterSettings, DataSettings
 from fraud_ray.storage import Storage
+from fraud_ray.windows.daily import latest_after, make_latest, read_labels, uncounted
+from fraud_ray.windows.definition import Definition
+from fraud_ray.windows.state import extend, load_state
 
 
 def score_raw(

@@ -18,26 +18,24 @@ from typing import Any
 import ray
 import torch
 
-from fraud_ray import audit
 from fraud_ray.cluster import check_resources, connect
 from fraud_ray.data.folds import plan_folds
 from fraud_ray.data.prepare import prepare
+from fraud_ray.data.rows import PreparedFold, load
 from fraud_ray.data.source import Source, open_source
-from fraud_ray.decision.metrics import evaluate
+from fraud_ray.decision.evaluate import evaluate
 from fraud_ray.errors import SettingsError
-from fraud_ray.evaluation import fetch_bundle, network_logits
 from fraud_ray.intake import take_in
-from fraud_ray.lifecycle import bundle_hashes
 from fraud_ray.model.bundle import Bundle
-from fraud_ray.progress import Progress
-from fraud_ray.provenance import provenance
-from fraud_ray.rows import PreparedFold, load
-from fraud_ray.run import RunRecord, differences, read_run
+from fraud_ray.progress import Progress, counted
+from fraud_ray.registry import audit
+from fraud_ray.registry.promotion import bundle_hashes
+from fraud_ray.runs import RunRecord, differences, provenance, read_run
 from fraud_ray.settings import ClusterSettings, DecisionSettings, Settings, parse_settings
 from fraud_ray.storage import Storage
+from fraud_ray.training.evaluation import fetch_bundle, network_logits
 from fraud_ray.training.search import SearchOutcome, Trial
 from fraud_ray.training.trainer import network_shape, refit
-from fraud_ray.words import counted
 
 _CHANGES = ", with changes"
 

@@ -7,8 +7,8 @@ from datetime import timedelta
 
 from fraud_ray.data.source import Source
 from fraud_ray.errors import DataError, SettingsError
+from fraud_ray.progress import counted
 from fraud_ray.settings import Loaded
-from fraud_ray.words import counted
 
 
 def newest_window(loaded: Loaded, source: Source) -> Loaded:

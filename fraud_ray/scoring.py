@@ -39,10 +39,11 @@ from fraud_ray.data.source import (
     read_footers,
     typed,
 )
-from fraud_ray.data.tasks import Update, map_tasks
+from fraud_ray.data.tasks import map_tasks
 from fraud_ray.errors import DataError, SettingsError
 from fraud_ray.model.reasons import reason_columns, reason_fields
 from fraud_ray.model.scorer import GRAPH, INFO, GraphError, GraphScorer
+from fraud_ray.progress import Update
 from fraud_ray.settings import ClusterSettings, RegistrySettings
 
 if TYPE_CHECKING:

@@ -12,35 +12,34 @@ from typing import Any
 
 import ray
 
-from fraud_ray.champion import compare_with_champion, evaluate_champion
 from fraud_ray.data import cache
 from fraud_ray.data.contract import Census, validate
 from fraud_ray.data.drift import Drift
 from fraud_ray.data.folds import Folds, plan_folds
 from fraud_ray.data.prepare import Prepared, prepare
 from fraud_ray.data.source import Source
-from fraud_ray.data.windows.definition import Definition
 from fraud_ray.decision.comparison import Comparison
 from fraud_ray.decision.curves import Curves
+from fraud_ray.decision.evaluate import Evaluation
 from fraud_ray.decision.gate import GateDecision, decide
-from fraud_ray.decision.metrics import Evaluation
 from fraud_ray.errors import DriftError, FraudRayError
-from fraud_ray.evaluation import assemble, fetch_bundle, get_ready
 from fraud_ray.intake import with_windows
-from fraud_ray.lifecycle import promote, record_registration, record_run
-from fraud_ray.progress import Progress, Stage
-from fraud_ray.reference import measure_drift, of_champion
+from fraud_ray.progress import Progress, Stage, counted
+from fraud_ray.registry.champion import compare_with_champion, evaluate_champion
+from fraud_ray.registry.promotion import promote, record_registration, record_run
+from fraud_ray.registry.reference import measure_drift, of_champion
 from fraud_ray.registry.tracking import Dataset, TrackedRun, connect
 from fraud_ray.registry.versions import CHAMPION, RegisteredVersion, champion, register
 from fraud_ray.report.card import model_card
 from fraud_ray.report.drift import draw
 from fraud_ray.report.page import ReportValues, render
-from fraud_ray.run import Outcome, Run, read_run
+from fraud_ray.runs import Outcome, Run, read_run
 from fraud_ray.settings import Loaded, Settings, settings_hash
 from fraud_ray.storage import Storage
+from fraud_ray.training.evaluation import assemble, fetch_bundle, get_ready
 from fraud_ray.training.search import SearchOutcome, Trial, search, selection_logits
 from fraud_ray.training.trainer import Fitted, load_fitted, refit
-from fraud_ray.words import counted
+from fraud_ray.windows.definition import Definition
 
 # Files in a run's folder, beside its stages' values.
 CURVES, REPORT = "curves.json", "report.html"

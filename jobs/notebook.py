@@ -19,10 +19,10 @@ from fraud_ray.data.prepare import prepare
 from fraud_ray.data.simulate import holds_data, simulate
 from fraud_ray.data.source import open_source
 from fraud_ray.decision.gate import decide
-from fraud_ray.evaluation import assemble, fetch_bundle
 from fraud_ray.model.bundle import open_graph
 from fraud_ray.settings import load_settings
 from fraud_ray.storage import Storage
+from fraud_ray.training.evaluation import assemble, fetch_bundle
 from fraud_ray.training.search import search, selection_logits
 from fraud_ray.training.trainer import refit
 

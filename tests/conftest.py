@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from fraud_ray.run import Outcome
+from fraud_ray.runs import Outcome
 from tests.line import Start, local
 
 if TYPE_CHECKING:
@@ -62,7 +62,7 @@ def march(simulated: Path, mlflow_template: Path, tmp_path_factory: pytest.TempP
     """The storage root of a registered run `march`, killed just before its outcome and then started again; to read."""
     from fraud_ray import pipeline
     from fraud_ray.progress import Quiet
-    from fraud_ray.run import Run
+    from fraud_ray.runs import Run
     from fraud_ray.settings import load_settings
 
     def killed(*arguments: object) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from fraud_ray.run import Outcome
+from fraud_ray.runs import Outcome
 
 REPOSITORY = Path(__file__).parents[1]
 

@@ -6,8 +6,8 @@ import hashlib
 
 import numpy as np
 
+from fraud_ray.data.rows import Part, PreparedFold, Rows, RowSet, serialize, to_table
 from fraud_ray.model.encoder import Encoder, FeatureColumn, NumericEncoding
-from fraud_ray.rows import Part, PreparedFold, Rows, RowSet, serialize, to_table
 from fraud_ray.storage import Storage
 
 FEATURES = tuple("abcd")

@@ -12,9 +12,9 @@ import boto3
 import pytest
 from moto.server import ThreadedMotoServer
 
-from fraud_ray import audit
-from fraud_ray.audit import Anchor, Fault, Record, append, newest, read, read_all, verify
 from fraud_ray.errors import FraudRayError, SettingsError
+from fraud_ray.registry import audit
+from fraud_ray.registry.audit import Anchor, Fault, Record, append, newest, read, read_all, verify
 from fraud_ray.storage import Storage
 
 

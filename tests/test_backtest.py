@@ -16,7 +16,7 @@ from fraud_ray.backtest.result import NETWORK, Backtest, Choice
 from fraud_ray.cli.backtests import print_backtest
 from fraud_ray.errors import SettingsError
 from fraud_ray.progress import Quiet
-from fraud_ray.run import list_runs
+from fraud_ray.runs import list_runs
 from fraud_ray.settings import Loaded, load_settings
 from fraud_ray.storage import Storage
 from tests.line import local

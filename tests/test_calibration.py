@@ -11,7 +11,7 @@ from scipy.special import expit
 from sklearn.linear_model import LogisticRegression
 
 from fraud_ray.decision.calibration import MAX_KNOTS, Costs, choose_threshold, fit_calibration
-from fraud_ray.decision.metrics import calibration_error
+from fraud_ray.decision.evaluate import calibration_error
 from fraud_ray.errors import FraudRayError
 from fraud_ray.settings import AlertsPerDay, DecisionSettings, RecallAtPrecision
 

@@ -25,7 +25,7 @@ from fraud_ray.cli import app
 from fraud_ray.cli.display import Display
 from fraud_ray.cli.tables import print_next
 from fraud_ray.errors import DataError
-from fraud_ray.run import Outcome, list_runs, open_run
+from fraud_ray.runs import Outcome, list_runs, open_run
 from fraud_ray.settings import load_settings
 from fraud_ray.storage import Storage
 
@@ -323,7 +323,7 @@ def test_a_fault_of_a_ray_task_is_told_as_it_was_raised(
 
 WORKS = """
 import sys, time, types
-from fraud_ray.run import open_run
+from fraud_ray.runs import open_run
 from fraud_ray.storage import Storage
 
 def run(loaded, progress, until, retrain):

@@ -29,7 +29,7 @@ from fraud_ray.model.bundle import open_graph
 from fraud_ray.model.encoder import FeatureColumn
 from fraud_ray.model.profile import Profile
 from fraud_ray.progress import Quiet
-from fraud_ray.reference import Reference, measure_drift
+from fraud_ray.registry.reference import Reference, measure_drift
 from fraud_ray.registry.tracking import connect
 from fraud_ray.registry.versions import register
 from fraud_ray.settings import DriftSettings, Settings, SimulateSettings, load_settings

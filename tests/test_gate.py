@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fraud_ray.decision.evaluate import Confusion, Evaluation, SliceEvaluation
 from fraud_ray.decision.gate import Check, GateDecision, decide
-from fraud_ray.decision.metrics import Confusion, Evaluation, SliceEvaluation
 from fraud_ray.settings import GateSettings, SliceGate
 
 

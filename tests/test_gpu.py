@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 
+from fraud_ray.data.rows import Rows
 from fraud_ray.model.network import FraudNetwork
-from fraud_ray.rows import Rows
 from fraud_ray.settings import TrainSettings
 from fraud_ray.storage import Storage
 from fraud_ray.training import capture

@@ -16,14 +16,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fraud_ray.evaluation import network_logits
+from fraud_ray.data.rows import Rows
 from fraud_ray.model.bundle import Bundle, open_graph
 from fraud_ray.model.calibration import Calibration
 from fraud_ray.model.encoder import Encoder, FeatureColumn, Ratio, Statistics
 from fraud_ray.model.graph import build_graph
 from fraud_ray.model.network import FraudNetwork, NetworkShape
 from fraud_ray.model.scorer import GraphScorer
-from fraud_ray.rows import Rows
+from fraud_ray.training.evaluation import network_logits
 
 BOTH = ("standard", "signed_log")
 COLUMNS = (
@@ -180,7 +180,7 @@ def test_a_worker_that_is_ready_loads_nothing_more_to_save_a_model(tmp_path: Pat
     script = """
 import sys
 from pathlib import Path
-from fraud_ray.evaluation import get_ready
+from fraud_ray.training.evaluation import get_ready
 get_ready()
 ready = set(sys.modules)
 from fraud_ray.model.bundle import Bundle

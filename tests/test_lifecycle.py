@@ -16,16 +16,16 @@ from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 from typer.testing import CliRunner, Result
 
-from fraud_ray.anchors import verify
-from fraud_ray.audit import append, read, read_all
 from fraud_ray.cli import app
 from fraud_ray.errors import ServerError, SettingsError
-from fraud_ray.history import find_version, history
-from fraud_ray.lifecycle import promote, record_registration, record_run, rollback
 from fraud_ray.registry.aliases import registered_model
+from fraud_ray.registry.anchors import verify
+from fraud_ray.registry.audit import append, read, read_all
+from fraud_ray.registry.history import find_version, history
+from fraud_ray.registry.promotion import promote, record_registration, record_run, rollback
 from fraud_ray.registry.tracking import Tracking, connect
 from fraud_ray.registry.versions import champion, register
-from fraud_ray.run import Outcome, open_run, read_outcome
+from fraud_ray.runs import Outcome, open_run, read_outcome
 from fraud_ray.settings import Loaded, RegistrySettings, parse_settings
 from fraud_ray.storage import Storage
 from tests.handmade import example, write_bundle

@@ -20,6 +20,7 @@ from sklearn.metrics import average_precision_score, precision_recall_fscore_sup
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
+from fraud_ray.data.rows import Rows
 from fraud_ray.decision.bootstrap import NAMES, Ranking, Scored, differences, intervals
 from fraud_ray.decision.curves import (
     MAX_POINTS,
@@ -32,7 +33,7 @@ from fraud_ray.decision.curves import (
     roc_points,
     share_interval,
 )
-from fraud_ray.decision.metrics import (
+from fraud_ray.decision.evaluate import (
     Evaluation,
     best_possible,
     calibration_error,
@@ -41,7 +42,6 @@ from fraud_ray.decision.metrics import (
     precision_at_k,
 )
 from fraud_ray.errors import FraudRayError
-from fraud_ray.rows import Rows
 from fraud_ray.settings import DecisionSettings
 
 quick = settings(max_examples=60, deadline=None)

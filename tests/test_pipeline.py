@@ -21,7 +21,7 @@ from fraud_ray.data.source import open_source, read_partition
 from fraud_ray.errors import RunDiffersError, SettingsError
 from fraud_ray.model.bundle import load_profile, open_graph
 from fraud_ray.progress import Quiet
-from fraud_ray.run import Outcome, read_outcome
+from fraud_ray.runs import Outcome, read_outcome
 from fraud_ray.settings import load_settings
 from fraud_ray.storage import Storage
 from tests.line import REPOSITORY, Start, local

@@ -18,9 +18,8 @@ import pyarrow.compute as pc
 import pytest
 from typer.testing import CliRunner
 
-from fraud_ray import rows
 from fraud_ray.cli import app
-from fraud_ray.data import cache
+from fraud_ray.data import cache, rows
 from fraud_ray.data.contract import validate
 from fraud_ray.data.folds import Folds, plan_folds
 from fraud_ray.data.prepare import Prepared, feature_columns, prepare

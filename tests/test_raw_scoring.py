@@ -19,15 +19,15 @@ from fraud_ray import raw_scoring
 from fraud_ray.cli import app
 from fraud_ray.data.cache import Pruned
 from fraud_ray.data.source import open_source
-from fraud_ray.data.windows import kept
-from fraud_ray.data.windows.definition import Definition
-from fraud_ray.data.windows.state import add_windows
 from fraud_ray.errors import DataError, SettingsError
 from fraud_ray.raw_scoring import score_raw
-from fraud_ray.run import open_run
+from fraud_ray.runs import open_run
 from fraud_ray.scoring import Model, Scored, open_model, score_partitions
 from fraud_ray.settings import Loaded, RegistrySettings, Settings
 from fraud_ray.storage import Storage
+from fraud_ray.windows import kept
+from fraud_ray.windows.definition import Definition
+from fraud_ray.windows.state import add_windows
 from tests.cards import card_table, days, write_partition
 from tests.handmade import write_bundle
 

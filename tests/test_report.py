@@ -25,17 +25,17 @@ from hypothesis import strategies as st
 
 from fraud_ray import pipeline
 from fraud_ray.data.drift import ColumnDrift, Drift, Measure
+from fraud_ray.data.rows import Rows
 from fraud_ray.decision.curves import Curves
+from fraud_ray.decision.evaluate import evaluate
 from fraud_ray.decision.gate import decide
-from fraud_ray.decision.metrics import evaluate
 from fraud_ray.progress import Quiet
 from fraud_ray.registry.versions import RegisteredVersion
 from fraud_ray.report.card import MOST_CHARACTERS, model_card
 from fraud_ray.report.page import ReportValues, render
 from fraud_ray.report.plot import Axis
 from fraud_ray.report.training import importances, parallel_coordinates
-from fraud_ray.rows import Rows
-from fraud_ray.run import RunRecord
+from fraud_ray.runs import RunRecord
 from fraud_ray.settings import Settings, load_settings, parse_settings
 from fraud_ray.storage import Storage
 from fraud_ray.training.search import SearchOutcome, Trial

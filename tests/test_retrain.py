@@ -15,17 +15,17 @@ from sklearn.metrics import average_precision_score
 from typer.testing import CliRunner
 
 from fraud_ray import pipeline
-from fraud_ray.anchors import verify
-from fraud_ray.audit import read_all
 from fraud_ray.cli import app
 from fraud_ray.data.source import Source
 from fraud_ray.decision.bootstrap import differences, intervals
 from fraud_ray.decision.comparison import Comparison, Scored, compare, judged_by
 from fraud_ray.errors import DataError, SettingsError
 from fraud_ray.progress import Quiet
+from fraud_ray.registry.anchors import verify
+from fraud_ray.registry.audit import read_all
 from fraud_ray.registry.tracking import connect
 from fraud_ray.retrain import newest_window
-from fraud_ray.run import Outcome
+from fraud_ray.runs import Outcome
 from fraud_ray.settings import Loaded, Settings, load_settings
 from fraud_ray.storage import Storage
 from tests.cards import card_settings

@@ -20,7 +20,7 @@ import pytest
 from fraud_ray import lease
 from fraud_ray.errors import FraudRayError, RunDiffersError, RunHeldError, SettingsError
 from fraud_ray.lease import hold, holder_of
-from fraud_ray.run import Outcome, Run, differences, list_runs, open_run, read_run, run_name
+from fraud_ray.runs import Outcome, Run, differences, list_runs, open_run, read_run, run_name
 from fraud_ray.settings import Loaded, parse_settings
 from fraud_ray.storage import Storage
 

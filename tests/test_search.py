@@ -19,12 +19,12 @@ import numpy as np
 import pytest
 from sklearn.metrics import average_precision_score
 
+from fraud_ray.data.rows import PreparedFold, load
 from fraud_ray.errors import FraudRayError
-from fraud_ray.evaluation import network_logits
 from fraud_ray.model.network import FraudNetwork
-from fraud_ray.rows import PreparedFold, load
 from fraud_ray.settings import Settings, TrainSettings, parse_settings
 from fraud_ray.storage import Storage
+from fraud_ray.training.evaluation import network_logits
 from fraud_ray.training.search import SearchOutcome, Trial, concurrency, search, selection_logits
 from fraud_ray.training.space import EstimatorSearcher, enumerate_space
 from fraud_ray.training.trainer import CURVE, Fitted, keep_to_own_cores, network_shape, refit

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from fraud_ray.run import list_runs
+from fraud_ray.runs import list_runs
 from fraud_ray.storage import Storage
 from tests.line import local
 from tests.rays import BIN, free_ports

@@ -22,15 +22,15 @@ from hypothesis import strategies as st
 
 from fraud_ray.data.contract import ContractViolation
 from fraud_ray.data.source import Source, open_source
-from fraud_ray.data.windows import state as states
-from fraud_ray.data.windows.daily import read_labels
-from fraud_ray.data.windows.definition import DAY, Definition, Measure
-from fraud_ray.data.windows.measures import compute
-from fraud_ray.data.windows.state import Windowed, add_windows, extend, load_state
-from fraud_ray.data.windows.timeline import Transactions
 from fraud_ray.errors import DataError
 from fraud_ray.settings import Settings
 from fraud_ray.storage import Storage
+from fraud_ray.windows import state as states
+from fraud_ray.windows.daily import read_labels
+from fraud_ray.windows.definition import DAY, Definition, Measure
+from fraud_ray.windows.measures import compute
+from fraud_ray.windows.state import Windowed, add_windows, extend, load_state
+from fraud_ray.windows.timeline import Transactions
 from tests.cards import COLUMNS, FIRST_DAY, card_settings, card_table, days, write_days, write_partition
 
 OF_ALL = ("count", "sum", "mean", "min", "max", "std", "distinct", "since_last", "since_first")

@@ -13,10 +13,10 @@ import pyarrow.dataset as ds
 import pytest
 
 from fraud_ray.data.source import open_source
-from fraud_ray.data.windows.definition import Definition
-from fraud_ray.data.windows.state import Windowed, add_windows, extend
 from fraud_ray.settings import load_settings
 from fraud_ray.storage import Storage
+from fraud_ray.windows.definition import Definition
+from fraud_ray.windows.state import Windowed, add_windows, extend
 
 CONFIG = Path(__file__).parent.parent / "configs/handbook-raw.yaml"
 LENGTHS = (1, 7, 30)

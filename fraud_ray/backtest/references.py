@@ -19,8 +19,8 @@ from sklearn.metrics import average_precision_score
 from sklearn.model_selection import ParameterGrid, ParameterSampler
 
 from fraud_ray.backtest.result import Candidate, Choice
-from fraud_ray.data.tasks import Update
-from fraud_ray.rows import PreparedFold, Rows, load
+from fraud_ray.data.rows import PreparedFold, Rows, load
+from fraud_ray.progress import Update
 from fraud_ray.settings import Reference
 from fraud_ray.storage import Storage
 from fraud_ray.training.loop import Float32

@@ -10,9 +10,9 @@ import numpy.typing as npt
 
 from fraud_ray.decision.bootstrap import Difference
 from fraud_ray.decision.curves import Points
-from fraud_ray.decision.metrics import Evaluation
+from fraud_ray.decision.evaluate import Evaluation
+from fraud_ray.progress import counted
 from fraud_ray.values import Value
-from fraud_ray.words import counted
 
 NETWORK = "network"
 Logits = tuple[npt.NDArray[np.float32], ...]

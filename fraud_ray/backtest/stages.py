@@ -16,22 +16,21 @@ from fraud_ray.backtest.result import NETWORK, Backtest, Candidate, Choice, Cont
 from fraud_ray.data.contract import Census
 from fraud_ray.data.folds import plan_folds
 from fraud_ray.data.prepare import prepare
+from fraud_ray.data.rows import PreparedFold, load
 from fraud_ray.data.source import Source
 from fraud_ray.decision.bootstrap import Difference, Scored, differences
 from fraud_ray.decision.curves import alert_calibration_points
-from fraud_ray.decision.metrics import evaluate
-from fraud_ray.evaluation import bundle_of, calibrate, network_logits
+from fraud_ray.decision.evaluate import evaluate
 from fraud_ray.model.bundle import Bundle
 from fraud_ray.model.calibration import Calibration
-from fraud_ray.progress import Progress
+from fraud_ray.progress import Progress, counted
 from fraud_ray.report.backtest import draw
-from fraud_ray.rows import PreparedFold, load
-from fraud_ray.run import Run
+from fraud_ray.runs import Run
 from fraud_ray.settings import DecisionSettings, Reference, Settings
 from fraud_ray.storage import Storage
+from fraud_ray.training.evaluation import bundle_of, calibrate, network_logits
 from fraud_ray.training.search import SearchOutcome, search, selection_logits
 from fraud_ray.training.trainer import Fitted, load_fitted, load_logits, refit, save_logits
-from fraud_ray.words import counted
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from fraud_ray.data.source import open_source
 from fraud_ray.errors import FraudRayError, SettingsError
 from fraud_ray.pipeline import simulate_if_absent
 from fraud_ray.progress import Progress
-from fraud_ray.run import Outcome, Run, open_run
+from fraud_ray.runs import Outcome, Run, open_run
 from fraud_ray.settings import Loaded, Reference, Settings
 from fraud_ray.storage import Storage
 from fraud_ray.storage_check import check_storage

@@ -22,8 +22,8 @@ def show(
     as_json: AsJson = False,
 ) -> None:
     """List all records: who did what, when, with which command; or show one whole."""
-    from fraud_ray.audit import read, read_all
     from fraud_ray.cli.records import print_record, print_records
+    from fraud_ray.registry.audit import read, read_all
 
     storage = storage_of(config, overrides)
     found = read_all(storage) if number is None else read(storage, number)
@@ -42,9 +42,9 @@ def verify(config: ConfigOrDefaults = None, overrides: Overrides = None, as_json
 
     Ends with exit code 1 if there are any.
     """
-    from fraud_ray import anchors
-    from fraud_ray.audit import newest
     from fraud_ray.cli.records import print_faults
+    from fraud_ray.registry import anchors
+    from fraud_ray.registry.audit import newest
 
     storage, tracking = registry_of(config, overrides)
     faults = anchors.verify(tracking, storage)

@@ -9,8 +9,8 @@ from rich.table import Table
 from fraud_ray.backtest.result import Backtest, Contender
 from fraud_ray.cli.tables import new_console, new_table
 from fraud_ray.decision.bootstrap import Difference
+from fraud_ray.progress import counted
 from fraud_ray.report.backtest import holdout_begins, metric_title, shown_metrics
-from fraud_ray.words import counted
 
 _JUDGED = "average_precision"
 

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from fraud_ray.cli.options import AsJson, ConfigOrDefaults, Overrides, storage_of
-from fraud_ray.words import counted
+from fraud_ray.progress import counted
 
 if TYPE_CHECKING:
     from fraud_ray.data.cache import Entry
-    from fraud_ray.data.windows.kept import Kept
+    from fraud_ray.windows.kept import Kept
 
 app = typer.Typer(no_args_is_help=True, help="List and prune the prepared data that runs share, and window states.")
 
@@ -23,7 +23,7 @@ def list_all(config: ConfigOrDefaults = None, overrides: Overrides = None, as_js
     """List what is kept, oldest first."""
     from fraud_ray.cli.tables import new_console, new_table
     from fraud_ray.data.cache import in_words, list_entries
-    from fraud_ray.data.windows.kept import list_kept
+    from fraud_ray.windows.kept import list_kept
 
     storage = storage_of(config, overrides)
     found: list[Entry | Kept] = [*list_entries(storage), *list_kept(storage)]
@@ -58,7 +58,7 @@ def prune(
     scoring at work computes is as young as the scoring, and needs an age above 0.
     """
     from fraud_ray.data import cache
-    from fraud_ray.data.windows import kept
+    from fraud_ray.windows import kept
 
     storage, age = storage_of(config, overrides), timedelta(days=days)
     pruned, of_windows = cache.prune(storage, age), kept.prune(storage, age)

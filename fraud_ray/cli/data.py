@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from fraud_ray.cli.options import AsJson, Config, Overrides
-from fraud_ray.words import counted
+from fraud_ray.progress import counted
 
 
 def simulate(

@@ -12,7 +12,7 @@ from fraud_ray.cli.options import AsJson, Config, Overrides
 from fraud_ray.errors import EXIT_DONE, EXIT_DRIFTED, SettingsError
 
 if TYPE_CHECKING:
-    from fraud_ray.reference import Reference
+    from fraud_ray.registry.reference import Reference
     from fraud_ray.settings import Settings
 
 
@@ -47,7 +47,7 @@ def drift(
 
     from fraud_ray.cluster import connect
     from fraud_ray.data.source import open_source
-    from fraud_ray.reference import measure_drift
+    from fraud_ray.registry.reference import measure_drift
     from fraud_ray.report.drift import draw
     from fraud_ray.storage import Storage
 
@@ -73,7 +73,7 @@ def drift(
 
 
 def _reference(against: str, settings: Settings) -> Reference:
-    from fraud_ray import reference
+    from fraud_ray.registry import reference
 
     if against != "champion":
         return reference.of_path(against, settings, lambda done, total, text: None)

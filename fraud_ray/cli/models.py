@@ -11,8 +11,8 @@ import typer
 from fraud_ray.cli.options import AsJson, ConfigOrDefaults, Overrides, registry_of
 
 if TYPE_CHECKING:
-    from fraud_ray.history import VersionHistory
-    from fraud_ray.lifecycle import Move
+    from fraud_ray.registry.history import VersionHistory
+    from fraud_ray.registry.promotion import Move
 
 app = typer.Typer(no_args_is_help=True, help="List, show, promote and roll back versions of the registered model.")
 
@@ -21,7 +21,7 @@ app = typer.Typer(no_args_is_help=True, help="List, show, promote and roll back 
 def list_all(config: ConfigOrDefaults = None, overrides: Overrides = None, as_json: AsJson = False) -> None:
     """List all versions, the newest first."""
     from fraud_ray.cli.records import print_versions
-    from fraud_ray.history import history
+    from fraud_ray.registry.history import history
 
     storage, tracking = registry_of(config, overrides)
     histories = history(tracking, storage)
@@ -40,8 +40,8 @@ def show(
 ) -> None:
     """Show a version: its data, code, settings and checks, who made it, and who let it go live and when."""
     from fraud_ray.cli.records import print_version
-    from fraud_ray.history import find_version, history
     from fraud_ray.registry.aliases import tags_of_version
+    from fraud_ray.registry.history import find_version, history
 
     storage, tracking = registry_of(config, overrides)
     found = find_version(history(tracking, storage), version)
@@ -64,7 +64,7 @@ def promote(
     as_json: AsJson = False,
 ) -> None:
     """Make a version the champion, by default the challenger; `rollback` takes it back."""
-    from fraud_ray import lifecycle
+    from fraud_ray.registry import promotion as lifecycle
 
     storage, tracking = registry_of(config, overrides)
     _print_move(lifecycle.promote(tracking, storage, version), as_json)
@@ -73,7 +73,7 @@ def promote(
 @app.command()
 def rollback(config: ConfigOrDefaults = None, overrides: Overrides = None, as_json: AsJson = False) -> None:
     """Make the version champion again that was it before; repeated, the one before that."""
-    from fraud_ray import lifecycle
+    from fraud_ray.registry import promotion as lifecycle
 
     storage, tracking = registry_of(config, overrides)
     _print_move(lifecycle.rollback(tracking, storage), as_json)

@@ -9,13 +9,13 @@ import yaml
 from rich.table import Table
 from rich.text import Text
 
-from fraud_ray.audit import Fault, Record
 from fraud_ray.cli.settings import YAML_STYLE
 from fraud_ray.cli.tables import code_line, gate_table, new_console, new_table, print_facts, print_settings
-from fraud_ray.words import counted
+from fraud_ray.progress import counted
+from fraud_ray.registry.audit import Fault, Record
 
 if TYPE_CHECKING:
-    from fraud_ray.history import VersionHistory
+    from fraud_ray.registry.history import VersionHistory
     from fraud_ray.reproduce import Reproduction
 
 

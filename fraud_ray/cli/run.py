@@ -11,7 +11,7 @@ import typer
 from fraud_ray.cli.options import AsJson, Config, Name, NoCache, Overrides
 
 if TYPE_CHECKING:
-    from fraud_ray.run import Outcome
+    from fraud_ray.runs import Outcome
 
 Stage = Literal[
     "simulate", "windows", "validate", "drift", "prepare", "search", "refit", "evaluate", "gate", "register"

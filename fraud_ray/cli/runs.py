@@ -19,7 +19,7 @@ Name = Annotated[str, typer.Argument(metavar="NAME", help="A run's name, as `run
 def list_all(config: ConfigOrDefaults = None, overrides: Overrides = None, as_json: AsJson = False) -> None:
     """List all runs, oldest first."""
     from fraud_ray.cli.tables import print_runs
-    from fraud_ray.run import list_runs
+    from fraud_ray.runs import list_runs
 
     storage = storage_of(config, overrides)
     found = list_runs(storage)
@@ -33,7 +33,7 @@ def list_all(config: ConfigOrDefaults = None, overrides: Overrides = None, as_js
 def show(name: Name, config: ConfigOrDefaults = None, overrides: Overrides = None, as_json: AsJson = False) -> None:
     """Show a run: who started it, with which code and settings, how far it got, and its figures."""
     from fraud_ray.cli.tables import print_run
-    from fraud_ray.run import read_run
+    from fraud_ray.runs import read_run
 
     found = read_run(storage_of(config, overrides), name)
     if as_json:
@@ -52,7 +52,7 @@ def compare(
 ) -> None:
     """Compare two runs: the settings that differ, and their metrics side by side."""
     from fraud_ray.cli.tables import print_comparison
-    from fraud_ray.run import differences, read_run
+    from fraud_ray.runs import differences, read_run
 
     storage = storage_of(config, overrides)
     one, other = read_run(storage, first), read_run(storage, second)

@@ -69,11 +69,11 @@ def score(
     """
     from fraud_ray.cli.display import Display, stdout_for_the_result
     from fraud_ray.cli.tables import print_scored
+    from fraud_ray.progress import counted
     from fraud_ray.raw_scoring import score_raw
     from fraud_ray.scoring import open_model, score_partitions
     from fraud_ray.settings import StorageSettings, locate_registry
     from fraud_ray.storage import Storage
-    from fraud_ray.words import counted
 
     storage, where, cluster = sections_of(config, overrides)
     where = where if registry is None else where.model_copy(update={"uri": registry})

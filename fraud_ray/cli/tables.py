@@ -16,8 +16,8 @@ from rich.table import Table
 from rich.text import Text
 
 from fraud_ray.cli.settings import YAML_STYLE
-from fraud_ray.run import Outcome, RunRecord
-from fraud_ray.words import counted
+from fraud_ray.progress import counted
+from fraud_ray.runs import Outcome, RunRecord
 
 if TYPE_CHECKING:
     from fraud_ray.data.drift import ColumnDrift, Drift, Measure

@@ -19,9 +19,10 @@ from datetime import UTC, datetime, timedelta
 from functools import cached_property, partial
 from typing import Any, ClassVar, Generic, TypeVar
 
-from fraud_ray.data.tasks import Update, map_tasks
-from fraud_ray.rows import Part
-from fraud_ray.run import runs_at_work
+from fraud_ray.data.rows import Part
+from fraud_ray.data.tasks import map_tasks
+from fraud_ray.progress import Update
+from fraud_ray.runs import runs_at_work
 from fraud_ray.storage import Storage
 
 ROOT = "prepared"

@@ -16,10 +16,10 @@ import pyarrow.compute as pc
 
 from fraud_ray.data.keys import NO_DAY, Keys, to_date
 from fraud_ray.data.source import Partition, Source, read_partition
-from fraud_ray.data.tasks import Update, map_tasks
+from fraud_ray.data.tasks import map_tasks
 from fraud_ray.errors import DataError
+from fraud_ray.progress import Update, counted
 from fraud_ray.settings import ColumnSettings, DataSettings
-from fraud_ray.words import counted
 
 SHOWN_VIOLATIONS = 50
 

@@ -15,8 +15,8 @@ from fraud_ray.data.contract import Census
 from fraud_ray.data.keys import BUCKETS, Int64, Keys, to_day
 from fraud_ray.data.sides import Counts, EntityGroups, Side, StratifiedGroups, apportion
 from fraud_ray.errors import DataError
+from fraud_ray.progress import counted
 from fraud_ray.settings import FoldSettings
-from fraud_ray.words import counted
 
 SIDES = ("fit", "holdout")
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from fraud_ray import rows
+from fraud_ray.data import rows
 from fraud_ray.data.folds import SIDES, Folds
 from fraud_ray.data.keys import Int64, Keys
 from fraud_ray.data.sides import Counts, EntityGroups

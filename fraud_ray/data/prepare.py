@@ -9,14 +9,14 @@ from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any, TypeVar
 
-from fraud_ray import rows
-from fraud_ray.data import cache
+from fraud_ray.data import cache, rows
 from fraud_ray.data.folds import SIDES, Folds
 from fraud_ray.data.passes import Job, encode_partition, fit_partition
 from fraud_ray.data.source import Partition, Source
-from fraud_ray.data.tasks import Update, map_tasks
+from fraud_ray.data.tasks import map_tasks
 from fraud_ray.model.encoder import Encoder, FeatureColumn, Ratio, Statistics
 from fraud_ray.model.profile import Profile
+from fraud_ray.progress import Update
 from fraud_ray.settings import DataSettings, PrepareSettings, Settings
 from fraud_ray.storage import Storage
 

@@ -12,11 +12,12 @@ import pyarrow as pa
 from fraud_ray.data.contract import ContractViolation, check_columns
 from fraud_ray.data.keys import days_of, to_day
 from fraud_ray.data.source import Partition, Source, read_partition
-from fraud_ray.data.tasks import Update, map_tasks
+from fraud_ray.data.tasks import map_tasks
 from fraud_ray.errors import DataError
 from fraud_ray.model.encoder import FeatureColumn
 from fraud_ray.model.profile import Profile
 from fraud_ray.model.scorer import GraphScorer
+from fraud_ray.progress import Update
 from fraud_ray.settings import DataSettings
 
 # Profiles held before they are merged.

@@ -16,8 +16,8 @@ from pyarrow import fs
 from fraud_ray.data import world
 from fraud_ray.data.patterns import Ints
 from fraud_ray.data.source import absolute, open_filesystem
-from fraud_ray.data.tasks import Update
 from fraud_ray.errors import DataError, FraudRayError
+from fraud_ray.progress import Update
 from fraud_ray.settings import SimulateSettings
 
 # Beside the partitions: the settings they were simulated from and, once all are written, the result.

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 from fraud_ray.decision.bootstrap import Scored, differences
 from fraud_ray.decision.cuts import Array, checked
+from fraud_ray.decision.evaluate import confusion_at, rate_metrics
 from fraud_ray.decision.gate import SUBJECTS
-from fraud_ray.decision.metrics import confusion_at, rate_metrics
 from fraud_ray.errors import FraudRayError
 from fraud_ray.settings import Settings
 from fraud_ray.values import Value

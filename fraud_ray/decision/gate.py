@@ -6,10 +6,10 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-from fraud_ray.decision.metrics import Evaluation
+from fraud_ray.decision.evaluate import Evaluation
+from fraud_ray.progress import counted
 from fraud_ray.settings import GateSettings, SliceGate
 from fraud_ray.values import Value
-from fraud_ray.words import counted
 
 # Each metric as a sentence names it.
 SUBJECTS = {

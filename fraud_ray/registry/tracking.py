@@ -28,8 +28,7 @@ from mlflow.store.entities import PagedList
 from mlflow.utils.mlflow_tags import MLFLOW_DATASET_CONTEXT, MLFLOW_PARENT_RUN_ID
 
 from fraud_ray.errors import ServerError, SettingsError
-from fraud_ray.provenance import without_passwords
-from fraud_ray.settings import RegistrySettings, dotted
+from fraud_ray.settings import RegistrySettings, dotted, without_passwords
 
 Status = Literal["FINISHED", "FAILED", "KILLED"]
 _T = TypeVar("_T")

@@ -11,16 +11,15 @@ from typing import TYPE_CHECKING, Any
 
 import jinja2
 
+from fraud_ray.data.rows import PreparedFold
 from fraud_ray.decision.curves import Curves
+from fraud_ray.decision.evaluate import Evaluation, SliceEvaluation
 from fraud_ray.decision.gate import GateDecision
-from fraud_ray.decision.metrics import Evaluation, SliceEvaluation
-from fraud_ray.provenance import without_passwords
+from fraud_ray.progress import counted
 from fraud_ray.report import pictures, training
 from fraud_ray.report.pictures import Picture
-from fraud_ray.rows import PreparedFold
-from fraud_ray.run import RunRecord
-from fraud_ray.settings import Range, Settings
-from fraud_ray.words import counted
+from fraud_ray.runs import RunRecord
+from fraud_ray.settings import Range, Settings, without_passwords
 
 if TYPE_CHECKING:
     from fraud_ray.data.drift import Drift

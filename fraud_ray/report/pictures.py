@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from markupsafe import Markup
 
 from fraud_ray.decision.curves import Curves, Points, share_interval
-from fraud_ray.decision.metrics import Evaluation, SliceEvaluation
+from fraud_ray.decision.evaluate import Evaluation, SliceEvaluation
 from fraud_ray.report.plot import CHARACTER, WIDTH, Axis, Plot, number, percent
 
 MOST_SLICES = 25

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from fraud_ray.progress import counted
 from fraud_ray.report.pictures import Picture
 from fraud_ray.report.plot import CHARACTER, WIDTH, Axis, Plot, number
 from fraud_ray.settings import Options, Range, SearchSettings
-from fraud_ray.words import counted
 
 if TYPE_CHECKING:
     from fraud_ray.training.search import SearchOutcome

@@ -3,6 +3,7 @@
 A section of the configuration is a class here; `whole.Settings` holds all of them.
 """
 
+from fraud_ray.settings.base import without_passwords
 from fraud_ray.settings.data import ColumnSettings, DataSettings, FoldSettings, PrepareSettings, SimulateSettings
 from fraud_ray.settings.decision import (
     AlertsPerDay,
@@ -51,4 +52,5 @@ __all__ = [
     "parse_settings",
     "reference",
     "settings_hash",
+    "without_passwords",
 ]

@@ -79,3 +79,8 @@ def nested_model(annotation: Any) -> Any:
         if isinstance(found, type) and issubclass(found, BaseModel):
             return found
     return annotation
+
+
+def without_passwords(text: str) -> str:
+    """The text with the user and password of each URI in it starred out."""
+    return re.sub(r"://[^/@\s]*@", "://***@", text)

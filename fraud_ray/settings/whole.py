@@ -14,8 +14,7 @@ from pydantic import (
     model_validator,
 )
 
-from fraud_ray.provenance import without_passwords
-from fraud_ray.settings.base import NO_EFFECT, Frozen, fault_in_words, suggestion
+from fraud_ray.settings.base import NO_EFFECT, Frozen, fault_in_words, suggestion, without_passwords
 from fraud_ray.settings.data import DataSettings, FoldSettings, PrepareSettings, SimulateSettings
 from fraud_ray.settings.decision import (
     AlertsPerDay,

@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from typing import Any, Literal, Protocol
 
 from fraud_ray.errors import RunDiffersError, ServerError, SettingsError
-from fraud_ray.run import differences
+from fraud_ray.runs import differences
 from fraud_ray.settings import parse_settings
 from fraud_ray.submission.order import Order
 

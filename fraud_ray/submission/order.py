@@ -11,7 +11,7 @@ from fraud_ray.cluster import refuse_relative_folders
 from fraud_ray.data.source import open_source
 from fraud_ray.errors import DataError, ServerError, SettingsError
 from fraud_ray.retrain import newest_window
-from fraud_ray.run import run_name
+from fraud_ray.runs import run_name
 from fraud_ray.settings import Loaded, Settings, load_settings
 
 _RUN, _RETRAIN = ("python", "jobs/pipeline.py"), ("python", "jobs/retrain.py")

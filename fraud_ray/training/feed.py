@@ -19,7 +19,7 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
-from fraud_ray.rows import Part, Rows, RowSet, from_tables, read_part
+from fraud_ray.data.rows import Part, Rows, RowSet, from_tables, read_part
 from fraud_ray.storage import Storage
 
 Item = TypeVar("Item")

@@ -22,8 +22,8 @@ from sklearn.metrics import average_precision_score
 from torch import Tensor
 from torch.nn import functional as F
 
+from fraud_ray.data.rows import Rows
 from fraud_ray.model.network import FraudNetwork, NetworkShape
-from fraud_ray.rows import Rows
 from fraud_ray.settings import TrainSettings
 from fraud_ray.training.capture import CapturedStep
 from fraud_ray.training.exchange import open_exchange

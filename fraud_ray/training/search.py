@@ -20,13 +20,13 @@ from ray import tune
 from ray.tune.integration.ray_train import TuneReportCallback
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, MedianStoppingRule, TrialScheduler
 
+from fraud_ray.data.rows import PreparedFold
 from fraud_ray.errors import FraudRayError
-from fraud_ray.rows import PreparedFold
+from fraud_ray.progress import counted
 from fraud_ray.settings import SearchSettings, Settings, TrainSettings
 from fraud_ray.storage import Storage
 from fraud_ray.training.space import EstimatorSearcher, Hyperparameters, enumerate_space, in_words, trial_id
 from fraud_ray.training.trainer import CURVE, load_logits, make_job, place, run_job, train_on_workers
-from fraud_ray.words import counted
 
 METRIC = "best_average_precision"
 

@@ -39,10 +39,10 @@ from ray.train.v2._internal.execution.worker_group import worker_group
 from torch import distributed
 
 from fraud_ray.cluster import is_bare
+from fraud_ray.data.rows import PreparedFold, RowSet, load
 from fraud_ray.errors import FraudRayError
 from fraud_ray.memory import MIB, keep_freed_memory
 from fraud_ray.model.network import NetworkShape
-from fraud_ray.rows import PreparedFold, RowSet, load
 from fraud_ray.settings import TrainSettings
 from fraud_ray.storage import Storage
 from fraud_ray.training.exchange import Shared

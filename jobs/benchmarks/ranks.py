@@ -11,7 +11,7 @@ import ray
 from benchmarks.harness import Row, Side, Target, in_turn
 from benchmarks.training import train_alone
 from benchmarks.world import MILLION, World, silent
-from fraud_ray.rows import PreparedFold
+from fraud_ray.data.rows import PreparedFold
 from fraud_ray.settings import TrainSettings
 from fraud_ray.training.trainer import make_job, place, refit
 

@@ -20,14 +20,14 @@ import ray
 from benchmarks.harness import Row, Target, in_turn, one_thread
 from benchmarks.training import products_per_second
 from benchmarks.world import MILLION, World
-from fraud_ray.evaluation import network_logits
+from fraud_ray.data.rows import Rows
 from fraud_ray.model.bundle import Bundle, open_graph
 from fraud_ray.model.encoder import FeatureColumn
 from fraud_ray.model.scorer import graph_inputs
 from fraud_ray.registry.versions import write_model
-from fraud_ray.rows import Rows
 from fraud_ray.scoring import open_model, score_partitions
 from fraud_ray.settings import RegistrySettings
+from fraud_ray.training.evaluation import network_logits
 
 BATCHES = (1_024, 8_192, 65_536, 524_288)  # of which pyfunc gets its best
 PEERS_ROWS, PEERS_FILES = 524_288, 8

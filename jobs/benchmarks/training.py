@@ -19,10 +19,10 @@ from torch.nn import functional as F
 
 from benchmarks.harness import GIB, Row, Target, in_turn, peak_memory, proportional_bytes
 from benchmarks.world import MILLION, World, one_hot
-from fraud_ray.evaluation import network_logits
+from fraud_ray.data.rows import PreparedFold, Rows, RowSet
 from fraud_ray.model.network import FraudNetwork
-from fraud_ray.rows import PreparedFold, Rows, RowSet
 from fraud_ray.settings import TrainSettings
+from fraud_ray.training.evaluation import network_logits
 from fraud_ray.training.trainer import load_fitted, make_job, network_shape, place, run_job
 
 SEEDS = 5

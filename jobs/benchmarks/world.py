@@ -19,14 +19,14 @@ import torch
 from fraud_ray.data.contract import validate
 from fraud_ray.data.folds import Folds, plan_folds
 from fraud_ray.data.prepare import prepare
+from fraud_ray.data.rows import PreparedFold, Rows, load
 from fraud_ray.data.source import Source, open_source
 from fraud_ray.data.world import generate
 from fraud_ray.decision.calibration import fit_calibration
-from fraud_ray.evaluation import network_logits
 from fraud_ray.model.bundle import Bundle
-from fraud_ray.rows import PreparedFold, Rows, load
 from fraud_ray.settings import PrepareSettings, Settings, SimulateSettings, TrainSettings, load_settings
 from fraud_ray.storage import Storage
+from fraud_ray.training.evaluation import network_logits
 from fraud_ray.training.feed import ResidentFeed, Slot
 from fraud_ray.training.loop import FoldFit, fit
 from fraud_ray.training.trainer import network_shape

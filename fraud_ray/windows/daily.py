@@ -17,13 +17,13 @@ from pyarrow import fs
 
 from fraud_ray.data.source import Source, open_source, read_partition, stamp_of
 from fraud_ray.data.tasks import map_tasks
-from fraud_ray.data.windows.definition import Definition
-from fraud_ray.data.windows.passes import identify, names
-from fraud_ray.data.windows.state import ROOT, ROWS_A_TASK, State, load_state
 from fraud_ray.errors import DataError
 from fraud_ray.model.encoder import strings
 from fraud_ray.settings import DataSettings
 from fraud_ray.storage import Storage
+from fraud_ray.windows.definition import Definition
+from fraud_ray.windows.passes import identify, names
+from fraud_ray.windows.state import ROOT, ROWS_A_TASK, State, load_state
 
 LATEST = f"{ROOT}/latest"
 

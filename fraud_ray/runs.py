@@ -7,20 +7,25 @@ concluded stages), curves.json, report.html and outcome.json (once it is conclud
 from __future__ import annotations
 
 import hashlib
+import importlib.metadata
 import json
+import platform
 import re
+import shlex
+import socket
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from datetime import date
+from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import Any, TypeVar
 
 from fraud_ray.errors import EXIT_DONE, EXIT_REJECTED, RunDiffersError, SettingsError
-from fraud_ray.lease import Lease, hold, holder_of
-from fraud_ray.provenance import now, provenance
-from fraud_ray.settings import Loaded
+from fraud_ray.lease import Lease, hold, holder_of, user_name
+from fraud_ray.settings import Loaded, without_passwords
 from fraud_ray.storage import Storage
 from fraud_ray.values import Value
 
@@ -28,6 +33,10 @@ T = TypeVar("T")
 
 FINGERPRINT = "data fingerprint"
 _RECORD = "run.json"
+_PACKAGES = (
+    *("fraud_ray", "ray", "torch", "numpy", "pandas", "pyarrow", "scikit-learn", "optuna"),
+    *("mlflow", "onnx", "onnxruntime"),
+)
 
 
 @dataclass(frozen=True)
@@ -228,6 +237,28 @@ def list_runs(storage: Storage) -> list[RunRecord]:
     return sorted((read_run(storage, name) for name in run_names(storage)), key=lambda run: run.created)
 
 
+def provenance() -> dict[str, Any]:
+    """This process, as JSON types: user, host, command, git and versions.
+
+    git: commit, and whether files differ from it (`dirty`); None where the code is no git checkout.
+    """
+    return {
+        "command": without_passwords(shlex.join(sys.argv)),
+        "user": user_name(),
+        "host": socket.gethostname(),
+        "git": _git(),
+        "versions": {
+            "python": platform.python_version(),
+            **{name: importlib.metadata.version(name) for name in _PACKAGES},
+        },
+    }
+
+
+def now() -> str:
+    """The time in UTC, in ISO 8601 with milliseconds."""
+    return datetime.now(UTC).isoformat(timespec="milliseconds")
+
+
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, tuple[str, str]]:
     """Keys whose values differ, each with both values as text; a key that one side lacks is `absent` there."""
 
@@ -282,3 +313,15 @@ def _identity(loaded: Loaded, fingerprint: str) -> dict[str, Any]:
 
 def _folder(name: str) -> str:
     return f"runs/{name}"
+
+
+def _git() -> dict[str, Any] | None:
+    def git(*arguments: str) -> str:
+        folder = str(Path(__file__).parent)
+        done = subprocess.run(["git", "-C", folder, *arguments], capture_output=True, text=True, check=True)
+        return done.stdout.strip()
+
+    try:
+        return {"commit": git("rev-parse", "HEAD"), "dirty": bool(git("status", "--porcelain"))}
+    except (OSError, subprocess.CalledProcessError):
+        return None

@@ -12,15 +12,15 @@ import numpy as np
 import pyarrow as pa
 import torch
 
+from fraud_ray.data.rows import PreparedFold, Rows, load, raw_table
 from fraud_ray.decision.calibration import Costs, choose_threshold, fit_calibration
 from fraud_ray.decision.curves import Curves
+from fraud_ray.decision.evaluate import Evaluation, evaluate
 from fraud_ray.decision.importance import permutation_importance
-from fraud_ray.decision.metrics import Evaluation, evaluate
 from fraud_ray.model.bundle import Bundle
 from fraud_ray.model.calibration import Calibration
 from fraud_ray.model.graph import load_exporter
 from fraud_ray.model.network import FraudNetwork
-from fraud_ray.rows import PreparedFold, Rows, load, raw_table
 from fraud_ray.settings import DecisionSettings, TrainSettings
 from fraud_ray.storage import Storage
 from fraud_ray.training.trainer import network_shape

@@ -7,12 +7,12 @@ from dataclasses import dataclass, field
 import numpy as np
 from sklearn.metrics import average_precision_score, brier_score_loss, roc_auc_score
 
+from fraud_ray.data.rows import Rows
 from fraud_ray.decision.bootstrap import intervals
 from fraud_ray.decision.cuts import Array, Bool, Cuts, Float64, checked, fraud_amounts
-from fraud_ray.rows import Rows
+from fraud_ray.progress import counted
 from fraud_ray.settings import DecisionSettings
 from fraud_ray.values import Value
-from fraud_ray.words import counted
 
 
 @dataclass(frozen=True)

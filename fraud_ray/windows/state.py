@@ -25,11 +25,12 @@ import pyarrow as pa
 from fraud_ray.data.contract import ContractViolation
 from fraud_ray.data.keys import BUCKETS
 from fraud_ray.data.source import Source
-from fraud_ray.data.tasks import Update, map_tasks
-from fraud_ray.data.windows.definition import Definition
-from fraud_ray.data.windows.passes import Job, Scattered, assemble, gather, scatter
+from fraud_ray.data.tasks import map_tasks
 from fraud_ray.errors import DataError
+from fraud_ray.progress import Update
 from fraud_ray.storage import Storage
+from fraud_ray.windows.definition import Definition
+from fraud_ray.windows.passes import Job, Scattered, assemble, gather, scatter
 
 ROOT = "windows"
 # Part of the key: raise it when the same data and declarations come to give other columns.

@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pyarrow as pa
 
+from fraud_ray.data.rows import PreparedFold, load, raw_table
 from fraud_ray.decision.comparison import Comparison, Scored, compare
-from fraud_ray.decision.metrics import Evaluation, evaluate
+from fraud_ray.decision.evaluate import Evaluation, evaluate
 from fraud_ray.errors import FraudRayError
 from fraud_ray.model.bundle import open_graph
 from fraud_ray.registry.tracking import Tracking
 from fraud_ray.registry.versions import RegisteredVersion, champion, download
-from fraud_ray.rows import PreparedFold, load, raw_table
 from fraud_ray.settings import DecisionSettings, Settings
 from fraud_ray.storage import Storage
 

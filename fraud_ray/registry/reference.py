@@ -11,11 +11,11 @@ from fraud_ray.data.drift import Drift, compare
 from fraud_ray.data.prepare import feature_columns
 from fraud_ray.data.profiling import profile_partitions
 from fraud_ray.data.source import Source, open_source
-from fraud_ray.data.tasks import Update
 from fraud_ray.model.bundle import GRAPH, PROFILE, load_profile
 from fraud_ray.model.encoder import FeatureColumn
 from fraud_ray.model.profile import Profile
 from fraud_ray.model.scorer import GraphScorer
+from fraud_ray.progress import Update
 from fraud_ray.registry.tracking import Tracking
 from fraud_ray.registry.versions import champion, download
 from fraud_ray.settings import Settings

@@ -10,9 +10,9 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from fraud_ray.data.windows.definition import DAY, Measure
-from fraud_ray.data.windows.timeline import LOW_BITS, Float64, Int64, Mask, Timeline, Transactions
 from fraud_ray.settings import WindowsSettings
+from fraud_ray.windows.definition import DAY, Measure
+from fraud_ray.windows.timeline import LOW_BITS, Float64, Int64, Mask, Timeline, Transactions
 
 # A variance below this share of the mean square is rounding: there is no spread.
 _NO_SPREAD = 1e-12

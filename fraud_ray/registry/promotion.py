@@ -13,16 +13,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from fraud_ray import audit
-from fraud_ray.anchors import anchor, anchor_in_run
-from fraud_ray.audit import Record
 from fraud_ray.errors import SettingsError
-from fraud_ray.provenance import without_passwords
+from fraud_ray.registry import audit
 from fraud_ray.registry.aliases import RegisteredModel, delete_alias, registered_model, set_alias, tag_model
+from fraud_ray.registry.anchors import anchor, anchor_in_run
+from fraud_ray.registry.audit import Record
 from fraud_ray.registry.tracking import TrackedRun, Tracking
 from fraud_ray.registry.versions import CHALLENGER, CHAMPION, RegisteredVersion, list_versions
-from fraud_ray.run import Outcome, read_run
-from fraud_ray.settings import Settings, settings_hash
+from fraud_ray.runs import Outcome, read_run
+from fraud_ray.settings import Settings, settings_hash, without_passwords
 from fraud_ray.storage import Storage
 
 CHAMPIONS_TAG = "fraud_ray.champions"

@@ -18,8 +18,8 @@ from itertools import pairwise
 import numpy as np
 import numpy.typing as npt
 
-from fraud_ray.data.windows.definition import Measure
 from fraud_ray.errors import DataError
+from fraud_ray.windows.definition import Measure
 
 Int32 = npt.NDArray[np.int32]
 Int64 = npt.NDArray[np.int64]

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from fraud_ray.errors import FraudRayError, SettingsError
-from fraud_ray.provenance import now, provenance
+from fraud_ray.runs import now, provenance
 from fraud_ray.storage import Storage
 
 Event = Literal["run", "register", "promote", "rollback"]

@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 
-from fraud_ray import audit
-from fraud_ray.audit import Anchor, Event, Fault, Record
+from fraud_ray.registry import audit
 from fraud_ray.registry.aliases import RegisteredModel, registered_model, tag_model, tags_of_runs
+from fraud_ray.registry.audit import Anchor, Event, Fault, Record
 from fraud_ray.registry.tracking import TrackedRun, Tracking
 from fraud_ray.registry.versions import CHALLENGER, CHAMPION
 from fraud_ray.storage import Storage

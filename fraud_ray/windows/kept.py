@@ -13,13 +13,13 @@ from datetime import UTC, datetime, timedelta
 from typing import ClassVar
 
 from fraud_ray.data.cache import Pruned
-from fraud_ray.data.windows.daily import LATEST, latest_after
-from fraud_ray.data.windows.definition import Definition
-from fraud_ray.data.windows.state import ROOT, history_key, is_of_state, load_state, manifest_key
 from fraud_ray.model.scorer import INFO
-from fraud_ray.run import read_outcome, read_run, run_names, runs_at_work
+from fraud_ray.runs import read_outcome, read_run, run_names, runs_at_work
 from fraud_ray.settings import parse_settings
 from fraud_ray.storage import Storage, Stored
+from fraud_ray.windows.daily import LATEST, latest_after
+from fraud_ray.windows.definition import Definition
+from fraud_ray.windows.state import ROOT, history_key, is_of_state, load_state, manifest_key
 
 
 @dataclass(frozen=True)

@@ -27,12 +27,12 @@ import pyarrow.parquet as pq
 from fraud_ray.data.contract import Violation, check_columns
 from fraud_ray.data.keys import buckets_of
 from fraud_ray.data.source import Partition, harmonised, open_filesystem, read_partition
-from fraud_ray.data.windows.definition import Definition, Group
-from fraud_ray.data.windows.measures import calendar, compute
-from fraud_ray.data.windows.timeline import Transactions
 from fraud_ray.errors import DataError
 from fraud_ray.model.encoder import strings
 from fraud_ray.storage import Storage
+from fraud_ray.windows.definition import Definition, Group
+from fraud_ray.windows.measures import calendar, compute
+from fraud_ray.windows.timeline import Transactions
 
 _LABEL, _ID, _VALUE, _TEXT = "label", "id", "value:", "text:"
 
