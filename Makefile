@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PYTEST_OPTIONS ?=
 
-.PHONY: run test test-long lint lock clean
+.PHONY: run test test-long test-oldest lint lock clean
 
 run: .venv/installed
 	$(BIN)/fraud-ray run -c configs/local.yaml
@@ -15,25 +15,35 @@ test: .venv/installed
 test-long: .venv/installed
 	$(BIN)/python -m pytest -m long $(PYTEST_OPTIONS)
 
+# The same tests on the oldest Ray and MLflow that pyproject.toml allows.
+test-oldest: .venv-oldest/installed
+	.venv-oldest/bin/python -m pytest $(PYTEST_OPTIONS)
+
 lint: .venv/installed
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 
-# The lock constrains every package, whatever extras are installed.
-.venv/installed: pyproject.toml requirements.lock
-	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c requirements.lock -e '.[test]'
+# A lock constrains every package, whatever extras are installed.
+.venv/installed: requirements.lock
+.venv-oldest/installed: requirements-oldest.lock
+%/installed: pyproject.toml
+	$(PYTHON) -m venv $*
+	$*/bin/python -m pip install --quiet --disable-pip-version-check -c $(filter %.lock,$^) -e '.[test]'
 	touch $@
 
-# Writes the lock anew from the ranges in pyproject.toml. A local version such as 2.13.0+cpu says where a wheel came
-# from, not what it is, so it is cut off.
+# Writes both locks anew from the ranges in pyproject.toml: the newest that install together, and the floors of Ray and
+# MLflow with the newest of the rest. A local version such as 2.13.0+cpu says where a wheel came from, not what it is,
+# so it is cut off.
+FREEZE = .venv-lock/bin/python -m pip freeze --exclude-editable | sed 's/+[a-z0-9.]*$$//'
 lock:
 	rm -rf .venv-lock
 	$(PYTHON) -m venv .venv-lock
 	.venv-lock/bin/python -m pip install --quiet torch==2.13.0 -e '.[test,compare]'
-	.venv-lock/bin/python -m pip freeze --exclude-editable | sed 's/+[a-z0-9.]*$$//' > requirements.lock
+	$(FREEZE) > requirements.lock
+	.venv-lock/bin/python -m pip install --quiet ray==2.59.0 mlflow==3.16.0 torch==2.13.0 -e '.[test,compare]'
+	$(FREEZE) > requirements-oldest.lock
 	rm -rf .venv-lock
 
 clean:
-	rm -rf .venv .venv-lock .fraud_ray data build *.egg-info
+	rm -rf .venv .venv-oldest .venv-lock .fraud_ray data build *.egg-info

@@ -9,13 +9,13 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fraud_ray.errors import ServerError, SettingsError
+from fraud_ray.errors import FraudRayError, ServerError, SettingsError
 from fraud_ray.progress import Progress, Stage, counted
 from fraud_ray.settings import ClusterSettings, Settings
 
@@ -281,3 +281,16 @@ def _own_signal_handler() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, handler)
+
+
+def on_worker(function: Callable[..., Any], *values: Any) -> Any:
+    """What a function answers, called as a task: the head of a cluster takes no work. Its FraudRayError is raised here,
+    as it was."""
+    import ray
+
+    try:
+        return ray.get(ray.remote(num_cpus=1)(function).remote(*values))
+    except ray.exceptions.RayTaskError as fault:
+        if isinstance(fault.cause, FraudRayError):
+            raise fault.cause from None
+        raise

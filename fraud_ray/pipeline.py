@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 from contextlib import ExitStack
-from typing import TYPE_CHECKING
+from dataclasses import replace
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 from fraud_ray.cluster import check_resources, connect
-from fraud_ray.data.source import open_source
-from fraud_ray.progress import Progress, counted
-from fraud_ray.retrain import newest_window
-from fraud_ray.runs import Outcome, open_run
-from fraud_ray.settings import Loaded, Settings
+from fraud_ray.data.folds import at_newest_window
+from fraud_ray.data.simulate import simulate_if_absent
+from fraud_ray.data.source import Source, open_source
+from fraud_ray.progress import Progress
+from fraud_ray.runs import Outcome, Run, StoppedAfter, open_run, read_run
+from fraud_ray.settings import Loaded, settings_hash
 from fraud_ray.storage import Storage
 from fraud_ray.storage_check import check_storage
 
 if TYPE_CHECKING:
-    from fraud_ray.stages import Stages
+    from fraud_ray.registry.writer import Writer
 
 
 def run(loaded: Loaded, progress: Progress, until: str | None = None, retrain: bool = False) -> Outcome:
@@ -27,59 +30,106 @@ def run(loaded: Loaded, progress: Progress, until: str | None = None, retrain: b
     """
     settings, storage = loaded.settings, Storage.at(loaded.settings.storage.root)
     with ExitStack() as session:
-        if settings.simulate:
-            simulate_if_absent(settings, progress, session)
+        simulate_if_absent(settings, progress, session)
         if until == "simulate":
             return Outcome(settings.data.path, settings.data.path, "stopped after simulate")
         source = open_source(settings.data)
-        if retrain:
-            loaded = newest_window(loaded, source)
-            settings = loaded.settings
-        held = session.enter_context(open_run(loaded, storage, source.fingerprint, source.as_of))
-        if held.concluded:
-            return held.concluded
-        # Ray, torch and MLflow take seconds to import, which a concluded run does without.
-        from fraud_ray.stages import Stages, StoppedAfter
+        loaded = at_newest_window(loaded, source) if retrain else loaded
+        run = session.enter_context(open_run(loaded, storage, source.fingerprint, source.as_of, progress, until))
+        if run.concluded:
+            return run.concluded
+        from fraud_ray.registry.writer import writing  # takes seconds to import, which a concluded run does without
 
-        session.enter_context(connect(settings))
-        check_resources(settings, progress)
+        session.enter_context(connect(loaded.settings))
+        check_resources(loaded.settings, progress)
         check_storage(storage)
-        stages = session.enter_context(Stages.of(loaded, source, storage, held, progress, until))
+        mlflow = session.enter_context(writing(loaded, source, run))
         try:
-            return _through(stages, retrain)
+            return _train(run, loaded, source, mlflow, retrain)
         except StoppedAfter as stopped:
-            return stages.stopped_after(stopped.stage)
+            return run.stopped(stopped)
 
 
-def simulate_if_absent(settings: Settings, progress: Progress, session: ExitStack) -> None:
-    """Writes the data that `settings.simulate` describes where data.path holds nothing."""
-    from fraud_ray.data.simulate import holds_data, simulate
+def _train(run: Run, loaded: Loaded, source: Source, mlflow: Writer, retrain: bool) -> Outcome:
+    from fraud_ray.conclusion import conclude
+    from fraud_ray.data.cache import claim
+    from fraud_ray.data.contract import validate
+    from fraud_ray.data.drift import Drift
+    from fraud_ray.data.folds import plan_folds
+    from fraud_ray.data.prepare import prepare
+    from fraud_ray.decision.comparison import Comparison
+    from fraud_ray.decision.evaluate import Evaluation
+    from fraud_ray.decision.gate import GateDecision, decide
+    from fraud_ray.registry.champion import compare_with_champion, evaluate_champion
+    from fraud_ray.registry.promotion import promote_if_better, record_registration
+    from fraud_ray.registry.reference import measure_drift, of_champion
+    from fraud_ray.registry.versions import CHAMPION, RegisteredVersion, register_stored
+    from fraud_ray.report.card import model_card
+    from fraud_ray.report.drift import draw
+    from fraud_ray.report.page import ReportValues
+    from fraud_ray.training.evaluation import evaluate_on_worker, read_curves
+    from fraud_ray.training.search import SearchOutcome, search
+    from fraud_ray.training.trainer import refit
+    from fraud_ray.windows.state import with_windows
 
-    assert settings.simulate is not None, "the caller has looked"
-    if holds_data(settings.data.path):
-        return
-    with progress.stage("simulate") as stage:
-        session.enter_context(connect(settings))
-        made = simulate(settings.simulate, settings.data.path, stage.update)
-        stage.say(
-            f"{counted(made.rows, 'row')}, {counted(made.frauds, 'fraud')}; best possible AP "
-            f"{made.best_average_precision:.4f}, F1 {made.best_f1:.4f}"
-        )
+    settings, storage, tracking = loaded.settings, run.storage, mlflow.tracking
+    windows = None
+    if settings.windows:
+        windows = run.stage("windows", partial(with_windows, source, settings, storage))
+    data = windows.source if windows else source
+    census = run.stage("validate", partial(validate, data, settings.data))
+    folds = run.stage("plan", lambda _: plan_folds(census, settings.folds))
+    run.plan += [*str(folds).splitlines(), settings.search.in_words, *loaded.notes]
 
+    known = None if settings.drift.action == "ignore" or run.has("drift") else of_champion(tracking)
+    drift = None
+    if known or run.has("drift"):
+        drift = run.stage("drift", partial(measure_drift, known, data, settings), Drift)
+        storage.put(run.key("drift.svg"), draw(drift, "svg"))
+        mlflow.tell("log_json", drift.to_json(), "drift.json")
+        run.plan += drift.heed(settings.drift.action, f"{run.folder}/drift.svg")
 
-def _through(stages: Stages, retrain: bool) -> Outcome:
-    from fraud_ray.stages import Made
+    prepared = run.stage("prepare", partial(prepare, data, folds, settings, storage))
+    claim(storage, run.name, prepared.key, prepared.writer, is_new=not prepared.cached)
+    place = storage, run.key("search"), mlflow.tell_trial
+    found = run.stage("search", partial(search, prepared.selection, settings, *place), SearchOutcome)
+    train, epochs = settings.train_with(found.best.hyperparameters), found.best.best_epoch
+    fitted = run.stage("refit", partial(refit, prepared.final, train, epochs, storage, run.key("refit")))
 
-    stages.add_windows()
-    census = stages.validate()
-    folds = stages.plan(census)
-    drift = stages.drift()
-    prepared = stages.prepare(folds)
-    found = stages.search(prepared)
-    fitted = stages.refit(prepared, found)
-    evaluation = stages.evaluate(prepared, found, fitted)
-    decision = stages.gate(prepared, evaluation)
-    made = Made(prepared, drift, found, fitted, evaluation, decision)
-    version = stages.register(made)
-    comparison = stages.challenge(made, version) if retrain else None
-    return stages.conclude(made, version, comparison, retrain)
+    origin: dict[str, Any] = {"run": run.name, **source.origin, "settings": settings_hash(settings)}
+    origin |= {"windows": windows.carried} if windows else {}
+    judge = partial(evaluate_on_worker, prepared, found, fitted, settings, storage, run.key(""), origin)
+    evaluation = run.stage("evaluate", lambda _: judge(), Evaluation)
+    rival = evaluate_champion(tracking, storage, prepared.final, settings)
+    decision = run.stage("gate", lambda _: decide(evaluation, settings.gate, rival), GateDecision)
+    mlflow.tell("log_curve", fitted.curve)
+    mlflow.tell("log_metrics", evaluation.metrics)
+    mlflow.tell("log_json", evaluation.to_json(), "evaluation.json")
+    mlflow.tell("log_json", decision.to_json(), "gate.json")
+
+    values = ReportValues(
+        run=read_run(storage, run.name),
+        settings=settings,
+        data=source.root,
+        rows=source.rows,
+        partitions=len(source.partitions),
+        folds=(*prepared.selection, prepared.final),
+        found=found,
+        refit_curve=fitted.curve,
+        evaluation=evaluation,
+        curves=read_curves(storage, run.key("")),
+        decision=decision,
+        drift=drift,
+    )
+    version = comparison = None
+    if decision.passed:
+        example, tags = prepared.final.encoder.typical_rows().to_pandas(), {"fraud_ray.fingerprint": source.fingerprint}
+        told = example, evaluation.metrics, {**tags, "fraud_ray.settings": settings_hash(settings)}, model_card(values)
+        register = partial(mlflow.ask, register_stored, storage, run.key("bundle"), *told)
+        version = run.stage("register", lambda _: register(), RegisteredVersion)
+        mlflow.ask(record_registration, storage, version)
+    if retrain and version and version.alias != CHAMPION:
+        challenge = partial(compare_with_champion, tracking, storage, prepared.final, run.key("bundle"), settings)
+        comparison = run.stage("challenge", lambda _: challenge(), Comparison | None)
+        version = mlflow.ask(promote_if_better, storage, version, comparison)
+    return conclude(run, replace(values, version=version, comparison=comparison, timings=run.timings), mlflow, retrain)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Protocol
 
 # Called with what is done, what there is in total, and what it is at.
@@ -23,20 +23,15 @@ class Stage(Protocol):
 class Progress(Protocol):
     """Where stages are announced."""
 
-    def stage(self, name: str) -> _StageContext:
+    def stage(self, name: str) -> AbstractContextManager[Stage]:
         """A stage for as long as the context lasts; an exception ends it as failed."""
-
-
-class _StageContext(Protocol):
-    def __enter__(self) -> Stage: ...
-    def __exit__(self, *fault: object) -> bool | None: ...
 
 
 class Quiet:
     """Tells nobody: for tests and notebooks that want silence."""
 
     @contextmanager
-    def stage(self, name: str) -> Iterator[Quiet]:
+    def stage(self, name: str) -> Iterator[Stage]:
         yield self
 
     def update(self, done: float, total: float, text: str = "") -> None:

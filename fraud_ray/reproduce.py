@@ -25,7 +25,6 @@ from fraud_ray.data.rows import PreparedFold, load
 from fraud_ray.data.source import Source, open_source
 from fraud_ray.decision.evaluate import evaluate
 from fraud_ray.errors import SettingsError
-from fraud_ray.intake import take_in
 from fraud_ray.model.bundle import Bundle
 from fraud_ray.progress import Progress, counted
 from fraud_ray.registry import audit
@@ -33,9 +32,10 @@ from fraud_ray.registry.promotion import bundle_hashes
 from fraud_ray.runs import RunRecord, differences, provenance, read_run
 from fraud_ray.settings import ClusterSettings, DecisionSettings, Settings, parse_settings
 from fraud_ray.storage import Storage
-from fraud_ray.training.evaluation import fetch_bundle, network_logits
+from fraud_ray.training.evaluation import network_logits
 from fraud_ray.training.search import SearchOutcome, Trial
 from fraud_ray.training.trainer import network_shape, refit
+from fraud_ray.windows.state import take_in
 
 _CHANGES = ", with changes"
 
@@ -169,7 +169,7 @@ def _origin(process: Mapping[str, Any], fingerprint: str) -> dict[str, Any]:
 
 def _bundle(storage: Storage, name: str) -> Bundle:
     with tempfile.TemporaryDirectory() as folder:
-        return Bundle.load(fetch_bundle(storage, f"runs/{name}/bundle", Path(folder)))
+        return Bundle.load(storage.fetch(f"runs/{name}/bundle", Path(folder)))
 
 
 @contextmanager

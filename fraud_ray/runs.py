@@ -23,8 +23,11 @@ from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import Any, TypeVar
 
+from pydantic import TypeAdapter
+
 from fraud_ray.errors import EXIT_DONE, EXIT_REJECTED, RunDiffersError, SettingsError
 from fraud_ray.lease import Lease, hold, holder_of, user_name
+from fraud_ray.progress import Progress, Quiet, Update
 from fraud_ray.settings import Loaded, without_passwords
 from fraud_ray.storage import Storage
 from fraud_ray.values import Value
@@ -98,14 +101,24 @@ class RunRecord:
         return dict(evaluation["metrics"]) if evaluation else {}
 
 
+class StoppedAfter(Exception):  # noqa: N818 - no error
+    """The run was asked to stop after this stage."""
+
+
 @dataclass
 class Run:
-    """A run that this process works on, or, with `concluded`, one that has its outcome already."""
+    """A run that this process works on, or, with `concluded`, one that has its outcome already.
+
+    until: the stage after which StoppedAfter is raised. plan: what the terminal and the outcome say of how it goes.
+    """
 
     name: str
     storage: Storage
     concluded: Outcome | None = None
     timings: dict[str, float] = field(default_factory=dict)
+    progress: Progress = field(default_factory=Quiet)
+    until: str | None = None
+    plan: list[str] = field(default_factory=list)
     _lease: Lease | None = None
 
     @property
@@ -121,10 +134,30 @@ class Run:
         """Whether the stage is concluded, so that `once` will not compute it."""
         return self.storage.exists(self._stage_key(stage))
 
-    def once(
-        self, stage: str, compute: Callable[[], T], to_json: Callable[[T], Any], from_json: Callable[[Any], T]
+    def stage(
+        self,
+        name: str,
+        compute: Callable[[Update], T],
+        kind: Any = None,
+        say: Callable[[T], object] = str,
     ) -> T:
-        """The stage's value: read back if an earlier start concluded it, else computed and kept.
+        """The value of a stage, which has a line that tells how far it is and, at its end, what `say` makes of it.
+
+        kind: the value's type, where it is kept in the run (see `once`).
+        """
+        with self.progress.stage(name) as line:
+            value = self.once(name, lambda: compute(line.update), kind) if kind else compute(line.update)
+            line.say(str(say(value)))
+        self.skip(name)
+        return value
+
+    def skip(self, stage: str) -> None:
+        """Raises StoppedAfter if the run is to stop after this stage, which is over or not needed."""
+        if stage == self.until:
+            raise StoppedAfter(stage)
+
+    def once(self, stage: str, compute: Callable[[], T], kind: Any) -> T:
+        """The stage's value: read back, as `kind`, if an earlier start concluded it, else computed and kept as JSON.
 
         Raises RunHeldError at either end of the stage if another process has taken the run over meanwhile.
         """
@@ -132,16 +165,21 @@ class Run:
         stored = self.storage.get_json(self._stage_key(stage))
         if stored is not None:
             self.timings[stage] = stored["seconds"]
-            return from_json(stored["value"])
+            kept: T = TypeAdapter(kind).validate_python(stored["value"])
+            return kept
         began = time.monotonic()
         value = compute()
         self.check_held()
         self.timings[stage] = round(time.monotonic() - began, 3)
+        told = value.to_json() if isinstance(value, Value) else TypeAdapter(kind).dump_python(value)
         self.storage.put_json(
-            self._stage_key(stage),
-            {"seconds": self.timings[stage], "finished": now(), "value": to_json(value)},
+            self._stage_key(stage), {"seconds": self.timings[stage], "finished": now(), "value": told}
         )
         return value
+
+    def stopped(self, stage: object) -> Outcome:
+        """The outcome of a run that was asked to stop after a stage; the run is not concluded."""
+        return Outcome(self.name, self.folder, f"stopped after {stage}", plan=tuple(self.plan), timings=self.timings)
 
     def conclude(self, outcome: Outcome) -> Outcome:
         """Keeps the outcome: the same run answers with it from now on."""
@@ -165,12 +203,20 @@ class Run:
 
 
 @contextmanager
-def open_run(loaded: Loaded, storage: Storage, fingerprint: str, as_of: date | None = None) -> Iterator[Run]:
+def open_run(
+    loaded: Loaded,
+    storage: Storage,
+    fingerprint: str,
+    as_of: date | None = None,
+    progress: Progress | None = None,
+    until: str | None = None,
+) -> Iterator[Run]:
     """The run that these settings and this data name, held by this process for as long as the context lasts.
 
     A concluded run comes with its outcome in `concluded` and is not held. fingerprint: of the data's content; as_of:
-    day of the newest data, for the name. Raises RunDiffersError if the run exists with other settings or data,
-    RunHeldError if another process works on it. A run that fails before it wrote anything leaves none behind.
+    day of the newest data, for the name; progress, until: as Run has them. Raises RunDiffersError if the run exists
+    with other settings or data, RunHeldError if another process works on it. A run that fails before it wrote anything
+    leaves none behind.
     """
     name = run_name(loaded, fingerprint, as_of)
     _declare(loaded, storage, name, fingerprint)
@@ -180,7 +226,7 @@ def open_run(loaded: Loaded, storage: Storage, fingerprint: str, as_of: date | N
         return
     with hold(storage, name) as lease:
         # Whoever held the lease until now may have concluded the run.
-        run = Run(name, storage, read_outcome(storage, name), _lease=lease)
+        run = Run(name, storage, read_outcome(storage, name), {}, progress or Quiet(), until, _lease=lease)
         try:
             yield run
         except BaseException:

@@ -106,6 +106,14 @@ class Storage:
         with _Reported(self, ", ".join(keys[:1])):
             obstore.delete(_open(self.root), keys)
 
+    def fetch(self, folder: str, into: Path) -> Path:
+        """Copies a folder's objects into a local folder, which it returns."""
+        for key in self.keys(folder):
+            content = self.get(key)
+            if content is not None:
+                (into / Path(key).name).write_bytes(content)
+        return into
+
     def put_json(self, key: str, value: Any) -> None:
         self.put(key, json.dumps(value, indent=1, default=str).encode())
 

@@ -22,7 +22,7 @@ from fraud_ray.decision.gate import decide
 from fraud_ray.model.bundle import open_graph
 from fraud_ray.settings import load_settings
 from fraud_ray.storage import Storage
-from fraud_ray.training.evaluation import assemble, fetch_bundle
+from fraud_ray.training.evaluation import assemble
 from fraud_ray.training.search import search, selection_logits
 from fraud_ray.training.trainer import refit
 
@@ -91,7 +91,7 @@ decision  # noqa: B018
 # The model is one ONNX graph: raw columns in, probability out.
 
 # %%
-model = open_graph(fetch_bundle(storage, "bundle", Path(tempfile.mkdtemp())))
+model = open_graph(storage.fetch("bundle", Path(tempfile.mkdtemp())))
 model.score(prepared.final.encoder.typical_rows())
 
 # %%

@@ -328,7 +328,7 @@ from fraud_ray.storage import Storage
 
 def run(loaded, progress, until, retrain):
     with open_run(loaded, Storage.at(loaded.settings.storage.root), "f") as held, progress.stage("search"):
-        held.once("prepare", lambda: 1, int, int)
+        held.once("prepare", lambda: 1, int)
         print("working", file=sys.stderr, flush=True)
         time.sleep(60)
 

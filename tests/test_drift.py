@@ -17,7 +17,7 @@ import pytest
 import yaml
 from typer.testing import CliRunner, Result
 
-from fraud_ray import pipeline, stages
+from fraud_ray import pipeline
 from fraud_ray.cli import app
 from fraud_ray.data.contract import ContractViolation
 from fraud_ray.data.drift import FRAUD_RATE, SCORE, Drift, compare
@@ -29,6 +29,7 @@ from fraud_ray.model.bundle import open_graph
 from fraud_ray.model.encoder import FeatureColumn
 from fraud_ray.model.profile import Profile
 from fraud_ray.progress import Quiet
+from fraud_ray.registry import reference
 from fraud_ray.registry.reference import Reference, measure_drift
 from fraud_ray.registry.tracking import connect
 from fraud_ray.registry.versions import register
@@ -336,7 +337,7 @@ def test_a_run_warns_of_drift_or_stops_before_training_as_the_settings_say(
     assert (folder / "drift.svg").is_file()
     assert not (store / "prepared").exists()
 
-    monkeypatch.setattr(stages, "measure_drift", lambda *_: pytest.fail("measured again"))
+    monkeypatch.setattr(reference, "measure_drift", lambda *_: pytest.fail("measured again"))
     with pytest.raises(DriftError):
         run_to_drift(config, name, "drift.action=fail")
     warned = run_to_drift(config, name, "drift.action=warn")
@@ -346,7 +347,7 @@ def test_a_run_warns_of_drift_or_stops_before_training_as_the_settings_say(
 def test_a_run_that_ignores_drift_measures_none(
     write: Write, store: Path, ray_session: None, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(stages, "measure_drift", lambda *_: pytest.fail("measured"))
+    monkeypatch.setattr(reference, "measure_drift", lambda *_: pytest.fail("measured"))
     name = f"drift-{time.monotonic_ns()}"
     config = write(table(4_000, seed=8, shift=2.0))
     ignored = run_to_drift(config, f"run.name={name}", "drift.action=ignore")

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -172,21 +170,3 @@ def test_a_bundle_of_another_format_is_refused(bundle: Bundle, tmp_path: Path) -
     (tmp_path / "bundle.json").write_text(json.dumps({**info, "format": 99}))
     with pytest.raises(ValueError, match="format 99"):
         Bundle.load(tmp_path)
-
-
-def test_a_worker_that_is_ready_loads_nothing_more_to_save_a_model(tmp_path: Path) -> None:
-    """So that the seconds which that takes pass while the refit trains."""
-    made_bundle(COLUMNS, CALIBRATIONS["platt"]).save(tmp_path)
-    script = """
-import sys
-from pathlib import Path
-from fraud_ray.training.evaluation import get_ready
-get_ready()
-ready = set(sys.modules)
-from fraud_ray.model.bundle import Bundle
-folder = Path(sys.argv[1])
-Bundle.load(folder).save(folder)
-print(*sorted(set(sys.modules) - ready))
-"""
-    done = subprocess.run([sys.executable, "-c", script, str(tmp_path)], capture_output=True, text=True, check=False)
-    assert (done.returncode, done.stdout.strip()) == (0, ""), done.stderr

@@ -16,6 +16,7 @@ from typer.testing import CliRunner
 
 from fraud_ray import pipeline
 from fraud_ray.cli import app
+from fraud_ray.data.folds import at_newest_window
 from fraud_ray.data.source import Source
 from fraud_ray.decision.bootstrap import differences, intervals
 from fraud_ray.decision.comparison import Comparison, Scored, compare, judged_by
@@ -24,7 +25,6 @@ from fraud_ray.progress import Quiet
 from fraud_ray.registry.anchors import verify
 from fraud_ray.registry.audit import read_all
 from fraud_ray.registry.tracking import connect
-from fraud_ray.retrain import newest_window
 from fraud_ray.runs import Outcome
 from fraud_ray.settings import Loaded, Settings, load_settings
 from fraud_ray.storage import Storage
@@ -40,7 +40,7 @@ def loaded(**sections: object) -> Loaded:
 
 def test_the_window_ends_where_labels_are_mature() -> None:
     folds = {"fit_days": 10, "delay_days": 3, "holdout_days": 4, "start": "2020-01-01", "selection_shift_days": [4]}
-    adjusted = newest_window(loaded(folds=folds), Source("data", (), "", date(2024, 6, 30)))
+    adjusted = at_newest_window(loaded(folds=folds), Source("data", (), "", date(2024, 6, 30)))
     # Newest mature label 06-27: holdout 06-24 to 06-27, delay 06-21 to 06-23, fit 06-11 to 06-20.
     assert adjusted.settings.folds.start == date(2024, 6, 11)
     assert adjusted.notes == ("a note", "labels are mature up to 2024-06-27, 3 days before the newest data")
@@ -48,9 +48,9 @@ def test_the_window_ends_where_labels_are_mature() -> None:
 
 def test_folds_and_data_without_days_are_refused_with_what_to_do() -> None:
     with pytest.raises(SettingsError, match=r"set folds\.kind to time"):
-        newest_window(loaded(folds={"kind": "stratified"}), Source("data", (), "", date(2024, 6, 30)))
+        at_newest_window(loaded(folds={"kind": "stratified"}), Source("data", (), "", date(2024, 6, 30)))
     with pytest.raises(DataError, match="has neither 'date=' folders nor timestamps"):
-        newest_window(loaded(), Source("data", (), "", None))
+        at_newest_window(loaded(), Source("data", (), "", None))
 
 
 def two_models(rows: int = 20_000, gain: float = 0.6) -> tuple[Scored, Scored, np.ndarray, np.ndarray]:

@@ -40,7 +40,7 @@ def loaded(name: str | None = "march", **sections: Any) -> Loaded:
 
 def kept(run: Run, stage: str, value: Any) -> Any:
     """A stage of the run whose value is its own JSON."""
-    return run.once(stage, lambda: value, lambda v: v, lambda v: v)
+    return run.once(stage, lambda: value, dict)
 
 
 # Names.
@@ -85,7 +85,7 @@ def test_a_concluded_stage_is_read_back_and_not_computed_again(storage: Storage)
         raise KeyboardInterrupt
     with open_run(loaded(), storage, FINGERPRINT) as run:
         assert run.has("search")
-        assert run.once("search", lambda: pytest.fail("computed again"), dict, dict) == {"best": 3}
+        assert run.once("search", lambda: pytest.fail("computed again"), dict) == {"best": 3}
         assert set(run.timings) == {"search"}
 
 
@@ -269,7 +269,7 @@ def test_a_holder_that_was_taken_over_stops_at_the_next_stage(storage: Storage) 
         kept(run, "search", 1)
         storage.put_json("runs/march/lease/000002.json", other_machine())
         with pytest.raises(RunHeldError, match="was taken over by ann on elsewhere"):
-            run.once("refit", lambda: pytest.fail("went on"), dict, dict)
+            run.once("refit", lambda: pytest.fail("went on"), dict)
         with pytest.raises(RunHeldError):
             run.conclude(Outcome.of_gate(True, name=run.name, folder=run.folder))
     assert read_run(storage, "march").outcome is None

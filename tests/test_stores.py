@@ -19,7 +19,6 @@ from fraud_ray.data.source import open_source, read_partition
 from fraud_ray.model.bundle import open_graph
 from fraud_ray.settings import load_settings
 from fraud_ray.storage import Storage
-from fraud_ray.training.evaluation import fetch_bundle
 from tests.kube.render import render
 from tests.line import REPOSITORY, local
 from tests.rays import BIN
@@ -99,7 +98,7 @@ def test_a_run_whose_data_storage_and_artifacts_are_on_s3_registers_a_version_th
     settings = load_settings(config, overrides).settings
     source = open_source(settings.data)
     raw = read_partition(source.root, source.partitions[3], settings.data, settings.data.features)
-    graph = open_graph(fetch_bundle(storage, "runs/bucket/bundle", tmp_path))
+    graph = open_graph(storage.fetch("runs/bucket/bundle", tmp_path))
     monkeypatch.setenv("MLFLOW_TRACKING_URI", stores.mlflow)
     model = mlflow.pyfunc.load_model(f"models:/{MODEL}@champion")
     np.testing.assert_allclose(model.predict(raw.to_pandas())["probability"], graph.score(raw), atol=1e-5)

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -82,7 +81,7 @@ class Stages:
             def compute() -> SearchOutcome:
                 return search(folds.selection, settings, storage, run.key("search"), lambda _: None, stage.update)
 
-            found = run.once("search", compute, SearchOutcome.to_json, SearchOutcome.from_json)
+            found = run.once("search", compute, SearchOutcome)
             stage.say(str(found))
         best = found.best
         train = settings.train_with(best.hyperparameters)
@@ -90,12 +89,12 @@ class Stages:
 
             def fitted_on(number: int, fold: PreparedFold) -> Fitted:
                 folder = run.key(f"refit-{number}")
-                return run.once(
-                    f"refit-{number}",
-                    lambda: refit(fold, train, best.best_epoch, storage, folder, stage.update),
-                    lambda fitted: {"epochs": len(fitted.curve)},
-                    lambda _: load_fitted(storage, folder),
-                )
+
+                def compute() -> int:
+                    return len(refit(fold, train, best.best_epoch, storage, folder, stage.update).curve)
+
+                run.once(f"refit-{number}", compute, int)
+                return load_fitted(storage, folder)
 
             fitted = [fitted_on(number, fold) for number, fold in enumerate(folds.final, 1)]
             tasks = [
@@ -114,17 +113,15 @@ class Stages:
         count = len(folds.selection)
         with self.progress.stage(name) as stage:
 
-            def compute() -> Candidate:
+            def compute() -> Choice:
                 seed = self.settings.train.seed
                 fitted = fit_reference(name, folds.selection, folds.final, trials, seed, self.storage, stage.update)
                 save_logits(self.storage, key, [*fitted.selection, *fitted.final])
-                return fitted
+                return fitted.choice
 
-            def read(stored: dict[str, Any]) -> Candidate:
-                logits = load_logits(self.storage, key)
-                return Candidate(Choice(**stored), tuple(logits[:count]), tuple(logits[count:]))
-
-            candidate = self.run.once(name, compute, lambda candidate: asdict(candidate.choice), read)
+            choice = self.run.once(name, compute, Choice)
+            logits = load_logits(self.storage, key)
+            candidate = Candidate(choice, tuple(logits[:count]), tuple(logits[count:]))
             stage.say(str(candidate.choice))
             return candidate
 

@@ -13,9 +13,9 @@ from dataclasses import replace
 
 from fraud_ray.backtest.result import Backtest
 from fraud_ray.cluster import check_resources, connect
+from fraud_ray.data.simulate import simulate_if_absent
 from fraud_ray.data.source import open_source
 from fraud_ray.errors import FraudRayError, SettingsError
-from fraud_ray.pipeline import simulate_if_absent
 from fraud_ray.progress import Progress
 from fraud_ray.runs import Outcome, Run, open_run
 from fraud_ray.settings import Loaded, Reference, Settings
@@ -35,8 +35,7 @@ def backtest(loaded: Loaded, progress: Progress) -> Backtest:
     shifts = final_shifts(settings)
     references, notes = split_by_package(settings.backtest.references)
     with ExitStack() as session:
-        if settings.simulate:
-            simulate_if_absent(settings, progress, session)
+        simulate_if_absent(settings, progress, session)
         source = open_source(settings.data)
         named = _named(loaded, shifts, references)
         run = session.enter_context(open_run(named, storage, source.fingerprint, source.as_of))
@@ -47,7 +46,7 @@ def backtest(loaded: Loaded, progress: Progress) -> Backtest:
         check_storage(storage)
         # Ray, torch and MLflow take seconds to import, which a concluded backtest does without.
         from fraud_ray.backtest.stages import Stages
-        from fraud_ray.intake import take_in
+        from fraud_ray.windows.state import take_in
 
         stages = Stages(settings, run, progress)
         data, census = take_in(source, settings, storage, progress)

@@ -148,6 +148,13 @@ def note_use(storage: Storage, run: str, key: str, writer: str) -> None:
     storage.put_json(f"runs/{run}/{_USES}", {"key": key, "writer": writer})
 
 
+def claim(storage: Storage, run: str, key: str, writer: str, is_new: bool) -> None:
+    """`note_use`; and if the entry is new, removes what it replaced, which may be of no use to anybody now."""
+    note_use(storage, run, key, writer)
+    if is_new:
+        prune(storage, None, only=key, but=run)
+
+
 Kept = TypeVar("Kept")
 
 

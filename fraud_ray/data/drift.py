@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy import stats
 
+from fraud_ray.errors import DriftError
 from fraud_ray.model.histogram import Histogram, aligned
 from fraud_ray.model.profile import CategoryProfile, ColumnProfile, NumericProfile, Profile
 from fraud_ray.settings import DriftSettings
@@ -128,6 +129,18 @@ class Drift(Value):
             for column in self.drifted
         )
         return f"{against}: drift in {', '.join(faults)}"
+
+    def __str__(self) -> str:
+        return self.verdict
+
+    def heed(self, action: str, picture: str) -> list[str]:
+        """Warnings for who trains on this data; raises DriftError where `drift.action`, the action, is `fail`."""
+        if self.drifted and action == "fail":
+            raise DriftError(
+                f"{self.verdict}. Look at {picture}; to train on this data all the same, run again with "
+                "--set drift.action=warn"
+            )
+        return [f"warning: {self.verdict}"] if self.drifted else []
 
     def to_json(self) -> dict[str, Any]:
         return {**super().to_json(), "drifted": [column.name for column in self.drifted], "verdict": self.verdict}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -13,12 +14,13 @@ import pyarrow.parquet as pq
 import ray
 from pyarrow import fs
 
+from fraud_ray.cluster import connect
 from fraud_ray.data import world
 from fraud_ray.data.patterns import Ints
 from fraud_ray.data.source import absolute, open_filesystem
 from fraud_ray.errors import DataError, FraudRayError
-from fraud_ray.progress import Update
-from fraud_ray.settings import SimulateSettings
+from fraud_ray.progress import Progress, Update, counted
+from fraud_ray.settings import Settings, SimulateSettings
 
 # Beside the partitions: the settings they were simulated from and, once all are written, the result.
 MARKER = "_simulated.json"
@@ -37,6 +39,12 @@ class Simulated:
     files: int
     best_average_precision: float
     best_f1: float
+
+    def __str__(self) -> str:
+        return (
+            f"{counted(self.rows, 'row')}, {counted(self.frauds, 'fraud')}; best possible AP "
+            f"{self.best_average_precision:.4f}, F1 {self.best_f1:.4f}"
+        )
 
 
 def simulate(settings: SimulateSettings, out: str, update: Update | None = None) -> Simulated:
@@ -65,6 +73,18 @@ def holds_data(path: str) -> bool:
     filesystem, target = open_filesystem(absolute(path))
     marker = _read_marker(filesystem, target)
     return bool(_files_below(filesystem, target)) and (marker is None or marker["result"] is not None)
+
+
+def simulate_if_absent(settings: Settings, progress: Progress, session: ExitStack) -> None:
+    """Writes the data that `settings.simulate` describes, if it does, where data.path holds nothing.
+
+    session: keeps the Ray that this takes.
+    """
+    if settings.simulate is None or holds_data(settings.data.path):
+        return
+    with progress.stage("simulate") as stage:
+        session.enter_context(connect(settings))
+        stage.say(str(simulate(settings.simulate, settings.data.path, stage.update)))
 
 
 @dataclass(frozen=True)

@@ -56,6 +56,11 @@ class Source:
     as_of: date | None
 
     @property
+    def origin(self) -> dict[str, str]:
+        """Where a model's data came from, as its bundle says it."""
+        return {"data": self.root, "fingerprint": self.fingerprint}
+
+    @property
     def rows(self) -> int:
         return sum(partition.rows for partition in self.partitions)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from fraud_ray.decision.bootstrap import Scored, differences
 from fraud_ray.decision.cuts import Array, checked
@@ -30,6 +31,12 @@ class Comparison(Value):
     margin: float
     rows: int
     version: int
+
+    def __str__(self) -> str:
+        return self.message
+
+    def to_json(self) -> dict[str, Any]:
+        return {**super().to_json(), "message": self.message}
 
     @property
     def difference(self) -> float:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from fraud_ray.decision.evaluate import Evaluation
 from fraud_ray.progress import counted
@@ -63,6 +63,9 @@ class GateDecision(Value):
 
     def __repr__(self) -> str:
         return f"{'passed' if self.passed else 'rejected'}: {self.reason}"
+
+    def to_json(self) -> dict[str, Any]:
+        return {**super().to_json(), "passed": self.passed, "reason": self.reason}
 
     @property
     def passed(self) -> bool:

@@ -12,9 +12,10 @@ from fraud_ray.decision.comparison import Comparison, Scored, compare
 from fraud_ray.decision.evaluate import Evaluation, evaluate
 from fraud_ray.errors import FraudRayError
 from fraud_ray.model.bundle import open_graph
+from fraud_ray.model.scorer import GRAPH, GraphScorer
 from fraud_ray.registry.tracking import Tracking
 from fraud_ray.registry.versions import RegisteredVersion, champion, download
-from fraud_ray.settings import DecisionSettings, Settings
+from fraud_ray.settings import Settings
 from fraud_ray.storage import Storage
 
 
@@ -36,26 +37,26 @@ def score_champion(tracking: Tracking, version: RegisteredVersion, raw: pa.Table
 
 
 def evaluate_champion(
-    tracking: Tracking, storage: Storage, final: PreparedFold, decision: DecisionSettings
+    tracking: Tracking, storage: Storage, final: PreparedFold, settings: Settings
 ) -> Evaluation | None:
-    """The champion's figures on the final holdout, at its own threshold; None where there is no champion."""
-    version = champion(tracking)
+    """The champion's figures on the final holdout, at its own threshold, where there is one and the gate asks."""
+    version = champion(tracking) if settings.gate.beats_champion else None
     if version is None:
         return None
     scored = score_champion(tracking, version, raw_table(storage, final.holdout))
     rows = load(storage, final.holdout, with_roles=True)
-    quick = decision.model_copy(update={"bootstrap_repeats": 0})
+    quick = settings.decision.model_copy(update={"bootstrap_repeats": 0})
     return evaluate(scored.probabilities, rows, scored.threshold, quick)
 
 
 def compare_with_champion(
-    tracking: Tracking, storage: Storage, final: PreparedFold, bundle: Path, settings: Settings
+    tracking: Tracking, storage: Storage, final: PreparedFold, bundle: str, settings: Settings
 ) -> Comparison | None:
-    """The model in a bundle's folder against the champion, on the final holdout; None where there is no champion."""
-    version = champion(tracking)
-    if version is None:
+    """The model in a stored bundle against the champion, on the final holdout; None where there is no champion."""
+    version, graph = champion(tracking), storage.get(f"{bundle}/{GRAPH}")
+    if version is None or graph is None:
         return None
-    scorer, raw = open_graph(bundle), raw_table(storage, final.holdout)
+    scorer, raw = GraphScorer(graph), raw_table(storage, final.holdout)
     challenger, scored = Scored(scorer.score(raw), scorer.threshold), score_champion(tracking, version, raw)
     rows = load(storage, final.holdout, with_roles=True)
     return compare(challenger, scored, version.version, rows.label, rows.roles.get("entity"), settings)

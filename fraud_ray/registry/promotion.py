@@ -9,10 +9,11 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from fraud_ray.decision.comparison import Comparison
 from fraud_ray.errors import SettingsError
 from fraud_ray.registry import audit
 from fraud_ray.registry.aliases import RegisteredModel, delete_alias, registered_model, set_alias, tag_model
@@ -120,6 +121,16 @@ def promote(tracking: Tracking, storage: Storage, version: int | None = None, re
         return chosen, former if champion is None else [*former, champion]
 
     return _move(tracking, storage, "promote", choose, version, reason)
+
+
+def promote_if_better(
+    run: TrackedRun, storage: Storage, version: RegisteredVersion, comparison: Comparison | None
+) -> RegisteredVersion:
+    """The version as it is then: champion, if the comparison with the champion says so."""
+    if comparison is None or not comparison.is_better:
+        return version
+    promote(run.tracking, storage, version.version, comparison.message)
+    return replace(version, alias=CHAMPION)
 
 
 def rollback(tracking: Tracking, storage: Storage) -> Move:

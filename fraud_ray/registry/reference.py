@@ -55,11 +55,12 @@ def of_path(path: str, settings: Settings, update: Update) -> Reference:
     return Reference(f"the partitions at {path}", profile_partitions(source, data, columns, update))
 
 
-def measure_drift(reference: Reference, source: Source, settings: Settings, update: Update) -> Drift:
+def measure_drift(reference: Reference | None, source: Source, settings: Settings, update: Update) -> Drift:
     """Profiles today's rows, the newest `drift.days` of a source, and compares them with the reference.
 
     A column that the settings do not declare as the reference has it is not compared, and no scores are then.
     """
+    assert reference is not None, "there is one where nothing is measured yet"
     lacking = {}
     declared = {column.name: column.kind for column in feature_columns(settings.data, settings.prepare)}
     columns = []

@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import version as installed
 from pathlib import Path
+from typing import Any
 
 import mlflow.artifacts
 import mlflow.pyfunc
@@ -28,6 +29,8 @@ from mlflow.types.schema import AnyType, ColSpec, DataType, Schema
 from mlflow.utils.mlflow_tags import MLFLOW_MODEL_VERSIONS
 
 from fraud_ray.registry.tracking import RUN_TAG, TrackedRun, Tracking, entity_name, every, now_ms, reported
+from fraud_ray.storage import Storage
+from fraud_ray.values import Value
 
 CHAMPION, CHALLENGER = "champion", "challenger"
 ALIAS_TAG = "fraud_ray.alias"
@@ -37,7 +40,7 @@ _SCORER = Path(__file__).with_name("scorer.py")
 
 
 @dataclass(frozen=True)
-class RegisteredVersion:
+class RegisteredVersion(Value):
     """One version: `alias` is what it holds now, `run` the pipeline run it comes from, `run_id` that run in MLflow."""
 
     name: str
@@ -46,6 +49,12 @@ class RegisteredVersion:
     run: str | None
     run_id: str | None
     created: bool = False
+
+    def __str__(self) -> str:
+        return f"{self.name} version {self.version}, {self.alias}"
+
+    def to_json(self) -> dict[str, Any]:
+        return {**super().to_json(), "uri": self.uri}
 
     @property
     def uri(self) -> str:
@@ -221,3 +230,17 @@ def _link_metrics(run: TrackedRun, model: LoggedModel, metrics: Mapping[str, flo
         when, step = (point.timestamp, point.step) if point else (now_ms(), 0)
         points.append(Metric(key, value, when, step, model_id=model.model_id, run_id=run.id))
     client.log_batch(run.id, metrics=points)
+
+
+def register_stored(
+    run: TrackedRun,
+    storage: Storage,
+    folder: str,
+    example: pd.DataFrame,
+    metrics: Mapping[str, float],
+    tags: Mapping[str, str],
+    description: str,
+) -> RegisteredVersion:
+    """`register`, of the bundle that lies below a key of the storage."""
+    with tempfile.TemporaryDirectory() as scratch:
+        return register(run, storage.fetch(folder, Path(scratch)), example, metrics, tags, description)

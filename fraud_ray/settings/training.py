@@ -200,3 +200,11 @@ class SearchSettings(Frozen):
     trials on one)."""
     seed: NonNegativeInt = 42
     """Seed of the draws."""
+
+    @property
+    def in_words(self) -> str:
+        """What is searched, for the plan."""
+        if not self.space:
+            return "one trial with the settings as given"
+        count = f"{self.trials:,} trial{'' if self.trials == 1 else 's'}, "
+        return f"search: {'' if self.algorithm == 'grid' else count}{self.algorithm} over {', '.join(self.space)}"

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fraud_ray.cluster import refuse_relative_folders
+from fraud_ray.data.folds import at_newest_window
 from fraud_ray.data.source import open_source
 from fraud_ray.errors import DataError, ServerError, SettingsError
-from fraud_ray.retrain import newest_window
 from fraud_ray.runs import run_name
 from fraud_ray.settings import Loaded, Settings, load_settings
 
@@ -107,4 +107,4 @@ def _settled_name(loaded: Loaded, retrain: bool) -> str:
             f"the run's name {f'{pattern!r} ' if pattern else ''}comes from its data, which cannot be read from here: "
             f"{fault}\nGive a name without a date: --name …"
         ) from fault
-    return run_name(newest_window(loaded, source) if retrain else loaded, source.fingerprint, source.as_of)
+    return run_name(at_newest_window(loaded, source) if retrain else loaded, source.fingerprint, source.as_of)

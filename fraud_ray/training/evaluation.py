@@ -12,23 +12,70 @@ import numpy as np
 import pyarrow as pa
 import torch
 
+from fraud_ray.cluster import on_worker
+from fraud_ray.data.prepare import Prepared
 from fraud_ray.data.rows import PreparedFold, Rows, load, raw_table
 from fraud_ray.decision.calibration import Costs, choose_threshold, fit_calibration
 from fraud_ray.decision.curves import Curves
 from fraud_ray.decision.evaluate import Evaluation, evaluate
 from fraud_ray.decision.importance import permutation_importance
+from fraud_ray.errors import FraudRayError
 from fraud_ray.model.bundle import Bundle
 from fraud_ray.model.calibration import Calibration
-from fraud_ray.model.graph import load_exporter
 from fraud_ray.model.network import FraudNetwork
-from fraud_ray.settings import DecisionSettings, TrainSettings
+from fraud_ray.settings import DecisionSettings, Settings, TrainSettings
 from fraud_ray.storage import Storage
-from fraud_ray.training.trainer import network_shape
+from fraud_ray.training.search import SearchOutcome, selection_logits
+from fraud_ray.training.trainer import Fitted, network_shape
+
+CURVES = "curves.json"  # in a run's folder, beside its stages' values
 
 
-def get_ready() -> None:
-    """Loads here what `assemble` needs, which takes longer than `assemble` itself."""
-    load_exporter()
+def evaluate_on_worker(
+    prepared: Prepared,
+    found: SearchOutcome,
+    fitted: Fitted,
+    settings: Settings,
+    storage: Storage,
+    folder: str,
+    origin: dict[str, Any],
+) -> Evaluation:
+    """`assemble` as a Ray task. folder: the run's, which gets the bundle's folder and the curves."""
+    logits = selection_logits(found, storage)
+    train = settings.train_with(found.best.hyperparameters)
+    origin = {
+        **origin,
+        "fold": prepared.final.span,
+        "seed": train.seed,
+        "epochs": found.best.best_epoch,
+        "selection_average_precision": found.best.average_precision,
+    }
+    evaluation, curves = on_worker(
+        assemble,
+        storage,
+        f"{folder}/bundle",
+        prepared.selection,
+        logits,
+        prepared.final,
+        fitted.weights,
+        train,
+        settings.decision,
+        origin,
+    )
+    storage.put_json(f"{folder}/{CURVES}", curves.to_json())
+    told: Evaluation = evaluation
+    return told
+
+
+def read_curves(storage: Storage, folder: str) -> Curves:
+    """What `evaluate_on_worker` left; raises FraudRayError where it is gone."""
+    curves = storage.get_json(f"{folder}/{CURVES}")
+    if curves is None:
+        raise FraudRayError(
+            f"{storage.path(folder)}/{CURVES} is gone, which the evaluation wrote; delete "
+            f"{storage.path(folder)}/stages/evaluate.json and run again"
+        )
+    return Curves.from_json(curves)
 
 
 def assemble(
@@ -120,15 +167,6 @@ def network_logits(network: FraudNetwork, rows: Rows, batch_rows: int = 8_192) -
             cut = slice(start, start + batch_rows)
             scored.append(network(torch.tensor(rows.features[cut]), torch.tensor(rows.codes[cut])).numpy())
     return np.concatenate(scored)
-
-
-def fetch_bundle(storage: Storage, folder: str, into: Path) -> Path:
-    """Copies a stored bundle into a local folder, which it returns."""
-    for key in storage.keys(folder):
-        content = storage.get(key)
-        if content is not None:
-            (into / Path(key).name).write_bytes(content)
-    return into
 
 
 def _days(rows: Rows) -> int:

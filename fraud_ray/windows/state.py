@@ -18,16 +18,17 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from functools import partial
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import pyarrow as pa
 
-from fraud_ray.data.contract import ContractViolation
+from fraud_ray.data.contract import Census, ContractViolation, validate
 from fraud_ray.data.keys import BUCKETS
-from fraud_ray.data.source import Source
+from fraud_ray.data.source import Source, open_source
 from fraud_ray.data.tasks import map_tasks
 from fraud_ray.errors import DataError
-from fraud_ray.progress import Update
+from fraud_ray.progress import Progress, Update, counted
+from fraud_ray.settings import Settings
 from fraud_ray.storage import Storage
 from fraud_ray.windows.definition import Definition
 from fraud_ray.windows.passes import Job, Scattered, assemble, gather, scatter
@@ -78,6 +79,46 @@ class Windowed:
     root: str
     state: State
     cached: bool
+
+
+@dataclass(frozen=True)
+class WithWindows:
+    """A source with its window columns, and what a model has to carry of them to be scored with."""
+
+    source: Source
+    columns: int
+    carried: dict[str, Any]
+    cached: bool
+
+    def __str__(self) -> str:
+        cached = "; cached" if self.cached else ""
+        return f"{counted(self.columns, 'column')} for {counted(self.source.rows, 'row')}{cached}"
+
+
+def with_windows(source: Source, settings: Settings, storage: Storage, update: Update) -> WithWindows:
+    """The data with the window columns that the settings declare."""
+    definition = Definition.of(settings)
+    assert definition is not None, "the settings declare windows"
+    made = add_windows(source, definition, storage, update)
+    carried = {"definition": definition.to_json(), "state": made.state.key}
+    opened = open_source(settings.data.model_copy(update={"path": made.root}))
+    return WithWindows(opened, len(definition.names), carried, made.cached)
+
+
+def take_in(source: Source, settings: Settings, storage: Storage, progress: Progress) -> tuple[Source, Census]:
+    """The data to train on, which is the source itself where no windows are declared, and what it holds.
+
+    Raises ContractViolation.
+    """
+    if settings.windows:
+        with progress.stage("windows") as stage:
+            made = with_windows(source, settings, storage, stage.update)
+            stage.say(str(made))
+            source = made.source
+    with progress.stage("validate") as stage:
+        census = validate(source, settings.data, stage.update)
+        stage.say(str(census))
+    return source, census
 
 
 def load_state(storage: Storage, key: str) -> State:

@@ -1,0 +1,73 @@
+"""The one writer of a run to MLflow: a thread, so that neither training nor the terminal waits for a server."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from fraud_ray.data.source import Source
+from fraud_ray.registry.tracking import Dataset, TrackedRun, Tracking, connect
+from fraud_ray.runs import Run
+from fraud_ray.settings import Loaded
+
+if TYPE_CHECKING:
+    from fraud_ray.training.search import Trial
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Writer:
+    """What is told is written in order, while the caller goes on; a fault of it is raised by the next `ask`."""
+
+    thread: ThreadPoolExecutor
+    run: Future[TrackedRun]
+    told: list[Future[Any]] = field(default_factory=list)
+
+    @property
+    def tracking(self) -> Tracking:
+        """The store. Raises ServerError where it is out of reach."""
+        return self.run.result().tracking
+
+    def tell(self, method: str, *values: Any, **named: Any) -> None:
+        """Has a method of TrackedRun called."""
+        self.told.append(self.thread.submit(lambda: getattr(self.run.result(), method)(*values, **named)))
+
+    def tell_trial(self, trial: Trial) -> None:
+        """Writes a finished trial of the search as a child run."""
+        result = {"average_precision": trial.average_precision, "best_epoch": trial.best_epoch}
+        told = {key: value for key, value in result.items() if value is not None}
+        status = {"finished": "FINISHED", "stopped": "KILLED", "failed": "FAILED"}[trial.status]
+        self.tell("log_trial", trial.id, trial.hyperparameters, trial.curve, told, seconds=trial.seconds, status=status)
+
+    def ask(self, function: Callable[..., T], *values: Any) -> T:
+        """What a function answers, called with the TrackedRun and the values after all that was told is written."""
+        answer = self.thread.submit(lambda: function(self.run.result(), *values))
+        for told in [*self.told, answer]:
+            told.result()
+        self.told.clear()
+        return answer.result()
+
+
+@contextmanager
+def writing(loaded: Loaded, source: Source, run: Run) -> Iterator[Writer]:
+    """The writer of a run. MLflow is connected to meanwhile; a fault ends the run there as failed, or as killed."""
+    with ThreadPoolExecutor(max_workers=1, thread_name_prefix="mlflow") as thread:
+        writer = Writer(thread, thread.submit(_start, loaded, source, run))
+        try:
+            yield writer
+        except BaseException as fault:
+            if writer.run.done() and writer.run.exception() is None:
+                status = "FAILED" if isinstance(fault, Exception) else "KILLED"
+                writer.tell("finish", status, str(fault) or type(fault).__name__)
+            raise
+
+
+def _start(loaded: Loaded, source: Source, run: Run) -> TrackedRun:
+    tags = {"fraud_ray.config": loaded.config, "fraud_ray.folder": run.folder}
+    dataset = Dataset(Path(source.root).name or source.root, source.root, source.fingerprint, source.rows)
+    return connect(loaded.settings.registry).start(run.name, loaded.settings.recorded(), tags, dataset)
