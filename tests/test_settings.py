@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
+import re
+from collections.abc import Iterator
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
+from typer.testing import CliRunner
 
+from fraud_ray.cli import app
 from fraud_ray.errors import EXIT_SETTINGS, SettingsError
 from fraud_ray.settings import (
     DEFAULT_SPACE,
@@ -35,6 +39,7 @@ RAW: dict[str, Any] = {
     },
     "storage": {"root": "/runs"},
 }
+WINDOWS = {"columns": {"spent_{days}d": {"compute": "sum", "of": "amount", "entity": "category", "days": [7]}}}
 
 
 @pytest.fixture
@@ -199,6 +204,40 @@ def test_every_setting_has_a_meaning_in_the_reference() -> None:
     assert shown["folds.holdout_share"] == ("number > 0 and < 1", "0.2")
     assert shown["decision.threshold"] == ("max_f1 or min_cost, number >= 0 and <= 1 or mapping", "max_f1")
     assert shown["gate.slices.min"] == ("number >= 0 and <= 1", "required")
+
+
+def test_the_reference_has_every_setting(config: Path) -> None:
+    optional = ("simulate={}", "gate.slices={min: 0.5}", "decision.slices=[category]", f"windows={json.dumps(WINDOWS)}")
+    assert set(leaves(load(config, *optional).settings)) - {entry.key for entry in reference()} == set()
+
+
+def leaves(section: BaseModel, prefix: str = "") -> Iterator[str]:
+    """Dotted keys of a section's values, in those below it too; `<name>` stands for a name of the user's."""
+    for name, value in section:
+        if isinstance(value, BaseModel):
+            yield from leaves(value, f"{prefix}{name}.")
+        elif isinstance(value, dict) and all(isinstance(named, BaseModel) for named in value.values()) and value:
+            for named in value.values():
+                yield from leaves(named, f"{prefix}{name}.<name>.")
+        else:
+            yield f"{prefix}{name}"
+
+
+def test_a_default_in_the_reference_is_what_is_taken_where_nothing_is_set(config: Path) -> None:
+    entries = [entry for entry in reference() if entry.default != "required" and "<name>" not in entry.key]
+    absent = tuple(f"{entry.key}." for entry in entries if entry.default == "null")
+    given = [f"{entry.key}={entry.default}" for entry in entries if not entry.key.startswith(absent)]
+    assert len(given) > 80
+    config.write_text(yaml.safe_dump({"data": RAW["data"]}))
+    assert load(config, *given).settings == load(config).settings
+
+
+def test_the_reference_is_printed_as_a_table_that_markdown_reads() -> None:
+    printed = CliRunner().invoke(app, ["settings", "--schema"]).stdout.splitlines()
+    cells = [[cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]] for line in printed]
+    assert [len(row) for row in cells] == [4] * len(cells)
+    assert [row[0] for row in cells[2:]] == [f"`{entry.key}`" for entry in reference()]
+    assert [row[2].strip("`") for row in cells[2:]] == [entry.default for entry in reference()]
 
 
 @pytest.mark.parametrize("path", sorted(Path(__file__).parents[1].glob("configs/*.yaml")), ids=lambda path: path.stem)

@@ -42,7 +42,7 @@ def show(
 
 
 def reference_table() -> str:
-    """The Markdown table that the README shows."""
+    """Every setting with its type, default and meaning, as a Markdown table."""
     from fraud_ray.settings import reference
 
     lines = ["| Setting | Type | Default | Meaning |", "| --- | --- | --- | --- |"]
