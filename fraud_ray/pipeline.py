@@ -78,16 +78,22 @@ def _train(run: Run, loaded: Loaded, source: Source, mlflow: Writer, retrain: bo
         windows = run.stage("windows", partial(with_windows, source, settings, storage))
     data = windows.source if windows else source
     census = run.stage("validate", partial(validate, data, settings.data))
-    folds = run.stage("plan", lambda _: plan_folds(census, settings.folds))
-    run.plan += [*str(folds).splitlines(), settings.search.in_words, *loaded.notes]
+    notes = settings.search.in_words, *loaded.notes
+    folds = run.stage(
+        "plan", lambda _: plan_folds(census, settings.folds), say=lambda folds: run.announce(folds, *notes)
+    )
 
     known = None if settings.drift.action == "ignore" or run.has("drift") else of_champion(tracking)
     drift = None
     if known or run.has("drift"):
-        drift = run.stage("drift", partial(measure_drift, known, data, settings), Drift)
-        storage.put(run.key("drift.svg"), draw(drift, "svg"))
-        mlflow.tell("log_json", drift.to_json(), "drift.json")
-        run.plan += drift.heed(settings.drift.action, f"{run.folder}/drift.svg")
+
+        def heed(drift: Drift) -> str:
+            storage.put(run.key("drift.svg"), draw(drift, "svg"))
+            mlflow.tell("log_json", drift.to_json(), "drift.json")
+            run.plan += drift.heed(settings.drift.action, f"{run.folder}/drift.svg")
+            return drift.verdict
+
+        drift = run.stage("drift", partial(measure_drift, known, data, settings), Drift, say=heed)
 
     prepared = run.stage("prepare", partial(prepare, data, folds, settings, storage))
     claim(storage, run.name, prepared.key, prepared.writer, is_new=not prepared.cached)
@@ -98,7 +104,7 @@ def _train(run: Run, loaded: Loaded, source: Source, mlflow: Writer, retrain: bo
 
     origin: dict[str, Any] = {"run": run.name, **source.origin, "settings": settings_hash(settings)}
     origin |= {"windows": windows.carried} if windows else {}
-    judge = partial(evaluate_on_worker, prepared, found, fitted, settings, storage, run.key(""), origin)
+    judge = partial(evaluate_on_worker, prepared, found, fitted, settings, storage, run.key, origin)
     evaluation = run.stage("evaluate", lambda _: judge(), Evaluation)
     rival = evaluate_champion(tracking, storage, prepared.final, settings)
     decision = run.stage("gate", lambda _: decide(evaluation, settings.gate, rival), GateDecision)
@@ -117,7 +123,7 @@ def _train(run: Run, loaded: Loaded, source: Source, mlflow: Writer, retrain: bo
         found=found,
         refit_curve=fitted.curve,
         evaluation=evaluation,
-        curves=read_curves(storage, run.key("")),
+        curves=read_curves(storage, run.key),
         decision=decision,
         drift=drift,
     )

@@ -151,6 +151,11 @@ class Run:
         self.skip(name)
         return value
 
+    def announce(self, *told: object) -> str:
+        """Adds what is told, line by line, to the plan; returns the plan as one line."""
+        self.plan += [line for one in told for line in str(one).splitlines()]
+        return "; ".join(self.plan)
+
     def skip(self, stage: str) -> None:
         """Raises StoppedAfter if the run is to stop after this stage, which is over or not needed."""
         if stage == self.until:

@@ -130,9 +130,6 @@ class Drift(Value):
         )
         return f"{against}: drift in {', '.join(faults)}"
 
-    def __str__(self) -> str:
-        return self.verdict
-
     def heed(self, action: str, picture: str) -> list[str]:
         """Warnings for who trains on this data; raises DriftError where `drift.action`, the action, is `fail`."""
         if self.drifted and action == "fail":

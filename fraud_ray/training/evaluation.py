@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -37,10 +37,10 @@ def evaluate_on_worker(
     fitted: Fitted,
     settings: Settings,
     storage: Storage,
-    folder: str,
+    key: Callable[[str], str],
     origin: dict[str, Any],
 ) -> Evaluation:
-    """`assemble` as a Ray task. folder: the run's, which gets the bundle's folder and the curves."""
+    """`assemble` as a Ray task. key: of a file in the run's folder, which gets the bundle's folder and the curves."""
     logits = selection_logits(found, storage)
     train = settings.train_with(found.best.hyperparameters)
     origin = {
@@ -53,7 +53,7 @@ def evaluate_on_worker(
     evaluation, curves = on_worker(
         assemble,
         storage,
-        f"{folder}/bundle",
+        key("bundle"),
         prepared.selection,
         logits,
         prepared.final,
@@ -62,18 +62,18 @@ def evaluate_on_worker(
         settings.decision,
         origin,
     )
-    storage.put_json(f"{folder}/{CURVES}", curves.to_json())
+    storage.put_json(key(CURVES), curves.to_json())
     told: Evaluation = evaluation
     return told
 
 
-def read_curves(storage: Storage, folder: str) -> Curves:
+def read_curves(storage: Storage, key: Callable[[str], str]) -> Curves:
     """What `evaluate_on_worker` left; raises FraudRayError where it is gone."""
-    curves = storage.get_json(f"{folder}/{CURVES}")
+    curves = storage.get_json(key(CURVES))
     if curves is None:
         raise FraudRayError(
-            f"{storage.path(folder)}/{CURVES} is gone, which the evaluation wrote; delete "
-            f"{storage.path(folder)}/stages/evaluate.json and run again"
+            f"{storage.path(key(CURVES))} is gone, which the evaluation wrote; delete "
+            f"{storage.path(key('stages/evaluate.json'))} and run again"
         )
     return Curves.from_json(curves)
 
