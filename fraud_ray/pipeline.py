@@ -5,14 +5,13 @@ from __future__ import annotations
 from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
-from fraud_ray.cluster import check_resources, connect
+from fraud_ray.cluster import check_resources, check_storage, join_or_start
 from fraud_ray.data.source import open_source
 from fraud_ray.progress import Progress, counted
 from fraud_ray.retrain import newest_window
 from fraud_ray.runs import Outcome, open_run
 from fraud_ray.settings import Loaded, Settings
 from fraud_ray.storage import Storage
-from fraud_ray.storage_check import check_storage
 
 if TYPE_CHECKING:
     from fraud_ray.stages import Stages
@@ -41,7 +40,7 @@ def run(loaded: Loaded, progress: Progress, until: str | None = None, retrain: b
         # Ray, torch and MLflow take seconds to import, which a concluded run does without.
         from fraud_ray.stages import Stages, StoppedAfter
 
-        session.enter_context(connect(settings))
+        session.enter_context(join_or_start(settings.cluster))
         check_resources(settings, progress)
         check_storage(storage)
         stages = session.enter_context(Stages.of(loaded, source, storage, held, progress, until))
@@ -59,7 +58,7 @@ def simulate_if_absent(settings: Settings, progress: Progress, session: ExitStac
     if holds_data(settings.data.path):
         return
     with progress.stage("simulate") as stage:
-        session.enter_context(connect(settings))
+        session.enter_context(join_or_start(settings.cluster))
         made = simulate(settings.simulate, settings.data.path, stage.update)
         stage.say(
             f"{counted(made.rows, 'row')}, {counted(made.frauds, 'fraud')}; best possible AP "
