@@ -161,6 +161,15 @@ def _open(root: str) -> ObjectStore:
     return from_url(root) if "://" in root else LocalStore(root, mkdir=True)
 
 
+def unusable(what: str, fault: BaseException) -> ServerError:
+    """What a person can do about a folder, or a bucket, that does not let itself be read or written."""
+    reason = next(iter(str(fault).splitlines()), type(fault).__name__)
+    return ServerError(
+        f"{what}: {reason}; check the path, its permissions and its space and, for a bucket, the "
+        "credentials in the environment"
+    )
+
+
 class _Reported:
     """Turns a store's own errors into one that a person can act on."""
 
@@ -172,7 +181,4 @@ class _Reported:
 
     def __exit__(self, kind: Any, fault: BaseException | None, trace: Any) -> None:
         if isinstance(fault, BaseError | OSError) and not isinstance(fault, FileNotFoundError):
-            raise ServerError(
-                f"storage at {self.where} cannot be used: {str(fault).splitlines()[0]}; "
-                "check storage.root, its permissions and, for a bucket, the credentials in the environment"
-            ) from fault
+            raise unusable(f"storage at {self.where}, below storage.root, cannot be used", fault) from fault

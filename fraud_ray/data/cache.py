@@ -11,12 +11,13 @@ removes what it wrote. An entry that replaces another leaves the old parts to wh
 from __future__ import annotations
 
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import cached_property, partial
 from typing import Any, ClassVar, Generic, TypeVar
 
+from fraud_ray.data.folds import SIDES
 from fraud_ray.data.rows import Part
 from fraud_ray.data.tasks import map_tasks
 from fraud_ray.progress import Update
@@ -30,7 +31,7 @@ _USES = "prepared.json"
 
 @dataclass(frozen=True)
 class Entry:
-    """A complete entry. value: what its writer kept there, as JSON types, with every part."""
+    """A complete entry. value: what its writer kept there, as JSON types: `folds`, each with the parts of its sides."""
 
     key: str
     writer: str
@@ -41,7 +42,7 @@ class Entry:
     @cached_property
     def parts(self) -> tuple[Part, ...]:
         """All that was written below the writer's name."""
-        return tuple(_parts_in(self.value))
+        return tuple(Part(**part) for fold in self.value["folds"] for side in SIDES for part in fold[side])
 
     @property
     def age(self) -> timedelta:
@@ -107,7 +108,7 @@ def new_folder(key: str) -> tuple[str, str]:
 def publish(storage: Storage, key: str, writer: str, value: dict[str, Any], replaced: Entry | None) -> Entry:
     """Makes what a writer has put there the entry, or returns the one that somebody else made meanwhile.
 
-    value: JSON types, in which each part stands as `asdict` gives it; replaced: as `Found` has it.
+    value: as `Entry` has it; replaced: as `Found` has it.
     """
     made = Entry(key, writer, datetime.now(UTC), value)
     kept = storage.keep(_manifest(key), made.manifest, replaced.manifest if replaced else None)
@@ -189,16 +190,6 @@ def _damage(part: Part, storage: Storage) -> str:
     if sha256 == part.sha256:
         return ""
     return f"{storage.path(part.key)} is {'missing' if sha256 is None else 'damaged'}"
-
-
-def _parts_in(value: Any) -> Iterator[Part]:
-    if isinstance(value, Mapping):
-        if "sha256" in value:
-            yield Part(**value)
-        else:
-            yield from (part for inner in value.values() for part in _parts_in(inner))
-    elif isinstance(value, list | tuple):
-        yield from (part for inner in value for part in _parts_in(inner))
 
 
 def _manifest(key: str) -> str:

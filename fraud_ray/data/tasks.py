@@ -8,18 +8,18 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar
 
 from fraud_ray.errors import FraudRayError
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
-# How work tells how far it is: done, total, and what it is at.
-Update = Callable[[float, float, str], None]
+Summary = TypeVar("Summary")
 
 # Enough that a slow task does not keep the other CPUs waiting, few enough that their starts cost little.
 TASKS_PER_CPU = 8
+MERGE_AT = 64
 
 
 def map_tasks(
@@ -44,6 +44,22 @@ def map_tasks(
             if isinstance(result.value, FraudRayError):
                 raise result.value
             yield result.position, result.value
+
+
+class Merged(Generic[Summary]):
+    """What tasks find, merged as soon as MERGE_AT are held: what thousands of partitions give would fill the memory."""
+
+    def __init__(self, merge: Callable[[Sequence[Summary]], Summary]) -> None:
+        self.merge, self.held = merge, list[Summary]()
+
+    def add(self, found: Summary) -> None:
+        self.held.append(found)
+        if len(self.held) == MERGE_AT:
+            self.held = [self.merge(self.held)]
+
+    def result(self) -> Summary:
+        """Raises ValueError where nothing was found."""
+        return self.merge(self.held)
 
 
 @dataclass(frozen=True)
