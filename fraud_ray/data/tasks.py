@@ -32,10 +32,10 @@ def map_tasks(
     """
     import ray.data
 
-    most = TASKS_PER_CPU * int(ray.cluster_resources().get("CPU", 1))
-    tasks = min(most, len(items), math.ceil(sum(weights) / least))
-    if not tasks:
+    if not items:
         return
+    most = TASKS_PER_CPU * int(ray.cluster_resources().get("CPU", 1))
+    tasks = min(most, len(items), max(math.ceil(sum(weights) / least), 1))
     rows = [{"item": _Held(position, item)} for position, item in enumerate(items)]
     with _quietly_on_all_cpus():
         mapped = ray.data.from_items(rows, override_num_blocks=tasks).map(partial(_apply, function=function))
