@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from functools import lru_cache
@@ -60,12 +61,12 @@ class Storage:
         return f"{self.root}/{key}"
 
     def put(self, key: str, content: bytes | memoryview) -> None:
-        with _Reported(self, key):
+        with _reported(self, key):
             obstore.put(_open(self.root), key, content)
 
     def create(self, key: str, content: bytes) -> bool:
         """Puts only if the key is absent; returns whether this call created it."""
-        with _Reported(self, key):
+        with _reported(self, key):
             try:
                 obstore.put(_open(self.root), key, content, mode="create")
             except AlreadyExistsError:
@@ -74,7 +75,7 @@ class Storage:
 
     def get(self, key: str) -> bytes | None:
         """The content, or None where the key is absent."""
-        with _Reported(self, key):
+        with _reported(self, key):
             try:
                 return bytes(obstore.get(_open(self.root), key).bytes())
             except FileNotFoundError:
@@ -82,7 +83,7 @@ class Storage:
 
     def sha256(self, key: str) -> str | None:
         """Hash of the content, in hexadecimal, read piece by piece; None where the key is absent."""
-        with _Reported(self, key):
+        with _reported(self, key):
             try:
                 stream = obstore.get(_open(self.root), key).stream(min_chunk_size=_PIECE)
             except FileNotFoundError:
@@ -93,7 +94,7 @@ class Storage:
             return digest.hexdigest()
 
     def exists(self, key: str) -> bool:
-        with _Reported(self, key):
+        with _reported(self, key):
             try:
                 obstore.head(_open(self.root), key)
             except FileNotFoundError:
@@ -106,12 +107,12 @@ class Storage:
 
     def listed(self, prefix: str) -> list[Stored]:
         """What lies below a prefix (a folder)."""
-        with _Reported(self, prefix):
+        with _reported(self, prefix):
             entries = (entry for page in obstore.list(_open(self.root), prefix) for entry in page)
             return [Stored(entry["path"], entry["size"], entry["last_modified"]) for entry in entries]
 
     def delete(self, keys: list[str]) -> None:
-        with _Reported(self, ", ".join(keys[:1])):
+        with _reported(self, ", ".join(keys[:1])):
             obstore.delete(_open(self.root), keys)
 
     def put_json(self, key: str, value: Any) -> None:
@@ -170,15 +171,12 @@ def unusable(what: str, fault: BaseException) -> ServerError:
     )
 
 
-class _Reported:
+@contextmanager
+def _reported(storage: Storage, key: str) -> Iterator[None]:
     """Turns a store's own errors into one that a person can act on."""
-
-    def __init__(self, storage: Storage, key: str) -> None:
-        self.where = storage.path(key)
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, kind: Any, fault: BaseException | None, trace: Any) -> None:
-        if isinstance(fault, BaseError | OSError) and not isinstance(fault, FileNotFoundError):
-            raise unusable(f"storage at {self.where}, below storage.root, cannot be used", fault) from fault
+    try:
+        yield
+    except FileNotFoundError:
+        raise
+    except (BaseError, OSError) as fault:
+        raise unusable(f"storage at {storage.path(key)}, below storage.root, cannot be used", fault) from fault

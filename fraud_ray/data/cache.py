@@ -82,8 +82,8 @@ def find(storage: Storage, key: str, max_staleness: timedelta | None, update: Up
     """
     entry = read_entry(storage, key)
     if entry is None:
-        damaged = storage.exists(_manifest(key))
-        return Found(None, f"warning: {storage.path(_manifest(key))} was damaged, so it was computed anew" * damaged)
+        damaged = f"warning: {storage.path(_manifest(key))} was damaged, so it was computed anew"
+        return Found(None, damaged if storage.exists(_manifest(key)) else "")
     if max_staleness is not None and entry.age >= max_staleness:
         if not max_staleness:
             return Found(None, f"computed anew beside an entry {in_words(entry.age)} old", entry)
