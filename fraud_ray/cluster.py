@@ -9,8 +9,9 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,32 +19,11 @@ from typing import Any
 from fraud_ray.errors import FraudRayError, ServerError, SettingsError
 from fraud_ray.progress import Progress, Stage, counted
 from fraud_ray.settings import ClusterSettings, Settings
+from fraud_ray.storage import Storage
 
-# Read by Ray when it is imported or started, so set before; a value in the environment goes first.
-_ENVIRONMENT = {
-    "RAY_USAGE_STATS_ENABLED": "0",
-    "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
-    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",  # reports wait for the controller's poll, 2 s apart by default
-    "TUNE_DISABLE_SIGINT_HANDLER": "1",  # Tune would end an interrupted search as if it were whole
-}
-_LOCAL_ENVIRONMENT = {
-    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # nobody takes this machine away
-}
-_REMOTE_ENVIRONMENT = {
-    "RAY_NUM_REDIS_GET_RETRIES": "3",  # a refused token is tried again this often, 1 s apart, 20 by default
-}
 _PROBE_S = 5.0
 _POLL_S = 2.0
-
-_is_bare = False
-
-
-@contextmanager
-def connect(settings: Settings) -> Iterator[None]:
-    """`join_or_start` for a run; also raises SettingsError for folders that would end with a Ray job."""
-    refuse_temporary_folders(settings)
-    with join_or_start(settings.cluster):
-        yield
+_PATIENCE_S = 120.0
 
 
 @contextmanager
@@ -53,50 +33,47 @@ def join_or_start(cluster: ClusterSettings) -> Iterator[None]:
     The one that this process has already; else the cluster at cluster.address or RAY_ADDRESS (a Ray job has it set);
     else one started here, and ended here. Raises ServerError where a cluster does not answer or refuses the token.
     """
-    address = cluster.address or os.environ.get("RAY_ADDRESS")
-    for name, value in {**_ENVIRONMENT, **(_REMOTE_ENVIRONMENT if address else _LOCAL_ENVIRONMENT)}.items():
-        os.environ.setdefault(name, value)
     import ray
 
     if ray.is_initialized():
         yield
         return
-    global _is_bare
+    address = cluster.address or os.environ.get("RAY_ADDRESS")
     with _own_signal_handler():
         _join(address) if address else _start(cluster)
-    _is_bare = not address and not cluster.dashboard
     try:
         yield
     finally:
-        _is_bare = False
         ray.shutdown()
 
 
-def is_bare() -> bool:
-    """Whether `join_or_start` started the connected Ray, without a dashboard: one node, at which nobody looks."""
-    return _is_bare
+def answer(task: Any, timeout_s: float | None = None) -> Any:
+    """A Ray task's result; its FraudRayError as it was raised there."""
+    import ray
 
-
-def inside_ray_job() -> bool:
-    """Whether this process was started by Ray's job manager."""
-    return "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
-
-
-def refuse_temporary_folders(settings: Settings) -> None:
-    """`refuse_relative_folders` inside a Ray job; elsewhere nothing is wrong with them."""
-    if inside_ray_job():
-        refuse_relative_folders(settings)
+    try:
+        return ray.get(task, timeout=timeout_s)
+    except ray.exceptions.RayTaskError as fault:
+        if isinstance(fault.cause, FraudRayError):
+            raise fault.cause from None
+        raise
 
 
 def refuse_relative_folders(settings: Settings) -> None:
     """Raises SettingsError where a Ray job would store in its own working folder, which ends with it."""
-    for key, value in (("storage.root", settings.storage.root), ("registry.uri", settings.registry.uri)):
-        path = _local_path(value) if value else None
-        if path and not path.is_absolute():
-            raise SettingsError(
-                f"{key} is {value}, relative to the working folder of this Ray job, which is temporary: everything "
-                f"there would be lost with the job. Give an absolute path on a shared volume, or a URI: --set {key}=…"
-            )
+    refuse_relative("storage.root", settings.storage.root)
+    refuse_relative("registry.uri", settings.registry.uri)
+
+
+def refuse_relative(name: str, place: str | None) -> None:
+    """As `refuse_relative_folders`, for one place. name: of the setting or option that gives it."""
+    path = _local_path(place) if place else None
+    if path and not path.is_absolute():
+        option = name if name.startswith("--") else f"--set {name}"
+        raise SettingsError(
+            f"{name} is {place}, relative to the working folder of this Ray job, which is temporary: everything "
+            f"there would be lost with the job. Give an absolute path on a shared volume, or a URI: {option}=…"
+        )
 
 
 def _local_path(uri: str) -> Path | None:
@@ -105,6 +82,56 @@ def _local_path(uri: str) -> Path | None:
     if database:
         return Path(database[1])
     return None if "://" in uri or uri.startswith("databricks") else Path(uri).expanduser()
+
+
+def check_storage(storage: Storage) -> None:
+    """Has a worker on every node read what this process wrote, and reads what each of them wrote.
+
+    Raises SettingsError that names the nodes where the root is not shared, ServerError for one where it cannot be used
+    or that does not answer.
+    """
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    folder = f"checks/{uuid.uuid4().hex}"
+    nodes = {node["NodeID"]: node["NodeManagerHostname"] for node in ray.nodes() if node["Alive"]}
+    storage.put(f"{folder}/driver", folder.encode())
+    try:
+        ask = ray.remote(num_cpus=0)(_reads_and_writes)  # a head without CPUs must see it too
+        answers = {
+            node: ask.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False)).remote(
+                storage, folder, node
+            )
+            for node in nodes
+        }
+        blind = [node for node, task in answers.items() if not _answer_of(task, nodes[node])]
+        unseen = [node for node in nodes if node not in blind and storage.get(f"{folder}/{node}") is None]
+        if blind or unseen:
+            named = ", ".join(f"{nodes[node]} ({node[:8]})" for node in [*blind, *unseen])
+            raise SettingsError(
+                f"storage.root {storage.root} is not shared: a worker on node {named} sees another folder there "
+                "than the driver. Mount one volume at that path on every node, or use a bucket (s3://…)"
+            )
+    finally:
+        storage.delete(storage.keys(folder))
+
+
+def _reads_and_writes(storage: Storage, folder: str, node: str) -> bool:
+    if storage.get(f"{folder}/driver") is None:
+        return False
+    storage.put(f"{folder}/{node}", b"seen")
+    return True
+
+
+def _answer_of(task: Any, node: str) -> bool:
+    import ray
+
+    try:
+        return bool(answer(task, _PATIENCE_S))
+    except FraudRayError as fault:
+        raise ServerError(f"on node {node}: {fault}") from fault
+    except ray.exceptions.RayError as fault:
+        raise ServerError(f"node {node} cannot run a worker: {str(fault).strip().splitlines()[0]}") from fault
 
 
 def check_resources(settings: Settings, progress: Progress) -> None:
@@ -207,39 +234,13 @@ def _in_words(resources: Mapping[str, float]) -> str:
 def _start(cluster: ClusterSettings) -> None:
     import ray
 
-    with nullcontext() if cluster.dashboard else _without_needless_processes():
-        ray.init(
-            address="local",
-            num_cpus=cluster.cpus,
-            include_dashboard=cluster.dashboard,
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-        )
-
-
-@contextmanager
-def _without_needless_processes() -> Iterator[None]:
-    """Has Ray start without what serves its dashboard, adds nodes, and forwards the workers' output.
-
-    They are half of the time that Ray takes to start, and wake while the ranks compute. Only Ray's own class of a node
-    can leave them out.
-    """
-    from ray._private import node
-
-    class Node(node.Node):
-        def start_api_server(self, **_: Any) -> None:
-            self._webui_url = ""
-
-        def start_monitor(self) -> None: ...
-
-        def start_log_monitor(self) -> None: ...
-
-    whole = node.Node
-    node.Node = Node  # type: ignore[misc]
-    try:
-        yield
-    finally:
-        node.Node = whole  # type: ignore[misc]
+    ray.init(
+        address="local",
+        num_cpus=cluster.cpus,
+        include_dashboard=cluster.dashboard,
+        log_to_driver=False,
+        logging_level=logging.ERROR,
+    )
 
 
 def _join(address: str) -> None:
@@ -252,7 +253,8 @@ def _join(address: str) -> None:
         raise ServerError(
             f"the Ray cluster at {address} cannot be joined: {str(fault).partition('. ')[0]}.\n"
             "If it asks for a token, set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN to the cluster's token (on the head: "
-            "ray get-auth-token); if not, check that Ray and Python have the same versions there and here"
+            "ray get-auth-token), else RAY_AUTH_MODE=disabled; and check that Ray and Python have the same versions "
+            "there and here"
         ) from fault
 
 
@@ -281,16 +283,3 @@ def _own_signal_handler() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, handler)
-
-
-def on_worker(function: Callable[..., Any], *values: Any) -> Any:
-    """What a function answers, called as a task: the head of a cluster takes no work. Its FraudRayError is raised here,
-    as it was."""
-    import ray
-
-    try:
-        return ray.get(ray.remote(num_cpus=1)(function).remote(*values))
-    except ray.exceptions.RayTaskError as fault:
-        if isinstance(fault.cause, FraudRayError):
-            raise fault.cause from None
-        raise

@@ -7,7 +7,7 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from fraud_ray.cluster import check_resources, connect
+from fraud_ray.cluster import check_resources, check_storage, join_or_start
 from fraud_ray.data.folds import at_newest_window
 from fraud_ray.data.simulate import simulate_if_absent
 from fraud_ray.data.source import Source, open_source
@@ -15,7 +15,6 @@ from fraud_ray.progress import Progress
 from fraud_ray.runs import Outcome, Run, StoppedAfter, open_run, read_run
 from fraud_ray.settings import Loaded, settings_hash
 from fraud_ray.storage import Storage
-from fraud_ray.storage_check import check_storage
 
 if TYPE_CHECKING:
     from fraud_ray.registry.writer import Writer
@@ -40,7 +39,7 @@ def run(loaded: Loaded, progress: Progress, until: str | None = None, retrain: b
             return run.concluded
         from fraud_ray.registry.writer import writing  # takes seconds to import, which a concluded run does without
 
-        session.enter_context(connect(loaded.settings))
+        session.enter_context(join_or_start(loaded.settings.cluster))
         check_resources(loaded.settings, progress)
         check_storage(storage)
         mlflow = session.enter_context(writing(loaded, source, run))

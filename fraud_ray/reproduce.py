@@ -18,7 +18,7 @@ from typing import Any
 import ray
 import torch
 
-from fraud_ray.cluster import check_resources, connect
+from fraud_ray.cluster import check_resources, join_or_start
 from fraud_ray.data.folds import plan_folds
 from fraud_ray.data.prepare import prepare
 from fraud_ray.data.rows import PreparedFold, load
@@ -94,7 +94,7 @@ def reproduce(storage: Storage, name: str, progress: Progress, cluster: ClusterS
     train = settings.train_with(best.hyperparameters)
     original = _bundle(storage, name)
     source = open_source(settings.data)
-    with connect(settings), _scratch(storage, name) as scratch:
+    with join_or_start(settings.cluster), _scratch(storage, name) as scratch:
         check_resources(settings, progress)
         fold = _prepared(source, settings, scratch, progress)
         with progress.stage("refit") as stage:

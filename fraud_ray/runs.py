@@ -132,7 +132,7 @@ class Run:
 
     def has(self, stage: str) -> bool:
         """Whether the stage is concluded, so that `once` will not compute it."""
-        return self.storage.exists(self._stage_key(stage))
+        return self.storage.kept(self._stage_key(stage)) is not None
 
     def stage(
         self,
@@ -167,7 +167,7 @@ class Run:
         Raises RunHeldError at either end of the stage if another process has taken the run over meanwhile.
         """
         self.check_held()
-        stored = self.storage.get_json(self._stage_key(stage))
+        stored = self.storage.kept(self._stage_key(stage))
         if stored is not None:
             self.timings[stage] = stored["seconds"]
             kept: T = TypeAdapter(kind).validate_python(stored["value"])
@@ -177,9 +177,8 @@ class Run:
         self.check_held()
         self.timings[stage] = round(time.monotonic() - began, 3)
         told = value.to_json() if isinstance(value, Value) else TypeAdapter(kind).dump_python(value)
-        self.storage.put_json(
-            self._stage_key(stage), {"seconds": self.timings[stage], "finished": now(), "value": told}
-        )
+        concluded = {"seconds": self.timings[stage], "finished": now(), "value": told}
+        self.storage.keep(self._stage_key(stage), concluded)
         return value
 
     def stopped(self, stage: object) -> Outcome:

@@ -1,9 +1,17 @@
-"""The one root (a folder or a URI) below which runs and prepared data lie: atomic puts, create-if-absent, listing."""
+"""The one root (a folder or a URI) below which runs and prepared data lie: atomic puts, create-if-absent, listing.
+
+What is computed once is made visible last: `kept` reads a value that an earlier call kept, `keep` puts it there.
+
+obstore serves what is fraud_ray's own, as leases, kept values and audit records need create-if-absent, which Arrow's
+file systems lack; those serve the partitions of others (`data.source`), read in ranges and by any URI of Arrow's.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from functools import lru_cache
@@ -17,6 +25,7 @@ from obstore.store import LocalStore, ObjectStore, from_url
 from fraud_ray.errors import ServerError
 
 _PIECE = 4 * 2**20  # bytes that are hashed at a time
+_SEAL = "sha256"  # of the other entries of a kept value
 
 
 @dataclass(frozen=True)
@@ -52,12 +61,12 @@ class Storage:
         return f"{self.root}/{key}"
 
     def put(self, key: str, content: bytes | memoryview) -> None:
-        with _Reported(self, key):
+        with _reported(self, key):
             obstore.put(_open(self.root), key, content)
 
     def create(self, key: str, content: bytes) -> bool:
         """Puts only if the key is absent; returns whether this call created it."""
-        with _Reported(self, key):
+        with _reported(self, key):
             try:
                 obstore.put(_open(self.root), key, content, mode="create")
             except AlreadyExistsError:
@@ -66,7 +75,7 @@ class Storage:
 
     def get(self, key: str) -> bytes | None:
         """The content, or None where the key is absent."""
-        with _Reported(self, key):
+        with _reported(self, key):
             try:
                 return bytes(obstore.get(_open(self.root), key).bytes())
             except FileNotFoundError:
@@ -74,7 +83,7 @@ class Storage:
 
     def sha256(self, key: str) -> str | None:
         """Hash of the content, in hexadecimal, read piece by piece; None where the key is absent."""
-        with _Reported(self, key):
+        with _reported(self, key):
             try:
                 stream = obstore.get(_open(self.root), key).stream(min_chunk_size=_PIECE)
             except FileNotFoundError:
@@ -85,7 +94,7 @@ class Storage:
             return digest.hexdigest()
 
     def exists(self, key: str) -> bool:
-        with _Reported(self, key):
+        with _reported(self, key):
             try:
                 obstore.head(_open(self.root), key)
             except FileNotFoundError:
@@ -98,12 +107,12 @@ class Storage:
 
     def listed(self, prefix: str) -> list[Stored]:
         """What lies below a prefix (a folder)."""
-        with _Reported(self, prefix):
+        with _reported(self, prefix):
             entries = (entry for page in obstore.list(_open(self.root), prefix) for entry in page)
             return [Stored(entry["path"], entry["size"], entry["last_modified"]) for entry in entries]
 
     def delete(self, keys: list[str]) -> None:
-        with _Reported(self, ", ".join(keys[:1])):
+        with _reported(self, ", ".join(keys[:1])):
             obstore.delete(_open(self.root), keys)
 
     def fetch(self, folder: str, into: Path) -> Path:
@@ -121,24 +130,61 @@ class Storage:
         content = self.get(key)
         return None if content is None else json.loads(content)
 
+    def keep(self, key: str, value: Mapping[str, Any], instead_of: Mapping[str, Any] | None = None) -> dict[str, Any]:
+        """Keeps a value under a key for good; returns the one that is there now: of two that do so, the first one's.
+
+        value: a mapping of JSON types; its file is readable JSON, with a hash of itself that tells damage. instead_of:
+        a value, as `kept` gave it, that this one takes the place of, as it does of a damaged one.
+        """
+        kept: dict[str, Any] = json.loads(json.dumps(value, default=str))
+        if not self.create(key, _sealed(kept)):
+            there = self.kept(key)
+            if there is not None and there != instead_of:
+                return there
+            self.put(key, _sealed(kept))
+        return kept
+
+    def kept(self, key: str) -> dict[str, Any] | None:
+        """The value that `keep` put there; None where the key is absent, and where its file is damaged."""
+        content = self.get(key)
+        try:
+            value = None if content is None else json.loads(content)
+        except ValueError:
+            return None
+        if not isinstance(value, dict):
+            return None
+        sealed = value.pop(_SEAL, None)
+        return value if sealed in (None, _hash(value)) else None  # files of earlier versions have no hash
+
+
+def _sealed(value: dict[str, Any]) -> bytes:
+    return json.dumps({**value, _SEAL: _hash(value)}, indent=1).encode()
+
+
+def _hash(value: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
 
 @lru_cache(maxsize=16)
 def _open(root: str) -> ObjectStore:
     return from_url(root) if "://" in root else LocalStore(root, mkdir=True)
 
 
-class _Reported:
+def unusable(what: str, fault: BaseException) -> ServerError:
+    """What a person can do about a folder, or a bucket, that does not let itself be read or written."""
+    reason = next(iter(str(fault).splitlines()), type(fault).__name__)
+    return ServerError(
+        f"{what}: {reason}; check the path, its permissions and its space and, for a bucket, the "
+        "credentials in the environment"
+    )
+
+
+@contextmanager
+def _reported(storage: Storage, key: str) -> Iterator[None]:
     """Turns a store's own errors into one that a person can act on."""
-
-    def __init__(self, storage: Storage, key: str) -> None:
-        self.where = storage.path(key)
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, kind: Any, fault: BaseException | None, trace: Any) -> None:
-        if isinstance(fault, BaseError | OSError) and not isinstance(fault, FileNotFoundError):
-            raise ServerError(
-                f"storage at {self.where} cannot be used: {str(fault).splitlines()[0]}; "
-                "check storage.root, its permissions and, for a bucket, the credentials in the environment"
-            ) from fault
+    try:
+        yield
+    except FileNotFoundError:
+        raise
+    except (BaseError, OSError) as fault:
+        raise unusable(f"storage at {storage.path(key)}, below storage.root, cannot be used", fault) from fault

@@ -12,7 +12,7 @@ from pathlib import Path
 import ray
 
 from fraud_ray.cli.display import Display
-from fraud_ray.cluster import connect
+from fraud_ray.cluster import join_or_start
 from fraud_ray.data.contract import validate
 from fraud_ray.data.folds import plan_folds
 from fraud_ray.data.prepare import prepare
@@ -35,7 +35,7 @@ settings = load_settings("configs/local.yaml", overrides).settings
 storage = Storage.at(tempfile.mkdtemp())
 show = Display()
 session = ExitStack()
-session.enter_context(connect(settings))
+session.enter_context(join_or_start(settings.cluster))
 
 # %% [markdown]
 # Data: every partition against the contract, then the folds by time.

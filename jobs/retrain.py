@@ -8,4 +8,4 @@ if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
     from fraud_ray.cli import main
 
-    main(["retrain", *sys.argv[1:]])
+    main(["retrain", *sys.argv[1:]], as_job=True)

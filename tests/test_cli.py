@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import re
+import runpy
 import signal
 import socket
 import subprocess
@@ -395,11 +396,27 @@ def test_the_job_script_is_the_same_command_from_any_folder(tmp_path: Path) -> N
     assert "no configuration file at none.yaml" in done.stderr
 
 
-def test_inside_a_ray_job_a_relative_root_is_refused(config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")
-    done = fraud_ray("run", "-c", str(config), "--set", "storage.root=store")
-    assert done.exit_code == 2
-    assert "storage.root is store, relative to the working folder of this Ray job, which is temporary" in done.stderr
+WHAT_ENDS_WITH_A_JOB = [
+    *((script, [], "storage.root") for script in ("pipeline", "retrain", "backtest", "drift")),
+    ("score", ["--model", "models:/cards@champion", "--input", "cards", "--output", "store"], "--output"),
+]
+
+
+@pytest.mark.parametrize(("script", "options", "named"), WHAT_ENDS_WITH_A_JOB)
+def test_a_jobs_script_refuses_to_store_where_it_ends_with_the_job(
+    config: Path,
+    script: str,
+    options: list[str],
+    named: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(sys, "argv", [script, "-c", str(config), "--set", "storage.root=store", *options])
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_path(str(ROOT / "jobs" / f"{script}.py"), run_name="__main__")
+    assert ended.value.code == 2
+    told = capsys.readouterr().err
+    assert f"{named} is store, relative to the working folder of this Ray job, which is temporary" in told
 
 
 # The other commands.

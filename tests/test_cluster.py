@@ -6,13 +6,11 @@ import os
 import signal
 import subprocess
 import sys
-import time
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-from fraud_ray.cluster import check_resources, connect, refuse_temporary_folders, shortage
+from fraud_ray.cluster import answer, check_resources, join_or_start, refuse_relative, refuse_relative_folders, shortage
 from fraud_ray.errors import SettingsError
 from fraud_ray.progress import Quiet
 from fraud_ray.settings import Settings, parse_settings
@@ -66,7 +64,7 @@ def test_resources_of_trials_are_checked_too() -> None:
 
 
 def test_an_impossible_request_is_refused_at_once(ray_session: None) -> None:
-    with connect(settings()):
+    with join_or_start(settings().cluster):
         check_resources(settings(train={"workers": 2}), Quiet())
         with pytest.raises(SettingsError, match="do not fit"):
             check_resources(settings(train={"workers": 64}), Quiet())
@@ -80,7 +78,10 @@ def test_with_autoscaling_nodes_are_waited_for_up_to_the_limit(ray_session: None
             told.append(text)
 
     waiting = settings(train={"workers": 64}, cluster={"autoscaling": True, "wait_s": 0.5})
-    with connect(waiting), pytest.raises(SettingsError, match=r"No more nodes came within cluster\.wait_s"):
+    with (
+        join_or_start(waiting.cluster),
+        pytest.raises(SettingsError, match=r"No more nodes came within cluster\.wait_s"),
+    ):
         check_resources(waiting, Told())
     assert "waiting for room for 64 ranks" in told[0]
 
@@ -89,44 +90,35 @@ def test_a_ray_that_runs_already_is_used_and_left_running(ray_session: None) -> 
     import ray
 
     handler = signal.getsignal(signal.SIGTERM)
-    with connect(settings()):
+    with join_or_start(settings().cluster):
         assert ray.is_initialized()
     assert ray.is_initialized()
     assert signal.getsignal(signal.SIGTERM) is handler
 
 
 STARTED = """
-import urllib.request
-from fraud_ray.cluster import join_or_start
+from fraud_ray.cluster import answer, join_or_start
 from fraud_ray.data.tasks import map_tasks
 from fraud_ray.settings import ClusterSettings
 with join_or_start(ClusterSettings(cpus=1, dashboard={dashboard})):
     import ray
-    assert ray.get(ray.remote(lambda: 3).remote()) == 3
-    url = ray._private.worker.get_dashboard_url()
-    print("processes", *sorted(ray._private.worker._global_node.all_processes))
-    print("dashboard", url and urllib.request.urlopen("http://" + url).status)
+    from ray.util import state
+    assert answer(ray.remote(lambda: 3).remote()) == 3
     assert sorted(map_tasks(abs, [-1, 2], [1, 1])) == [(0, 1), (1, 2)]
-    print("actors", *sorted(actor["name"] for actor in ray.util.list_named_actors(all_namespaces=True)))
+    try:
+        print("dashboard", len(state.list_nodes(ray.get_runtime_context().gcs_address)))
+    except ConnectionError:
+        print("no dashboard")
+    ask = ray.remote(lambda: __import__("os").environ.get("RAY_AUTH_MODE"))
+    print("mode", answer(ask.remote()))
 """
 
 
-@pytest.mark.parametrize(
-    ("dashboard", "told"),
-    [
-        (False, ["processes gcs_server raylet", "dashboard ", "actors"]),
-        (
-            True,
-            [
-                "processes dashboard gcs_server log_monitor monitor raylet",
-                "dashboard 200",
-                "actors AutoscalingCoordinator datasets_stats_actor",
-            ],
-        ),
-    ],
-)
-def test_a_ray_started_here_serves_its_dashboard_only_when_asked(dashboard: bool, told: list[str]) -> None:
-    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+@pytest.mark.parametrize(("dashboard", "told"), [(False, "no dashboard"), (True, "dashboard 1")])
+def test_a_ray_started_here_asks_for_a_token_and_serves_its_dashboard_only_when_asked(
+    dashboard: bool, told: str
+) -> None:
+    environment = {name: value for name, value in os.environ.items() if name not in ("RAY_ADDRESS", "RAY_AUTH_MODE")}
     ran = subprocess.run(
         [sys.executable, "-c", STARTED.format(dashboard=dashboard)],
         env=environment,
@@ -135,47 +127,18 @@ def test_a_ray_started_here_serves_its_dashboard_only_when_asked(dashboard: bool
         timeout=120,
     )
     assert ran.returncode == 0, ran.stderr
-    assert ran.stdout.splitlines() == told
+    assert not ran.stderr
+    assert [ran.stdout.splitlines()[0], ran.stdout.splitlines()[-1]] == [told, "mode token"]
 
 
-WITHOUT_A_SHELL = """
-import os
-import socket
-from contextlib import suppress
-import typer
-from fraud_ray.cli.faults import Commands
+def test_a_task_fails_as_it_failed_there(ray_session: None) -> None:
+    import ray
 
-app = typer.Typer(cls=Commands)
-app.callback()(lambda: None)
+    def refuse() -> None:
+        raise SettingsError("not so")
 
-@app.command()
-def talk() -> None:
-    from fraud_ray.cluster import join_or_start
-    from fraud_ray.settings import ClusterSettings
-    with join_or_start(ClusterSettings(cpus=1)):
-        from ray._private.utils import push_error_to_driver
-        from ray._private.worker import global_worker
-        for number in map(int, os.listdir("/proc/self/fd")):
-            with suppress(OSError), socket.socket(fileno=os.dup(number)) as connection:
-                if str(connection.getpeername()).endswith("/raylet"):
-                    connection.shutdown(socket.SHUT_RDWR)
-        push_error_to_driver(global_worker, "a kind", "a message that does not arrive")
-
-app()
-"""
-
-
-def test_a_command_whose_shell_has_ended_still_says_what_went_wrong(tmp_path: Path) -> None:
-    program, log = tmp_path / "talk.py", tmp_path / "log"
-    program.write_text(WITHOUT_A_SHELL)
-    line = f"'{sys.executable}' '{program}' talk > '{log}' 2>&1 &"
-    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
-    subprocess.run(["sh", "-c", line], env=environment, check=True)
-    deadline = time.monotonic() + 60
-    while "unexpected" not in (told := log.read_text() if log.exists() else ""):
-        assert time.monotonic() < deadline, told
-        time.sleep(0.2)
-    assert "error: unexpected OSError: Broken pipe" in told
+    with pytest.raises(SettingsError, match=r"^not so$"):
+        answer(ray.remote(refuse).remote())
 
 
 INSIDE_A_JOB = {
@@ -186,18 +149,12 @@ INSIDE_A_JOB = {
 
 
 @pytest.mark.parametrize(("sections", "key"), INSIDE_A_JOB.values(), ids=list(INSIDE_A_JOB))
-def test_inside_a_ray_job_relative_folders_are_refused(
-    monkeypatch: pytest.MonkeyPatch, sections: dict[str, Any], key: str
-) -> None:
-    refuse_temporary_folders(settings(**sections))
-    monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")
+def test_relative_folders_of_a_job_are_refused(sections: dict[str, Any], key: str) -> None:
     with pytest.raises(SettingsError, match=f"^{key} is .* temporary"):
-        refuse_temporary_folders(settings(**sections))
+        refuse_relative_folders(settings(**sections))
 
 
 @pytest.mark.parametrize("uri", [None, "sqlite:////shared/mlflow.db", "http://mlflow:5000", "databricks"])
-def test_inside_a_ray_job_absolute_folders_and_servers_are_fine(
-    monkeypatch: pytest.MonkeyPatch, uri: str | None
-) -> None:
-    monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")
-    refuse_temporary_folders(settings(storage={"root": "/shared"}, registry={"uri": uri}))
+def test_absolute_folders_and_servers_of_a_job_are_fine(uri: str | None) -> None:
+    refuse_relative_folders(settings(storage={"root": "/shared"}, registry={"uri": uri}))
+    refuse_relative("--output", "s3://bank/scored")

@@ -273,6 +273,6 @@ def test_a_folder_that_cannot_be_written_says_so(ray_session: None, tmp_path: Pa
 
 
 def test_a_block_writes_one_file_a_day(tmp_path: Path) -> None:
-    block = write_block(SMALL, 0, fs.LocalFileSystem(), str(tmp_path))
+    block = write_block(0, SMALL, fs.LocalFileSystem(), str(tmp_path))
     assert block.files == 5 == len(list(tmp_path.rglob("*.parquet")))
     assert block.rows.sum() == 6_001

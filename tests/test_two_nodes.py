@@ -25,7 +25,7 @@ def two_nodes(ray_session: None, tmp_path_factory: pytest.TempPathFactory) -> It
     from ray.cluster_utils import Cluster
 
     (port,) = free_ports(1)
-    known = {"RAY_ADDRESS": f"127.0.0.1:{port}"}  # as KubeRay sets it
+    known = {"RAY_ADDRESS": f"127.0.0.1:{port}", "RAY_AUTH_MODE": "token"}  # as KubeRay sets them
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(tmp_path_factory.mktemp("head"))
         cluster = Cluster(True, head_node_args={"num_cpus": 1, "gcs_server_port": port, "env_vars": known})

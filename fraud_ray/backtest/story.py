@@ -12,7 +12,7 @@ from contextlib import ExitStack
 from dataclasses import replace
 
 from fraud_ray.backtest.result import Backtest
-from fraud_ray.cluster import check_resources, connect
+from fraud_ray.cluster import check_resources, check_storage, join_or_start
 from fraud_ray.data.simulate import simulate_if_absent
 from fraud_ray.data.source import open_source
 from fraud_ray.errors import FraudRayError, SettingsError
@@ -20,7 +20,6 @@ from fraud_ray.progress import Progress
 from fraud_ray.runs import Outcome, Run, open_run
 from fraud_ray.settings import Loaded, Reference, Settings
 from fraud_ray.storage import Storage
-from fraud_ray.storage_check import check_storage
 
 _EXTRA = ("xgboost", "lightgbm")  # references whose packages, of the same names, come with the extra `compare`
 RESULT, PICTURE = "backtest.json", "backtest.svg"
@@ -41,7 +40,7 @@ def backtest(loaded: Loaded, progress: Progress) -> Backtest:
         run = session.enter_context(open_run(named, storage, source.fingerprint, source.as_of))
         if run.concluded:
             return _read(run)
-        session.enter_context(connect(settings))
+        session.enter_context(join_or_start(settings.cluster))
         check_resources(settings, progress)
         check_storage(storage)
         # Ray, torch and MLflow take seconds to import, which a concluded backtest does without.

@@ -70,7 +70,11 @@ app.command()(submit.submit)
 app.add_typer(jobs.app, name="jobs")
 
 
-def main(arguments: Sequence[str] | None = None) -> NoReturn:
-    """Runs a command and ends the process with its exit code; arguments: by default the process's own."""
-    app(args=arguments, prog_name="fraud-ray")
+def main(arguments: Sequence[str] | None = None, as_job: bool = False) -> NoReturn:
+    """Runs a command and ends the process with its exit code.
+
+    arguments: by default the process's own. as_job: as the entry point of a Ray job, whose working folder ends with it:
+    commands get it as their context's `obj`, refuse to store there, and print the trace of an unexpected fault.
+    """
+    app(args=arguments, prog_name="fraud-ray", obj=as_job)
     raise SystemExit(0)

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 
 def backtest(
+    ctx: typer.Context,
     config: Config,
     overrides: Overrides = None,
     name: Annotated[
@@ -34,12 +35,13 @@ def backtest(
     """
     from fraud_ray.cli.backtests import print_backtest
     from fraud_ray.cli.display import Display, stdout_for_the_result
-    from fraud_ray.cluster import refuse_temporary_folders
+    from fraud_ray.cluster import refuse_relative_folders
     from fraud_ray.settings import load_settings
 
     named = [f"run.name={json.dumps(name)}"] if name is not None else []
     loaded = load_settings(config, [*(overrides or ()), *named])
-    refuse_temporary_folders(loaded.settings)
+    if ctx.obj:
+        refuse_relative_folders(loaded.settings)
 
     from fraud_ray.backtest import story
 

@@ -57,12 +57,12 @@ def validate(config: Config, overrides: Overrides = None, as_json: AsJson = Fals
 
     settings = load_settings(config, overrides or ()).settings
 
-    from fraud_ray.cluster import connect
+    from fraud_ray.cluster import join_or_start
     from fraud_ray.data import contract
     from fraud_ray.data.source import open_source
 
     source = open_source(settings.data)
-    with stdout_for_the_result(), connect(settings), Display().stage("validate") as stage:
+    with stdout_for_the_result(), join_or_start(settings.cluster), Display().stage("validate") as stage:
         census = contract.validate(source, settings.raw_data, stage.update)
         stage.say(str(census))
     span = [str(moment) for moment in (census.first, census.last) if moment]

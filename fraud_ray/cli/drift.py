@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 
 def drift(
+    ctx: typer.Context,
     config: Config,
     overrides: Overrides = None,
     against: Annotated[
@@ -45,14 +46,18 @@ def drift(
         raise typer.BadParameter("ends with neither .svg nor .png", param_hint="--out")
     settings = load_settings(config, overrides or ()).settings
 
-    from fraud_ray.cluster import connect
+    from fraud_ray.cluster import join_or_start, refuse_relative_folders
+
+    if ctx.obj:
+        refuse_relative_folders(settings)
+
     from fraud_ray.data.source import open_source
     from fraud_ray.registry.reference import measure_drift
     from fraud_ray.report.drift import draw
     from fraud_ray.storage import Storage
 
     source = open_source(settings.data)
-    with stdout_for_the_result(), connect(settings), Display().stage("drift") as stage:
+    with stdout_for_the_result(), join_or_start(settings.cluster), Display().stage("drift") as stage:
         measured = measure_drift(_reference(against, settings), source, settings, stage.update)
         stage.say(measured.verdict)
     if out is not None:

@@ -71,9 +71,7 @@ def _message(fault: Exception) -> str:
 
 def _trace(ctx: Any) -> str:
     """The trace itself, or where it was written; inside a Ray job, whose disk nobody sees, the trace too."""
-    from fraud_ray.cluster import inside_ray_job
-
-    if ctx.params.get("debug") or inside_ray_job():
+    if ctx.params.get("debug") or ctx.obj:
         return traceback.format_exc()
     with tempfile.NamedTemporaryFile("w", prefix="fraud-ray-", suffix=".log", delete=False) as file:
         file.write(traceback.format_exc())

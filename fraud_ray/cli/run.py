@@ -19,6 +19,7 @@ Stage = Literal[
 
 
 def run(
+    ctx: typer.Context,
     config: Config,
     overrides: Overrides = None,
     name: Name = None,
@@ -35,10 +36,11 @@ def run(
     The same command again answers at once with the outcome of a concluded run, and goes on with an interrupted one.
     Ends with exit code 3 if the gate rejects the model.
     """
-    _run("run", config, overrides or [], name, no_cache, as_json, until)
+    _run(ctx, "run", config, overrides or [], name, no_cache, as_json, until)
 
 
 def retrain(
+    ctx: typer.Context,
     config: Config,
     overrides: Overrides = None,
     name: Name = None,
@@ -51,10 +53,11 @@ def retrain(
     promoted if the paired bootstrap shows it better by retrain.margin; else the champion stays, also where the gate
     rejects the new model, and the exit code is 0. Where there is no champion yet, it is as `run`.
     """
-    _run("retrain", config, overrides or [], name, no_cache, as_json)
+    _run(ctx, "retrain", config, overrides or [], name, no_cache, as_json)
 
 
 def _run(
+    ctx: typer.Context,
     command: Literal["run", "retrain"],
     config: Path,
     overrides: list[str],
@@ -65,13 +68,14 @@ def _run(
 ) -> NoReturn:
     from fraud_ray.cli.display import Display, stdout_for_the_result
     from fraud_ray.cli.tables import print_next, print_outcome
-    from fraud_ray.cluster import refuse_temporary_folders
+    from fraud_ray.cluster import refuse_relative_folders
     from fraud_ray.settings import load_settings
 
     named = [f"run.name={json.dumps(name)}"] if name is not None else []
     fresh = ["cache.max_staleness=PT0S"] if no_cache else []
     loaded = load_settings(config, [*overrides, *named, *fresh])
-    refuse_temporary_folders(loaded.settings)
+    if ctx.obj:
+        refuse_relative_folders(loaded.settings)
 
     from fraud_ray import pipeline
 

@@ -12,6 +12,7 @@ from fraud_ray.cli.options import AsJson, Overrides, sections_of
 
 
 def score(
+    ctx: typer.Context,
     model: Annotated[
         str,
         typer.Option(
@@ -69,12 +70,15 @@ def score(
     """
     from fraud_ray.cli.display import Display, stdout_for_the_result
     from fraud_ray.cli.tables import print_scored
+    from fraud_ray.cluster import refuse_relative
     from fraud_ray.progress import counted
     from fraud_ray.raw_scoring import score_raw
     from fraud_ray.scoring import open_model, score_partitions
     from fraud_ray.settings import StorageSettings, locate_registry
     from fraud_ray.storage import Storage
 
+    if ctx.obj:
+        refuse_relative("--output", target)
     storage, where, cluster = sections_of(config, overrides)
     where = where if registry is None else where.model_copy(update={"uri": registry})
     where = locate_registry(where, StorageSettings(), "the default settings")

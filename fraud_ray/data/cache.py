@@ -1,8 +1,8 @@
 """Prepared folds that are kept by what they were computed from: entries of the storage, below prepared/<key>/.
 
 <writer>/...     the parts, below a name that nobody else writes to
-manifest.json    made once they are all there, which is what makes the entry visible; it names its writer and the hash
-                 of every part, and ends with a hash of itself
+manifest.json    kept once they are all there, which is what makes the entry visible; it names its writer and the hash
+                 of every part
 
 Of two runs that compute the same entry at once, the one that is done first has its manifest; the other takes that and
 removes what it wrote. An entry that replaces another leaves the old parts to whoever still reads them.
@@ -10,15 +10,14 @@ removes what it wrote. An entry that replaces another leaves the old parts to wh
 
 from __future__ import annotations
 
-import hashlib
-import json
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import cached_property, partial
 from typing import Any, ClassVar, Generic, TypeVar
 
+from fraud_ray.data.folds import SIDES
 from fraud_ray.data.rows import Part
 from fraud_ray.data.tasks import map_tasks
 from fraud_ray.progress import Update
@@ -32,7 +31,7 @@ _USES = "prepared.json"
 
 @dataclass(frozen=True)
 class Entry:
-    """A complete entry. value: what its writer kept there, as JSON types, with every part."""
+    """A complete entry. value: what its writer kept there, as JSON types: `folds`, each with the parts of its sides."""
 
     key: str
     writer: str
@@ -43,7 +42,7 @@ class Entry:
     @cached_property
     def parts(self) -> tuple[Part, ...]:
         """All that was written below the writer's name."""
-        return tuple(_parts_in(self.value))
+        return tuple(Part(**part) for fold in self.value["folds"] for side in SIDES for part in fold[side])
 
     @property
     def age(self) -> timedelta:
@@ -54,32 +53,26 @@ class Entry:
         """Bytes of its parts."""
         return sum(part.size for part in self.parts)
 
-    def to_bytes(self) -> bytes:
-        """As the manifest holds it: a line of JSON, and a line with the hash of that."""
-        made = self.made.isoformat(timespec="milliseconds")
-        content = json.dumps({"writer": self.writer, "made": made, "value": self.value}).encode()
-        return content + b"\n" + hashlib.sha256(content).hexdigest().encode()
+    @property
+    def manifest(self) -> dict[str, Any]:
+        """As it is kept."""
+        return {"writer": self.writer, "made": self.made.isoformat(timespec="milliseconds"), "value": self.value}
 
     @classmethod
-    def from_bytes(cls, key: str, manifest: bytes) -> Entry | None:
-        """None for a manifest whose hash is not its own."""
-        content, _, sha256 = manifest.rpartition(b"\n")
-        if hashlib.sha256(content).hexdigest().encode() != sha256:
-            return None
-        stored = json.loads(content)
-        return cls(key, stored["writer"], datetime.fromisoformat(stored["made"]), stored["value"])
+    def of(cls, key: str, manifest: Mapping[str, Any]) -> Entry:
+        return cls(key, manifest["writer"], datetime.fromisoformat(manifest["made"]), manifest["value"])
 
 
 @dataclass(frozen=True)
 class Found:
     """What there is under a key. entry: one that may be used; else `reason` says why there is none.
 
-    replaced: writer of an entry that may not be used, and that a new one takes the place of.
+    replaced: an entry that may not be used, and that a new one takes the place of.
     """
 
     entry: Entry | None
     reason: str = ""
-    replaced: str | None = None
+    replaced: Entry | None = None
 
 
 def find(storage: Storage, key: str, max_staleness: timedelta | None, update: Update) -> Found:
@@ -87,22 +80,20 @@ def find(storage: Storage, key: str, max_staleness: timedelta | None, update: Up
 
     max_staleness: age from which on it is not used; None: it never grows too old. update: gets bytes read, and in all.
     """
-    manifest = storage.get(_manifest(key))
-    if manifest is None:
-        return Found(None)
-    entry = Entry.from_bytes(key, manifest)
+    entry = read_entry(storage, key)
     if entry is None:
-        return Found(None, f"warning: {storage.path(_manifest(key))} was damaged, so it was computed anew")
+        damaged = f"warning: {storage.path(_manifest(key))} was damaged, so it was computed anew"
+        return Found(None, damaged if storage.exists(_manifest(key)) else "")
     if max_staleness is not None and entry.age >= max_staleness:
         if not max_staleness:
-            return Found(None, f"computed anew beside an entry {in_words(entry.age)} old", entry.writer)
+            return Found(None, f"computed anew beside an entry {in_words(entry.age)} old", entry)
         limit = f"cache.max_staleness of {in_words(max_staleness)}"
         reason = f"computed anew, as the entry is {in_words(entry.age)} old, which is over the {limit}"
-        return Found(None, reason, entry.writer)
+        return Found(None, reason, entry)
     done = 0
     for position, damage in map_tasks(partial(_damage, storage=storage), entry.parts, [p.size for p in entry.parts]):
         if damage:
-            return Found(None, f"warning: {damage}, so it was computed anew", entry.writer)
+            return Found(None, f"warning: {damage}, so it was computed anew", entry)
         done += entry.parts[position].size
         update(done, entry.size, "check")
     return Found(entry)
@@ -114,26 +105,23 @@ def new_folder(key: str) -> tuple[str, str]:
     return writer, f"{ROOT}/{key}/{writer}"
 
 
-def publish(storage: Storage, key: str, writer: str, value: dict[str, Any], replaced: str | None) -> Entry:
+def publish(storage: Storage, key: str, writer: str, value: dict[str, Any], replaced: Entry | None) -> Entry:
     """Makes what a writer has put there the entry, or returns the one that somebody else made meanwhile.
 
-    value: JSON types, in which each part stands as `asdict` gives it; replaced: as `Found` has it.
+    value: as `Entry` has it; replaced: as `Found` has it.
     """
-    entry = Entry(key, writer, datetime.now(UTC), value)
-    if storage.create(_manifest(key), entry.to_bytes()):
-        return entry
-    there = read_entry(storage, key)
-    if there is None or there.writer == replaced:
-        storage.put(_manifest(key), entry.to_bytes())
-        return entry
-    storage.delete([part.key for part in entry.parts])
-    return there
+    made = Entry(key, writer, datetime.now(UTC), value)
+    kept = storage.keep(_manifest(key), made.manifest, replaced.manifest if replaced else None)
+    entry = Entry.of(key, kept)
+    if entry.writer != writer:
+        storage.delete([part.key for part in made.parts])
+    return entry
 
 
 def read_entry(storage: Storage, key: str) -> Entry | None:
     """The entry as its manifest describes it, unchecked; None where there is no manifest, or a damaged one."""
-    manifest = storage.get(_manifest(key))
-    return None if manifest is None else Entry.from_bytes(key, manifest)
+    manifest = storage.kept(_manifest(key))
+    return None if manifest is None else Entry.of(key, manifest)
 
 
 def list_entries(storage: Storage) -> list[Entry]:
@@ -209,16 +197,6 @@ def _damage(part: Part, storage: Storage) -> str:
     if sha256 == part.sha256:
         return ""
     return f"{storage.path(part.key)} is {'missing' if sha256 is None else 'damaged'}"
-
-
-def _parts_in(value: Any) -> Iterator[Part]:
-    if isinstance(value, Mapping):
-        if "sha256" in value:
-            yield Part(**value)
-        else:
-            yield from (part for inner in value.values() for part in _parts_in(inner))
-    elif isinstance(value, list | tuple):
-        yield from (part for inner in value for part in _parts_in(inner))
 
 
 def _manifest(key: str) -> str:

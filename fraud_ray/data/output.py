@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 from pyarrow import fs
 
 from fraud_ray.data.source import list_files, open_filesystem
-from fraud_ray.errors import ServerError
+from fraud_ray.storage import unusable
 
 _UNFINISHED = re.compile(r"(^|.*/)\.[^/]+\.[0-9a-f]{32}\.partial")
 
@@ -55,8 +55,7 @@ def writing(target: str, name: str, like: pq.ParquetFile, added: Sequence[pa.Fie
                 filesystem.delete_file(hidden)
             raise
     except OSError as fault:
-        reason = str(fault).splitlines()[0]
-        raise ServerError(f"{target}/{name} cannot be written: {reason}; check space and permissions there") from fault
+        raise unusable(f"{target}/{name} cannot be written", fault) from fault
 
 
 def _encodings(metadata: pq.FileMetaData, added: Sequence[pa.Field]) -> dict[str, Any]:

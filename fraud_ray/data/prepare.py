@@ -4,28 +4,32 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from dataclasses import asdict, dataclass, replace
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from fraud_ray.data import cache, rows
 from fraud_ray.data.folds import SIDES, Folds
-from fraud_ray.data.passes import Job, encode_partition, fit_partition
-from fraud_ray.data.source import Partition, Source
-from fraud_ray.data.tasks import map_tasks
-from fraud_ray.model.encoder import Encoder, FeatureColumn, Ratio, Statistics
+from fraud_ray.data.keys import Int64, Keys
+from fraud_ray.data.sides import Counts, EntityGroups
+from fraud_ray.data.source import Partition, Source, read_partition
+from fraud_ray.data.tasks import Merged, map_tasks
+from fraud_ray.model.encoder import Encoder, FeatureColumn, Ratio, Statistics, strings
 from fraud_ray.model.profile import Profile
 from fraud_ray.progress import Update
 from fraud_ray.settings import DataSettings, PrepareSettings, Settings
 from fraud_ray.storage import Storage
 
 # Part of the key: raise it when the same data and settings come to be prepared differently.
-VERSION = 6
-# Statistics and profiles held before they are merged: those of thousands of partitions would fill the memory.
-MERGE_AT = 64
+VERSION = 7
 
-Result = TypeVar("Result")
+# A partition and its position in the source.
+Placed = tuple[int, Partition]
 
 
 @dataclass(frozen=True, repr=False)
@@ -66,38 +70,48 @@ def prepare(source: Source, folds: Folds, settings: Settings, storage: Storage, 
     columns = feature_columns(settings.data, settings.prepare)
     ratios = tuple(Ratio(name, *of, settings.prepare.numeric_encodings) for name, of in settings.prepare.ratios.items())
     job = Job(source.root, settings.data, columns, ratios, folds, settings.decision.slices)
-    passes = _Passes(source, update, job)
+    placed = list(enumerate(source.partitions))
+    to_fit = [(i, partition) for i, partition in placed if job.reads_to_fit(i)]
+    to_encode = [(i, partition) for i, partition in placed if job.reads_to_encode(i)]
+    total, done = sum(partition.rows for _, partition in (*to_fit, *to_encode)), 0
 
-    statistics: dict[str, list[Statistics]] = {fold.name: [] for fold in folds.all}
-    profiles: list[Profile] = []
-    holdouts = {}
-    for fitted in passes.run("fit", job.reads_to_fit, partial(fit_partition, job=job)):
-        holdouts[fitted.partition] = fitted.holdouts
+    def each(name: str, items: Sequence[Placed], function: Callable[[Placed], Any]) -> Iterator[tuple[int, Any]]:
+        """A pass: positions in the source, and what the function makes of them."""
+        nonlocal done
+        for position, result in map_tasks(function, items, [partition.rows for _, partition in items]):
+            index, partition = items[position]
+            yield index, result
+            done += partition.rows
+            update(done, total, name)
+
+    statistics: dict[str, Merged[Statistics]] = defaultdict(lambda: Merged(Statistics.merge))
+    profile: Merged[Profile] = Merged(Profile.merge)
+    holdouts: dict[int, dict[str, Counts]] = {}
+    fitted: Fitted
+    for index, fitted in each("fit", to_fit, partial(fit_partition, job=job)):
+        holdouts[index] = fitted.holdouts
         for name, of_partition in fitted.statistics.items():
-            statistics[name].append(of_partition)
-            if len(statistics[name]) == MERGE_AT:
-                statistics[name] = [Statistics.merge(statistics[name])]
-        profiles += fitted.profiles
-        if len(profiles) >= MERGE_AT:
-            profiles = [Profile.merge(profiles)]
+            statistics[name].add(of_partition)
+        if fitted.profile is not None:
+            profile.add(fitted.profile)
     folds = folds.recounted(holdouts)
     folds.require_both_classes()
     how = settings.prepare.min_category_rows, settings.prepare.max_categories, ratios, settings.prepare.piecewise_bins
-    encoders = {name: Encoder.fit(columns, Statistics.merge(held), *how) for name, held in statistics.items()}
+    encoders = {fold.name: Encoder.fit(columns, statistics[fold.name].result(), *how) for fold in folds.all}
 
     writer, folder = cache.new_folder(key)
     encode = partial(encode_partition, job=replace(job, folds=folds), encoders=encoders, storage=storage, prefix=folder)
-    parts: dict[tuple[str, str], dict[int, rows.Part]] = {(f.name, side): {} for f in folds.all for side in SIDES}
-    for written in passes.run("encode", job.reads_to_encode, encode):
-        for one in written:
-            parts[one.fold, one.side][one.partition] = one.part
-    sides = {at: rows.RowSet(tuple(part for _, part in sorted(of.items()))) for at, of in parts.items()}
-    *selection, final = (
-        rows.PreparedFold(f.name, f.span, encoders[f.name], sides[f.name, "fit"], sides[f.name, "holdout"])
+    parts = dict(each("encode", to_encode, encode))
+
+    def side(fold: str, name: str) -> rows.RowSet:
+        return rows.RowSet(tuple(parts[i][fold, name] for i in sorted(parts) if (fold, name) in parts[i]))
+
+    prepared = [
+        rows.PreparedFold(f.name, f.span, encoders[f.name], side(f.name, "fit"), side(f.name, "holdout"))
         for f in folds.all
-    )
-    value = _to_json((*selection, replace(final, profile=Profile.merge(profiles))))
-    return _prepared(cache.publish(storage, key, writer, value, found.replaced), False, found.reason)
+    ]
+    prepared[-1] = replace(prepared[-1], profile=profile.result())
+    return _prepared(cache.publish(storage, key, writer, _to_json(prepared), found.replaced), False, found.reason)
 
 
 def feature_columns(data: DataSettings, prepare: PrepareSettings) -> tuple[FeatureColumn, ...]:
@@ -128,26 +142,120 @@ def prepared_key(source: Source, settings: Settings) -> str:
     return hashlib.sha256(json.dumps(relevant, sort_keys=True).encode()).hexdigest()
 
 
-class _Passes:
-    """Runs both passes, and tells how many of their rows are done."""
+@dataclass(frozen=True)
+class Job:
+    """What both passes need to know; goes to every task. slices: columns carried beside holdout rows."""
 
-    def __init__(self, source: Source, update: Update, job: Job) -> None:
-        self.partitions = source.partitions
-        self.update = update
-        both = (job.reads_to_fit, job.reads_to_encode)
-        self.total = sum(p.rows for reads in both for i, p in enumerate(self.partitions) if reads(i))
-        self.done = 0
+    root: str
+    data: DataSettings
+    columns: tuple[FeatureColumn, ...]
+    ratios: tuple[Ratio, ...]
+    folds: Folds
+    slices: tuple[str, ...]
 
-    def run(
-        self, name: str, reads: Callable[[int], bool], function: Callable[[tuple[int, Partition]], Result]
-    ) -> Iterator[Result]:
-        """The results of one pass, in the order in which tasks finish."""
-        items = [(i, partition) for i, partition in enumerate(self.partitions) if reads(i)]
-        weights = [partition.rows for _, partition in items]
-        for position, result in map_tasks(function, items, weights):
-            yield result
-            self.done += weights[position]
-            self.update(self.done, self.total, name)
+    def reads_to_fit(self, partition: int) -> bool:
+        """Whether the fit pass needs a partition: for fit rows, or to count what a removal leaves of a holdout."""
+        return self._counts_holdout(partition) or any(f.fit.taken[partition] != (0, 0) for f in self.folds.all)
+
+    def reads_to_encode(self, partition: int) -> bool:
+        return any(fold.side(side).taken[partition] != (0, 0) for fold in self.folds.all for side in SIDES)
+
+    def _counts_holdout(self, partition: int) -> bool:
+        return any(f.compromised and f.holdout.counts[partition] != (0, 0) for f in self.folds.all)
+
+    def read(self, index: int, partition: Partition, with_features: bool, with_roles: bool) -> tuple[pa.Table, Keys]:
+        """The columns asked for of a partition, and what places its rows."""
+        by_entity = isinstance(self.folds.grouping, EntityGroups) or self._counts_holdout(index)
+        kinds = {"label", *(["entity"] if by_entity else []), *(["timestamp"] if not self.folds.grouping else [])}
+        placing = self._of_kinds(kinds)
+        names = [*placing, *(self._of_kinds(set(rows.ROLES)) if with_roles else ())]
+        names += [column.name for column in self.columns] if with_features else []
+        names += self.slices if with_roles else ()
+        table = read_partition(self.root, partition, self.data, list(dict.fromkeys(names)))
+        return table, Keys.of(table.select([name for name in placing if name in table.column_names]), self.data)
+
+    def _of_kinds(self, kinds: Set[str]) -> list[str]:
+        return [name for name, column in self.data.columns.items() if column.kind in kinds]
+
+
+@dataclass
+class Fitted:
+    """What the fit pass finds in one partition: by fold, statistics of its fit rows, and its holdout rows by class.
+
+    holdouts: only of folds that leave compromised entities out; of the others the census knows. profile: of the final
+    fold's fit rows; None where there are none.
+    """
+
+    statistics: dict[str, Statistics]
+    holdouts: dict[str, Counts]
+    profile: Profile | None = None
+
+
+def fit_partition(item: Placed, job: Job) -> Fitted:
+    """The fit pass over one partition."""
+    index, partition = item
+    fits = any(fold.fit.taken[index] != (0, 0) for fold in job.folds.all)
+    table, keys = job.read(index, partition, with_features=fits, with_roles=False)
+    fitted = Fitted({}, {})
+    for fold, side, found in job.folds.candidates(index, keys):
+        if side == "holdout":
+            if fold.compromised:
+                frauds = int(keys.label[found].sum())
+                fitted.holdouts[fold.name] = (len(found) - frauds, frauds)
+            continue
+        drawn = fold.fit.draw(found, index, keys.label)
+        if len(drawn):
+            block = _taken(table, drawn)
+            fitted.statistics[fold.name] = Statistics.of(block, job.columns, job.ratios, keys.label[drawn])
+            if fold is job.folds.final:
+                fitted.profile = Profile.of(block, job.columns, block[job.data.label])
+    return fitted
+
+
+def encode_partition(
+    item: Placed, job: Job, encoders: Mapping[str, Encoder], storage: Storage, prefix: str
+) -> dict[tuple[str, str], rows.Part]:
+    """The encode pass over one partition: by fold and side, the part that was stored, where the side has rows in it."""
+    index, partition = item
+    holds_out = any(fold.holdout.taken[index] != (0, 0) for fold in job.folds.all)
+    table, keys = job.read(index, partition, with_features=True, with_roles=holds_out)
+    parts = {}
+    for fold, side, found in job.folds.candidates(index, keys):
+        drawn = fold.side(side).draw(found, index, keys.label)
+        if not len(drawn):
+            continue
+        needed = table if side == "holdout" else table.select([column.name for column in job.columns])
+        block, label = _taken(needed, drawn), keys.label[drawn]
+        features, codes = encoders[fold.name].apply(block)
+        content = rows.serialize(
+            rows.to_table(features, codes, label, _carried(block, job) if side == "holdout" else {})
+        )
+        key = f"{prefix}/{fold.name}/{side}/part-{index:05d}.arrow"
+        storage.put(key, content)
+        sha256 = hashlib.sha256(content).hexdigest()
+        parts[fold.name, side] = rows.Part(key, len(drawn), int(label.sum()), len(content), sha256)
+    return parts
+
+
+def _taken(table: pa.Table, positions: Int64) -> pa.Table:
+    return table if len(positions) == table.num_rows else table.take(pa.array(positions))
+
+
+def _carried(table: pa.Table, job: Job) -> dict[str, pa.ChunkedArray]:
+    carried = {}
+    for role in rows.ROLES:
+        name = job.data.of_kind(role)
+        if name is None:
+            continue
+        values = table[name]
+        if role in {"amount", "true_probability"}:
+            values = pc.cast(values, pa.float64(), safe=False)
+        elif role in {"id", "entity"} and job.data.columns[name].nulls:
+            # Where some may be missing, all are text: integers with gaps would come as rounded floats.
+            values = pc.fill_null(strings(values), "")
+        carried[rows.ROLE + role] = values
+    carried |= {rows.SLICE + name: pc.fill_null(strings(table[name]), "") for name in job.slices}
+    return carried | {rows.RAW + column.name: table[column.name] for column in job.columns}
 
 
 def _to_json(folds: Sequence[rows.PreparedFold]) -> dict[str, Any]:

@@ -12,16 +12,13 @@ import pyarrow as pa
 from fraud_ray.data.contract import ContractViolation, check_columns
 from fraud_ray.data.keys import days_of, to_day
 from fraud_ray.data.source import Partition, Source, read_partition
-from fraud_ray.data.tasks import map_tasks
+from fraud_ray.data.tasks import Merged, map_tasks
 from fraud_ray.errors import DataError
 from fraud_ray.model.encoder import FeatureColumn
 from fraud_ray.model.profile import Profile
 from fraud_ray.model.scorer import GraphScorer
 from fraud_ray.progress import Update
 from fraud_ray.settings import DataSettings
-
-# Profiles held before they are merged.
-MERGE_AT = 64
 
 
 def profile_partitions(
@@ -41,15 +38,13 @@ def profile_partitions(
     first = _first_day(source, data, days)
     chosen = [p for p in source.partitions if p.rows and (first is None or p.date is None or p.date >= first)]
     job = _Job(source.root, data, tuple(columns), first, graph)
-    held: list[Profile] = []
+    merged: Merged[Profile] = Merged(Profile.merge)
     done, total = 0, sum(partition.rows for partition in chosen)
     for position, profile in map_tasks(partial(_profile_one, job=job), chosen, [p.rows for p in chosen]):
-        held.append(profile)
-        if len(held) == MERGE_AT:
-            held = [Profile.merge(held)]
+        merged.add(profile)
         done += chosen[position].rows
         update(done, total, f"{done:,} rows")
-    found = Profile.merge(held) if held else None
+    found = merged.result() if chosen else None
     if found is None or not found.rows:
         raise DataError(f"{source.root} has no rows of the last drift.days, {days}, up to {source.as_of}; change them")
     return found

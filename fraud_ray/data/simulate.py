@@ -1,26 +1,28 @@
-"""Writes the synthetic world as partitioned parquet, one Ray task a block, and measures the best possible scores."""
+"""Writes the synthetic world as partitioned parquet on Ray, and measures the best possible scores."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
-import ray
 from pyarrow import fs
 
-from fraud_ray.cluster import connect
+from fraud_ray.cluster import join_or_start
 from fraud_ray.data import world
 from fraud_ray.data.patterns import Ints
 from fraud_ray.data.source import absolute, open_filesystem
+from fraud_ray.data.tasks import map_tasks
 from fraud_ray.errors import DataError, FraudRayError
 from fraud_ray.progress import Progress, Update, counted
 from fraud_ray.settings import Settings, SimulateSettings
+from fraud_ray.storage import unusable
 
 # Beside the partitions: the settings they were simulated from and, once all are written, the result.
 MARKER = "_simulated.json"
@@ -55,17 +57,10 @@ def simulate(settings: SimulateSettings, out: str, update: Update | None = None)
     it is not (`holds_data`). An interrupted call is repeated from the start, a finished one answers at once.
     Raises DataError where `out` holds anything else, FraudRayError where it cannot be written.
     """
-    try:
+    with _writing(out):
         filesystem, target = open_filesystem(absolute(out))
-        return _result_of_the_same_call(settings, filesystem, target, out) or _simulate(
-            settings, filesystem, target, update
-        )
-    except OSError as fault:
-        reason = fault.cause if isinstance(fault, ray.exceptions.RayTaskError) else fault
-        raise FraudRayError(
-            f"{out} cannot be written: {reason}; check the path, its permissions and its space and, for a bucket, "
-            "the credentials in the environment"
-        ) from fault
+        found = _result_of_the_same_call(settings, filesystem, target, out)
+        return found or _simulate(settings, filesystem, target, update)
 
 
 def holds_data(path: str) -> bool:
@@ -83,7 +78,7 @@ def simulate_if_absent(settings: Settings, progress: Progress, session: ExitStac
     if settings.simulate is None or holds_data(settings.data.path):
         return
     with progress.stage("simulate") as stage:
-        session.enter_context(connect(settings))
+        session.enter_context(join_or_start(settings.cluster))
         stage.say(str(simulate(settings.simulate, settings.data.path, stage.update)))
 
 
@@ -97,22 +92,23 @@ class WrittenBlock:
     frauds: Ints
 
 
-def write_block(settings: SimulateSettings, block: int, filesystem: fs.FileSystem, folder: str) -> WrittenBlock:
-    """Generates one block and writes its days, a file each."""
+def write_block(block: int, settings: SimulateSettings, filesystem: fs.FileSystem, folder: str) -> WrittenBlock:
+    """Generates one block and writes its days, a file each. Raises FraudRayError where they cannot be written."""
     table = world.generate(settings, block)
     days = table["timestamp"].to_numpy().astype("datetime64[D]")
     starts = np.flatnonzero(np.diff(days, prepend=days[0] - 1).astype(bool))
     for start, end in zip(starts, [*starts[1:], len(days)], strict=True):
         partition = f"{folder}/date={days[start]}"
-        if isinstance(filesystem, fs.LocalFileSystem):
-            filesystem.create_dir(partition)
-        pq.write_table(
-            table.slice(start, end - start),
-            f"{partition}/part-{block:05d}.parquet",
-            filesystem=filesystem,
-            use_dictionary=["merchant_category"],
-            compression="zstd",
-        )
+        with _writing(partition):
+            if isinstance(filesystem, fs.LocalFileSystem):
+                filesystem.create_dir(partition)
+            pq.write_table(
+                table.slice(start, end - start),
+                f"{partition}/part-{block:05d}.parquet",
+                filesystem=filesystem,
+                use_dictionary=["merchant_category"],
+                compression="zstd",
+            )
     probability = table["fraud_probability"].to_numpy()
     bins = np.minimum((probability * PROBABILITY_BINS).astype(np.int64), PROBABILITY_BINS - 1)
     occurring, positions = np.unique(bins, return_inverse=True)
@@ -143,7 +139,9 @@ def _simulate(settings: SimulateSettings, filesystem: fs.FileSystem, target: str
     _write_marker(filesystem, folder, settings, None)
 
     rows, frauds, files = np.zeros(PROBABILITY_BINS, np.int64), np.zeros(PROBABILITY_BINS, np.int64), 0
-    for block in _write_blocks(settings, filesystem, folder):
+    sizes = world.rows_of_blocks(settings.rows)
+    write = partial(write_block, settings=settings, filesystem=filesystem, folder=folder)
+    for _, block in map_tasks(write, range(len(sizes)), sizes):
         rows[block.bins] += block.rows
         frauds[block.bins] += block.frauds
         files += block.files
@@ -159,19 +157,12 @@ def _simulate(settings: SimulateSettings, filesystem: fs.FileSystem, target: str
     return result
 
 
-def _write_blocks(settings: SimulateSettings, filesystem: fs.FileSystem, folder: str) -> Iterator[WrittenBlock]:
-    """Each block as its task ends; tasks that still wait are cancelled when the iteration is left."""
-    task = ray.remote(write_block)
-    pending = [
-        task.remote(settings, block, filesystem, folder) for block in range(len(world.rows_of_blocks(settings.rows)))
-    ]
+@contextmanager
+def _writing(where: str) -> Iterator[None]:
     try:
-        while pending:
-            (finished,), pending = ray.wait(pending)
-            yield ray.get(finished)
-    finally:
-        for reference in pending:
-            ray.cancel(reference)
+        yield
+    except OSError as fault:
+        raise unusable(f"{where} cannot be written", fault) from fault
 
 
 def _result_of_the_same_call(

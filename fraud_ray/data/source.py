@@ -18,8 +18,9 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from pyarrow import fs
 
-from fraud_ray.errors import DataError, ServerError
+from fraud_ray.errors import DataError
 from fraud_ray.settings import DataSettings
+from fraud_ray.storage import unusable
 
 FOOTER_THREADS = 16
 FOOTER_GUESS = 64 * 1024  # bytes: most footers are smaller, and one request fetches them
@@ -149,7 +150,7 @@ def list_files(root: str) -> dict[str, fs.FileInfo] | None:
             return {info.base_name: info}
         found = filesystem.get_file_info(fs.FileSelector(base, recursive=True))
     except OSError as fault:
-        raise _unreachable(root, fault) from fault
+        raise unusable(f"{root} cannot be listed", fault) from fault
     files = {Path(f.path).relative_to(base).as_posix(): f for f in found if f.type == fs.FileType.File}
     return dict(sorted(files.items()))
 
@@ -167,7 +168,7 @@ def open_filesystem(root: str) -> tuple[fs.FileSystem, str]:
     except (pa.ArrowInvalid, ValueError) as fault:
         raise DataError(f"{root} is no path and no URI that Arrow opens: {fault}; use s3://, gs:// or a path") from None
     except OSError as fault:
-        raise _unreachable(root, fault) from fault
+        raise unusable(f"{root} cannot be listed", fault) from fault
 
 
 def read_partition(root: str, partition: Partition, data: DataSettings, columns: Sequence[str]) -> pa.Table:
@@ -278,13 +279,6 @@ def read_footer(filesystem: fs.FileSystem, info: fs.FileInfo) -> Footer | str:
         return Footer(pq.read_metadata(pa.BufferReader(tail)), hashlib.sha256(tail[-length:]).hexdigest())
     except (pa.ArrowException, OSError) as fault:
         return str(fault).splitlines()[0]
-
-
-def _unreachable(root: str, fault: OSError) -> ServerError:
-    return ServerError(
-        f"{root} cannot be listed: {str(fault).splitlines()[0]}; check its permissions and, for a bucket, "
-        "the credentials in the environment"
-    )
 
 
 def _refuse_broken(root: str, broken: dict[str, str]) -> None:

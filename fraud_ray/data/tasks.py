@@ -1,28 +1,25 @@
-"""Work on partitions through Ray Data: a few items a task, results as tasks finish, nothing printed."""
+"""Work on partitions through Ray Data: neighbours share a task, results as tasks finish, nothing printed."""
 
 from __future__ import annotations
 
 import logging
 import math
-import pickle
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
-from typing import Any, TypeVar
-from unittest.mock import patch
+from typing import Any, Generic, TypeVar
 
-from fraud_ray.cluster import is_bare
 from fraud_ray.errors import FraudRayError
-from fraud_ray.memory import MIB, keep_freed_memory
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
-# How work tells how far it is: done, total, and what it is at.
-Update = Callable[[float, float, str], None]
+Summary = TypeVar("Summary")
 
 # Enough that a slow task does not keep the other CPUs waiting, few enough that their starts cost little.
 TASKS_PER_CPU = 8
+MERGE_AT = 64
 
 
 def map_tasks(
@@ -30,100 +27,72 @@ def map_tasks(
 ) -> Iterator[tuple[int, Result]]:
     """Applies a function to every item, and yields (position of the item, result) in the order in which tasks finish.
 
-    weights: what each item costs, such as its rows; light neighbours share a task. least: weight that is worth a task's
-    start. Function, items and results are pickled. Needs a connected Ray. A FraudRayError of the function is raised
-    here, as it was.
+    weights: what each item costs, such as its rows; least: weight that is worth a task's start. Function, items and
+    results are pickled. Needs a connected Ray. A FraudRayError of the function is raised here, as it was.
     """
-    import ray
+    import ray.data
 
-    most = TASKS_PER_CPU * int(ray.cluster_resources().get("CPU", 1))
-    tasks = _grouped(weights, min(most, math.ceil(sum(weights) / least)))
-    if not tasks:
+    if not items:
         return
-    batches = [{"work": pickle.dumps([(position, items[position]) for position in task])} for task in tasks]
-    with _one_operator(), _without_actors() if is_bare() else nullcontext():
-        waiting = ray.data.from_items(batches, override_num_blocks=len(batches))
-        finished = waiting.map(partial(_run, function=function))
-        for row in finished.iter_rows():
-            outcome = pickle.loads(row["outcome"])
-            if isinstance(outcome, FraudRayError):
-                raise outcome
-            yield from outcome
+    most = TASKS_PER_CPU * int(ray.cluster_resources().get("CPU", 1))
+    tasks = min(most, len(items), max(math.ceil(sum(weights) / least), 1))
+    rows = [{"item": _Held(position, item)} for position, item in enumerate(items)]
+    with _quietly_on_all_cpus():
+        mapped = ray.data.from_items(rows, override_num_blocks=tasks).map(partial(_apply, function=function))
+        for row in mapped.iter_rows():
+            result: _Held = row["result"]
+            if isinstance(result.value, FraudRayError):
+                raise result.value
+            yield result.position, result.value
 
 
-def _run(batch: dict[str, bytes], function: Callable[[Any], Any]) -> dict[str, bytes]:
-    keep_freed_memory(128 * MIB)
+class Merged(Generic[Summary]):
+    """What tasks find, merged as soon as MERGE_AT are held: what thousands of partitions give would fill the memory."""
+
+    def __init__(self, merge: Callable[[Sequence[Summary]], Summary]) -> None:
+        self.merge, self.held = merge, list[Summary]()
+
+    def add(self, found: Summary) -> None:
+        self.held.append(found)
+        if len(self.held) == MERGE_AT:
+            self.held = [self.merge(self.held)]
+
+    def result(self) -> Summary:
+        """Raises ValueError where nothing was found."""
+        return self.merge(self.held)
+
+
+@dataclass(frozen=True)
+class _Held:
+    """A Python object in a row: Ray Data would turn lists, tuples and numbers into Arrow's, and back into others."""
+
+    position: int
+    value: Any
+
+
+def _apply(row: dict[str, _Held], function: Callable[[Any], Any]) -> dict[str, _Held]:
+    item = row["item"]
     try:
-        outcome: Any = [(position, function(item)) for position, item in pickle.loads(batch["work"])]
-    except FraudRayError as fault:
-        outcome = fault
-    return {"outcome": pickle.dumps(outcome)}
-
-
-def _grouped(weights: Sequence[int], tasks: int) -> list[list[int]]:
-    """Positions in groups of neighbours: at most `tasks` groups, all but the last of a fair share of the weight."""
-    share = sum(weights) / tasks
-    groups: list[list[int]] = []
-    held = share
-    for position, weight in enumerate(weights):
-        if held >= share:
-            groups.append([])
-            held = 0
-        groups[-1].append(position)
-        held += weight
-    return groups
+        return {"result": _Held(item.position, function(item.value))}
+    except FraudRayError as fault:  # a value, as Ray Data would print a trace
+        return {"result": _Held(item.position, fault)}
 
 
 @contextmanager
-def _one_operator() -> Iterator[None]:
-    """All CPUs for the one operator, no progress bars, and errors alone on the console; Ray Data's log file keeps
-    everything."""
+def _quietly_on_all_cpus() -> Iterator[None]:
+    """All CPUs for the one operator, Python objects in rows, no progress bars, and nothing but errors logged."""
     from ray.data import DataContext
 
     context = DataContext.get_current().copy()
     context.enable_progress_bars = False
-    context.print_on_execution_start = False
+    context.enable_fallback_to_arrow_object_ext_type = True
     # Each execution has one operator, from which a reservation for others would only keep CPUs: of two, one.
     context.op_resource_reservation_enabled = False
-    consoles = [h for h in logging.getLogger("ray.data").handlers if isinstance(h, logging.StreamHandler)]
-    levels = [console.level for console in consoles]
-    for console in consoles:
-        console.setLevel(logging.ERROR)
+    logger = logging.getLogger("ray.data")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
     try:
         with DataContext.current(context):
             yield
     finally:
-        for console, level in zip(consoles, levels, strict=True):
-            console.setLevel(level)
-
-
-@contextmanager
-def _without_actors() -> Iterator[None]:
-    """Ray Data without two actors: one keeps statistics for the dashboard, the other asks for nodes.
-
-    They take more than a second to start, and go on waking a hundred times a second, also while ranks compute. Ray Data
-    has no setting that leaves them out.
-    """
-    import ray
-    from ray.data._internal import stats
-    from ray.data._internal.cluster_autoscaler import AutoscalingCoordinator, rate_based_cluster_autoscaler
-
-    class WholeNode(AutoscalingCoordinator):
-        def __init__(self, *_: Any, **__: Any) -> None: ...
-
-        def request_resources(self, *_: Any, **__: Any) -> None: ...
-
-        def cancel_request(self) -> None: ...
-
-        def get_reserved_resources(self) -> dict[str, dict[str, float]]:
-            return {"this node": ray.cluster_resources()}
-
-    def untold(*_: Any, **__: Any) -> None: ...
-
-    names = "register_dataset_to_stats_actor", "update_execution_metrics", "update_iteration_metrics"
-    statistics: dict[str, Any] = dict.fromkeys(names, untold)
-    with (
-        patch.object(rate_based_cluster_autoscaler, "DefaultAutoscalingCoordinator", WholeNode),
-        patch.multiple(stats._StatsManager, **statistics),
-    ):
-        yield
+        logger.setLevel(level)

@@ -64,7 +64,7 @@ class Settings(Frozen):
             return raw  # none, or a fault that the fields' own validation names
         for name, column, _ in windows.expanded():
             declared.setdefault(name, {"kind": "boolean"} if column.is_boolean else {"kind": "numeric", "nulls": True})
-        return {**raw, "data": {**raw["data"], "columns": declared}}
+        return {**raw, "windows": windows, "data": {**raw["data"], "columns": declared}}
 
     @property
     def raw_data(self) -> DataSettings:

@@ -10,9 +10,10 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import ray
 import torch
 
-from fraud_ray.cluster import on_worker
+from fraud_ray.cluster import answer
 from fraud_ray.data.prepare import Prepared
 from fraud_ray.data.rows import PreparedFold, Rows, load, raw_table
 from fraud_ray.decision.calibration import Costs, choose_threshold, fit_calibration
@@ -50,8 +51,7 @@ def evaluate_on_worker(
         "epochs": found.best.best_epoch,
         "selection_average_precision": found.best.average_precision,
     }
-    evaluation, curves = on_worker(
-        assemble,
+    task = ray.remote(num_cpus=1)(assemble).remote(  # on a worker: the head of a cluster takes no work
         storage,
         key("bundle"),
         prepared.selection,
@@ -62,6 +62,7 @@ def evaluate_on_worker(
         settings.decision,
         origin,
     )
+    evaluation, curves = answer(task)
     storage.put_json(key(CURVES), curves.to_json())
     told: Evaluation = evaluation
     return told

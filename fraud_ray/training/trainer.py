@@ -17,7 +17,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -34,14 +34,10 @@ from ray.train.v2._internal.callbacks.placement_group_callback import PlacementG
 from ray.train.v2._internal.constants import DEFAULT_HEALTH_CHECK_INTERVAL_S
 from ray.train.v2._internal.execution.controller import TrainController
 from ray.train.v2._internal.execution.scaling_policy import FixedScalingPolicy
-from ray.train.v2._internal.execution.worker_group import state as group_state
-from ray.train.v2._internal.execution.worker_group import worker_group
 from torch import distributed
 
-from fraud_ray.cluster import is_bare
 from fraud_ray.data.rows import PreparedFold, RowSet, load
 from fraud_ray.errors import FraudRayError
-from fraud_ray.memory import MIB, keep_freed_memory
 from fraud_ray.model.network import NetworkShape
 from fraud_ray.settings import TrainSettings
 from fraud_ray.storage import Storage
@@ -179,13 +175,8 @@ class _Trainer(TorchTrainer):
     def _initialize_and_run_controller(self, **given: Any) -> Any:
         in_actor = ray.get_runtime_context().get_actor_id() is not None
         # The ranks are told which actor controls them, to ask it for checkpoints that went through Ray Train; none do.
-        with nullcontext() if in_actor else patch.object(RuntimeContext, "current_actor", None), ExitStack() as without:
+        with nullcontext() if in_actor else patch.object(RuntimeContext, "current_actor", None):
             told = self.train_loop_per_worker is train_one_rank  # type: ignore[attr-defined]  # as above
-            if is_bare():
-                given["scaling_policy"] = _NoMoreNodes(self.scaling_config)  # type: ignore[arg-type]
-                if not told:
-                    without.enter_context(patch.object(worker_group, "SynchronizationActor", _NoBarrier))
-                    without.enter_context(patch.object(group_state, "_shutdown_sync_actor", lambda _: None))
             controller = (TrainController if told else _Controller)(**given)
             loop = asyncio.new_event_loop()  # asyncio.run would answer Ctrl-C only between two waits
             try:
@@ -259,7 +250,6 @@ def run_job(job: Job, rank: int, ranks: int, device: torch.device, report: Calla
 
     report: told epoch, loss, average_precision and best_average_precision after each epoch.
     """
-    keep_freed_memory(512 * MIB)
     settings = TrainSettings.model_validate(job["train"])
     storage, folder = Storage(job["storage"]), job["folder"]
     if device.type == "cpu":

@@ -5,7 +5,6 @@ All of it lies in a scratch folder, is made once, and is made when a stage first
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -34,8 +33,6 @@ from fraud_ray.training.trainer import network_shape
 REPOSITORY = Path(__file__).parents[2]
 ROWS_A_FILE = 156_250  # 10,000,000 rows in 64 files
 MILLION = 1_000_000
-
-Update = Callable[[float, float, str], None]
 
 
 def silent(*_: Any) -> None:

@@ -1,0 +1,49 @@
+"""Work on partitions through Ray Data: every item once, its result as it was, and a fault as it was raised."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from fraud_ray.data.contract import ContractViolation, Violation
+from fraud_ray.data.tasks import Merged, map_tasks
+
+
+def described(item: Any) -> tuple[Any, list[Any], dict[str, Any]]:
+    return item, [item, (1, None)], {"of": item}
+
+
+def refused(item: int) -> int:
+    if item == 3:
+        raise ContractViolation([Violation("part-3.parquet", "amount", "is missing.", 7, 0)], 5)
+    return item
+
+
+@pytest.mark.parametrize("weights", [[1] * 40, [0] * 40, [1_000] + [1] * 39])
+def test_every_item_is_mapped_once_and_its_result_keeps_its_types(ray_session: None, weights: list[int]) -> None:
+    items = [*range(30), *map(str, range(10))]
+    found = dict(map_tasks(described, items, weights, least=10))
+    assert [found[position] for position in range(40)] == [described(item) for item in items]
+
+
+def test_of_nothing_nothing_is_mapped(ray_session: None) -> None:
+    assert list(map_tasks(described, [], [])) == []
+
+
+def test_a_fault_of_a_task_is_raised_as_it_was_and_nothing_is_printed(
+    ray_session: None, capfd: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(ContractViolation) as raised:
+        list(map_tasks(refused, range(5), [1] * 5))
+    assert [violation.count for violation in raised.value.violations] == [7]
+    assert raised.value.__cause__ is None
+    assert capfd.readouterr() == ("", "")
+
+
+def test_what_tasks_find_is_merged_before_it_is_much() -> None:
+    merged = Merged(sum)
+    for found in range(1_000):
+        merged.add(found)
+        assert len(merged.held) < 64
+    assert merged.result() == sum(range(1_000))
