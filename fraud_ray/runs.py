@@ -119,7 +119,7 @@ class Run:
 
     def has(self, stage: str) -> bool:
         """Whether the stage is concluded, so that `once` will not compute it."""
-        return self.storage.exists(self._stage_key(stage))
+        return self.storage.kept(self._stage_key(stage)) is not None
 
     def once(
         self, stage: str, compute: Callable[[], T], to_json: Callable[[T], Any], from_json: Callable[[Any], T]
@@ -129,7 +129,7 @@ class Run:
         Raises RunHeldError at either end of the stage if another process has taken the run over meanwhile.
         """
         self.check_held()
-        stored = self.storage.get_json(self._stage_key(stage))
+        stored = self.storage.kept(self._stage_key(stage))
         if stored is not None:
             self.timings[stage] = stored["seconds"]
             return from_json(stored["value"])
@@ -137,10 +137,8 @@ class Run:
         value = compute()
         self.check_held()
         self.timings[stage] = round(time.monotonic() - began, 3)
-        self.storage.put_json(
-            self._stage_key(stage),
-            {"seconds": self.timings[stage], "finished": now(), "value": to_json(value)},
-        )
+        concluded = {"seconds": self.timings[stage], "finished": now(), "value": to_json(value)}
+        self.storage.keep(self._stage_key(stage), concluded)
         return value
 
     def conclude(self, outcome: Outcome) -> Outcome:

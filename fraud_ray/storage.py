@@ -1,9 +1,16 @@
-"""The one root (a folder or a URI) below which runs and prepared data lie: atomic puts, create-if-absent, listing."""
+"""The one root (a folder or a URI) below which runs and prepared data lie: atomic puts, create-if-absent, listing.
+
+What is computed once is made visible last: `kept` reads a value that an earlier call kept, `keep` puts it there.
+
+obstore serves what is fraud_ray's own, as leases, kept values and audit records need create-if-absent, which Arrow's
+file systems lack; those serve the partitions of others (`data.source`), read in ranges and by any URI of Arrow's.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from functools import lru_cache
@@ -17,6 +24,7 @@ from obstore.store import LocalStore, ObjectStore, from_url
 from fraud_ray.errors import ServerError
 
 _PIECE = 4 * 2**20  # bytes that are hashed at a time
+_SEAL = "sha256"  # of the other entries of a kept value
 
 
 @dataclass(frozen=True)
@@ -112,6 +120,40 @@ class Storage:
     def get_json(self, key: str) -> Any | None:
         content = self.get(key)
         return None if content is None else json.loads(content)
+
+    def keep(self, key: str, value: Mapping[str, Any], instead_of: Mapping[str, Any] | None = None) -> dict[str, Any]:
+        """Keeps a value under a key for good; returns the one that is there now: of two that do so, the first one's.
+
+        value: a mapping of JSON types; its file is readable JSON, with a hash of itself that tells damage. instead_of:
+        a value, as `kept` gave it, that this one takes the place of, as it does of a damaged one.
+        """
+        kept: dict[str, Any] = json.loads(json.dumps(value, default=str))
+        if not self.create(key, _sealed(kept)):
+            there = self.kept(key)
+            if there is not None and there != instead_of:
+                return there
+            self.put(key, _sealed(kept))
+        return kept
+
+    def kept(self, key: str) -> dict[str, Any] | None:
+        """The value that `keep` put there; None where the key is absent, and where its file is damaged."""
+        content = self.get(key)
+        try:
+            value = None if content is None else json.loads(content)
+        except ValueError:
+            return None
+        if not isinstance(value, dict):
+            return None
+        sealed = value.pop(_SEAL, None)
+        return value if sealed in (None, _hash(value)) else None  # files of earlier versions have no hash
+
+
+def _sealed(value: dict[str, Any]) -> bytes:
+    return json.dumps({**value, _SEAL: _hash(value)}, indent=1).encode()
+
+
+def _hash(value: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
 @lru_cache(maxsize=16)

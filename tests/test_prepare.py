@@ -177,7 +177,8 @@ def test_a_damaged_entry_is_named_and_prepared_anew_and_its_parts_are_not_used(
 def aged(storage: Storage, key: str, days: float) -> None:
     """Makes an entry older than it is."""
     entry = cache.read_entry(storage, key)
-    storage.put(f"prepared/{key}/manifest.json", replace(entry, made=entry.made - timedelta(days=days)).to_bytes())
+    older = replace(entry, made=entry.made - timedelta(days=days))
+    storage.keep(f"prepared/{key}/manifest.json", older.manifest, instead_of=entry.manifest)
 
 
 def test_an_entry_is_used_for_seven_days_and_says_how_old_it_is(tmp_path, storage, ray_session):

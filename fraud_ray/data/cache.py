@@ -1,8 +1,8 @@
 """Prepared folds that are kept by what they were computed from: entries of the storage, below prepared/<key>/.
 
 <writer>/...     the parts, below a name that nobody else writes to
-manifest.json    made once they are all there, which is what makes the entry visible; it names its writer and the hash
-                 of every part, and ends with a hash of itself
+manifest.json    kept once they are all there, which is what makes the entry visible; it names its writer and the hash
+                 of every part
 
 Of two runs that compute the same entry at once, the one that is done first has its manifest; the other takes that and
 removes what it wrote. An entry that replaces another leaves the old parts to whoever still reads them.
@@ -10,8 +10,6 @@ removes what it wrote. An entry that replaces another leaves the old parts to wh
 
 from __future__ import annotations
 
-import hashlib
-import json
 import uuid
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -54,32 +52,26 @@ class Entry:
         """Bytes of its parts."""
         return sum(part.size for part in self.parts)
 
-    def to_bytes(self) -> bytes:
-        """As the manifest holds it: a line of JSON, and a line with the hash of that."""
-        made = self.made.isoformat(timespec="milliseconds")
-        content = json.dumps({"writer": self.writer, "made": made, "value": self.value}).encode()
-        return content + b"\n" + hashlib.sha256(content).hexdigest().encode()
+    @property
+    def manifest(self) -> dict[str, Any]:
+        """As it is kept."""
+        return {"writer": self.writer, "made": self.made.isoformat(timespec="milliseconds"), "value": self.value}
 
     @classmethod
-    def from_bytes(cls, key: str, manifest: bytes) -> Entry | None:
-        """None for a manifest whose hash is not its own."""
-        content, _, sha256 = manifest.rpartition(b"\n")
-        if hashlib.sha256(content).hexdigest().encode() != sha256:
-            return None
-        stored = json.loads(content)
-        return cls(key, stored["writer"], datetime.fromisoformat(stored["made"]), stored["value"])
+    def of(cls, key: str, manifest: Mapping[str, Any]) -> Entry:
+        return cls(key, manifest["writer"], datetime.fromisoformat(manifest["made"]), manifest["value"])
 
 
 @dataclass(frozen=True)
 class Found:
     """What there is under a key. entry: one that may be used; else `reason` says why there is none.
 
-    replaced: writer of an entry that may not be used, and that a new one takes the place of.
+    replaced: an entry that may not be used, and that a new one takes the place of.
     """
 
     entry: Entry | None
     reason: str = ""
-    replaced: str | None = None
+    replaced: Entry | None = None
 
 
 def find(storage: Storage, key: str, max_staleness: timedelta | None, update: Update) -> Found:
@@ -87,22 +79,20 @@ def find(storage: Storage, key: str, max_staleness: timedelta | None, update: Up
 
     max_staleness: age from which on it is not used; None: it never grows too old. update: gets bytes read, and in all.
     """
-    manifest = storage.get(_manifest(key))
-    if manifest is None:
-        return Found(None)
-    entry = Entry.from_bytes(key, manifest)
+    entry = read_entry(storage, key)
     if entry is None:
-        return Found(None, f"warning: {storage.path(_manifest(key))} was damaged, so it was computed anew")
+        damaged = storage.exists(_manifest(key))
+        return Found(None, f"warning: {storage.path(_manifest(key))} was damaged, so it was computed anew" * damaged)
     if max_staleness is not None and entry.age >= max_staleness:
         if not max_staleness:
-            return Found(None, f"computed anew beside an entry {in_words(entry.age)} old", entry.writer)
+            return Found(None, f"computed anew beside an entry {in_words(entry.age)} old", entry)
         limit = f"cache.max_staleness of {in_words(max_staleness)}"
         reason = f"computed anew, as the entry is {in_words(entry.age)} old, which is over the {limit}"
-        return Found(None, reason, entry.writer)
+        return Found(None, reason, entry)
     done = 0
     for position, damage in map_tasks(partial(_damage, storage=storage), entry.parts, [p.size for p in entry.parts]):
         if damage:
-            return Found(None, f"warning: {damage}, so it was computed anew", entry.writer)
+            return Found(None, f"warning: {damage}, so it was computed anew", entry)
         done += entry.parts[position].size
         update(done, entry.size, "check")
     return Found(entry)
@@ -114,26 +104,23 @@ def new_folder(key: str) -> tuple[str, str]:
     return writer, f"{ROOT}/{key}/{writer}"
 
 
-def publish(storage: Storage, key: str, writer: str, value: dict[str, Any], replaced: str | None) -> Entry:
+def publish(storage: Storage, key: str, writer: str, value: dict[str, Any], replaced: Entry | None) -> Entry:
     """Makes what a writer has put there the entry, or returns the one that somebody else made meanwhile.
 
     value: JSON types, in which each part stands as `asdict` gives it; replaced: as `Found` has it.
     """
-    entry = Entry(key, writer, datetime.now(UTC), value)
-    if storage.create(_manifest(key), entry.to_bytes()):
-        return entry
-    there = read_entry(storage, key)
-    if there is None or there.writer == replaced:
-        storage.put(_manifest(key), entry.to_bytes())
-        return entry
-    storage.delete([part.key for part in entry.parts])
-    return there
+    made = Entry(key, writer, datetime.now(UTC), value)
+    kept = storage.keep(_manifest(key), made.manifest, replaced.manifest if replaced else None)
+    entry = Entry.of(key, kept)
+    if entry.writer != writer:
+        storage.delete([part.key for part in made.parts])
+    return entry
 
 
 def read_entry(storage: Storage, key: str) -> Entry | None:
     """The entry as its manifest describes it, unchecked; None where there is no manifest, or a damaged one."""
-    manifest = storage.get(_manifest(key))
-    return None if manifest is None else Entry.from_bytes(key, manifest)
+    manifest = storage.kept(_manifest(key))
+    return None if manifest is None else Entry.of(key, manifest)
 
 
 def list_entries(storage: Storage) -> list[Entry]:

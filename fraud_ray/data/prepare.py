@@ -21,7 +21,7 @@ from fraud_ray.settings import DataSettings, PrepareSettings, Settings
 from fraud_ray.storage import Storage
 
 # Part of the key: raise it when the same data and settings come to be prepared differently.
-VERSION = 6
+VERSION = 7
 # Statistics and profiles held before they are merged: those of thousands of partitions would fill the memory.
 MERGE_AT = 64
 
