@@ -129,10 +129,7 @@ class Statistics:
         parts = list(statistics)
         if not parts:
             raise ValueError("there are no statistics to merge")
-        first, counted = parts[0], {name: Counter[str]() for name in parts[0].categories}
-        for name, whole in counted.items():
-            for part in parts:
-                whole.update(part.categories[name])
+        first = parts[0]
         return cls(
             sum(part.rows for part in parts),
             {
@@ -141,7 +138,7 @@ class Statistics:
             },
             {name: sum(part.missing[name] for part in parts) for name in first.missing},
             {name: Spread.merge(part.spreads[name] for part in parts) for name in first.spreads},
-            counted,
+            {name: merged_counts(part.categories[name] for part in parts) for name in first.categories},
         )
 
 
@@ -324,6 +321,14 @@ def count_categories(column: pa.ChunkedArray) -> Counter[str]:
     for value, rows in zip(values, np.bincount(positions, minlength=len(values)).tolist(), strict=True):
         if value and rows:
             counted[value] += rows
+    return counted
+
+
+def merged_counts(parts: Iterable[Mapping[str, int]]) -> Counter[str]:
+    """The sums of rows by value."""
+    counted: Counter[str] = Counter()
+    for part in parts:
+        counted.update(part)
     return counted
 
 

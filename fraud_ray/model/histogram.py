@@ -105,9 +105,8 @@ class Histogram:
         lows, highs = self.lows, self.highs
         position = np.searchsorted(lows, limits, side="left")  # bins that begin below the limit
         last = np.maximum(position - 1, 0)
-        widths = np.where(highs > lows, highs - lows, 1.0)
-        within = np.clip((limits - lows[last]) / widths[last], 0.0, 1.0)
-        within = np.where(highs[last] > lows[last], within, 1.0)
+        widths = (highs - lows)[last]
+        within = np.where(widths > 0, np.clip((limits - lows[last]) / np.where(widths > 0, widths, 1), 0, 1), 1.0)
         below = np.where(position > 0, before[last] + within * self.counts[last], 0.0)
         return below / max(self.rows, 1)
 

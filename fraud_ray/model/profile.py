@@ -5,7 +5,6 @@ Profiles of parts merge to the profile of the whole, in any order. They hold cou
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -15,7 +14,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from fraud_ray.model.encoder import FeatureColumn, count_categories, numbers
+from fraud_ray.model.encoder import FeatureColumn, count_categories, merged_counts, numbers
 from fraud_ray.model.histogram import Histogram
 
 FORMAT = 1
@@ -83,9 +82,7 @@ class CategoryProfile:
 
     @classmethod
     def merge(cls, parts: Sequence[CategoryProfile]) -> CategoryProfile:
-        counts: Counter[str] = Counter()
-        for part in parts:
-            counts.update(part.counts)
+        counts = merged_counts(part.counts for part in parts)
         missing, other = sum(part.missing for part in parts), sum(part.other for part in parts)
         return cls._bounded(missing, counts, other, parts[0].kind)
 
@@ -131,12 +128,10 @@ class Profile:
         scores: npt.NDArray[np.floating[Any]] | None = None,
     ) -> Profile:
         """The profile of a table's rows; label: 0, 1 or null, where rows have one; scores: float (rows,)."""
-        profiles: dict[str, ColumnProfile] = {
-            c.name: NumericProfile.of(table[c.name])
-            if c.kind == "numeric"
-            else CategoryProfile.of(table[c.name], c.kind)
-            for c in columns
-        }
+        profiles: dict[str, ColumnProfile] = {}
+        for name, kind in ((column.name, column.kind) for column in columns):
+            numeric = kind == "numeric"
+            profiles[name] = NumericProfile.of(table[name]) if numeric else CategoryProfile.of(table[name], kind)
         labelled = 0 if label is None else len(label) - label.null_count
         frauds = int(pc.sum(label).as_py()) if labelled else 0
         return cls(table.num_rows, labelled, frauds, profiles, None if scores is None else Histogram.of(scores))

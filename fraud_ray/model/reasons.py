@@ -69,6 +69,23 @@ class Explainer:
         heaviest = np.argsort(-np.abs(contributions), axis=1, kind="stable")[:, :count]
         return np.array(self.columns, object)[heaviest], np.take_along_axis(contributions, heaviest, axis=1)
 
+    @staticmethod
+    def fields(count: int) -> tuple[pa.Field, ...]:
+        """For each reason its column's name and what that adds to the log-odds of fraud; null where nothing alerts."""
+        kinds = {"reason": pa.string(), "effect": pa.float32()}
+        return tuple(pa.field(f"{name}_{n}", kind) for n in range(1, count + 1) for name, kind in kinds.items())
+
+    def of_alerts(self, table: pa.Table, alert: npt.NDArray[np.bool_], count: int) -> list[pa.Array]:
+        """The columns of `fields` for the rows of a table; alert: (rows,)."""
+        names, effects = self.reasons(table.filter(pa.array(alert)), count)
+        # The place of each alert's reasons; null for the others.
+        at = pa.array(np.cumsum(alert) - 1, mask=~alert)
+        found = [values for pair in zip(names.T, effects.T, strict=True) for values in pair]
+        return [
+            pa.array(found[place], field.type).take(at) if place < len(found) else pa.nulls(len(alert), field.type)
+            for place, field in enumerate(self.fields(count))
+        ]
+
     @property
     def _books(self) -> tuple[str, ...]:
         return tuple(book.column for book in self.encoder.categorical)
@@ -124,21 +141,3 @@ def _hooked(network: FraudNetwork, hook: Callable[[nn.Module, Tensor], Tensor | 
     finally:
         for handle in handles:
             handle.remove()
-
-
-def reason_fields(count: int) -> tuple[pa.Field, ...]:
-    """For each reason the column's name, and what it adds to the log-odds of fraud; both null where nothing alerts."""
-    kinds = {"reason": pa.string(), "effect": pa.float32()}
-    return tuple(pa.field(f"{name}_{n}", kind) for n in range(1, count + 1) for name, kind in kinds.items())
-
-
-def reason_columns(explainer: Explainer, table: pa.Table, alert: npt.NDArray[np.bool_], count: int) -> list[pa.Array]:
-    """The columns of `reason_fields` for the rows of a table; alert: (rows,)."""
-    names, effects = explainer.reasons(table.filter(pa.array(alert)), count)
-    # The place of each alert's reasons; null for the others.
-    at = pa.array(np.cumsum(alert) - 1, mask=~alert)
-    found = [values for pair in zip(names.T, effects.T, strict=True) for values in pair]
-    return [
-        pa.array(found[place], field.type).take(at) if place < len(found) else pa.nulls(len(alert), field.type)
-        for place, field in enumerate(reason_fields(count))
-    ]
