@@ -212,11 +212,11 @@ class Encoder:
         piecewise = tuple(piece for piece in pieces if piece is not None)
         indicators = tuple(name for name, rows in statistics.missing.items() if rows)
         categorical = []
-        for column in (c for c in columns if c.kind == "categorical"):
-            ranked = sorted(statistics.categories[column.name].items(), key=lambda item: (-item[1], item[0]))
+        for column, counts in statistics.categories.items():
+            ranked = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
             names = [name for name, rows in ranked if rows >= min_category_rows][:max_categories]
             rare = sorted(name for name, _ in ranked[len(names) :])
-            categorical.append(CategoryCodes(column.name, tuple(names), tuple(rare)))
+            categorical.append(CategoryCodes(column, tuple(names), tuple(rare)))
         return cls(tuple(columns), tuple(numeric), indicators, tuple(categorical), tuple(ratios), piecewise)
 
     @property
@@ -256,7 +256,9 @@ class Encoder:
             features[:, i] = ~finite[name]
         codes = np.empty((table.num_rows, len(self.categorical)), np.int32)
         for i, codebook in enumerate(self.categorical):
-            codes[:, i] = _coded(table[codebook.column], codebook.table())
+            values, positions = categories(table[codebook.column])
+            code = codebook.table()
+            codes[:, i] = np.array([code.get(value, UNSEEN) for value in values], np.int32)[positions]
         return features, codes
 
     def typical_rows(self) -> pa.Table:
@@ -354,8 +356,3 @@ def _transformed(values: Float32, way: str) -> Float32:
     if way == "signed_log":
         return np.sign(values) * np.log(np.float32(1) + np.abs(values))
     return values
-
-
-def _coded(column: pa.ChunkedArray, codes: Mapping[str, int]) -> npt.NDArray[np.int32]:
-    values, positions = categories(column)
-    return np.array([codes.get(value, UNSEEN) for value in values], np.int32)[positions]

@@ -95,8 +95,7 @@ class Histogram:
         """The middle of the bin in which this share of the rows is reached. Raises ValueError when there are none."""
         if not self.rows:
             raise ValueError("no rows have no quantiles")
-        position = int(np.searchsorted(np.cumsum(self.counts), share * self.rows))
-        position = min(position, len(self.keys) - 1)
+        position = min(int(np.searchsorted(np.cumsum(self.counts), share * self.rows)), len(self.keys) - 1)
         return float((self.lows[position] + self.highs[position]) / 2)
 
     def share_below(self, limits: Float64) -> Float64:
@@ -125,7 +124,7 @@ def aligned(one: Histogram, other: Histogram) -> tuple[Int64, Int64]:
     shift = max(one.shift, other.shift)
     keys = [side.keys_at(shift) for side in (one, other)]
     bins = np.union1d(*keys)
-    counts = [np.zeros(len(bins), np.int64) for _ in keys]
+    counts = np.zeros((2, len(bins)), np.int64)
     for held, side, found in zip(counts, (one, other), keys, strict=True):
         np.add.at(held, np.searchsorted(bins, found), side.counts)
     return counts[0], counts[1]

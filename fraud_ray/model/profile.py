@@ -5,6 +5,7 @@ Profiles of parts merge to the profile of the whole, in any order. They hold cou
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -75,9 +76,9 @@ class CategoryProfile:
     def of(cls, column: pa.ChunkedArray, kind: str) -> CategoryProfile:
         if kind == "boolean":
             values = numbers(column)
-            held = {"true": int((values == 1).sum()), "false": int((values == 0).sum())}
-            return cls(len(values) - sum(held.values()), _most_frequent(held), 0, kind)
-        counted = count_categories(column)
+            counted = Counter({"true": int((values == 1).sum()), "false": int((values == 0).sum())})
+        else:
+            counted = count_categories(column)
         return cls._bounded(len(column) - counted.total(), counted, 0, kind)
 
     @classmethod
@@ -88,7 +89,7 @@ class CategoryProfile:
 
     @classmethod
     def _bounded(cls, missing: int, counts: Mapping[str, int], other: int, kind: str) -> CategoryProfile:
-        kept = _most_frequent(counts)
+        kept = dict(sorted(counts.items(), key=lambda item: (-item[1], item[0]))[:MOST_CATEGORIES])
         return cls(missing, kept, other + sum(counts.values()) - sum(kept.values()), kind)
 
     @property
@@ -100,7 +101,7 @@ class CategoryProfile:
 
     @classmethod
     def from_json(cls, stored: Mapping[str, Any]) -> CategoryProfile:
-        return cls(stored["missing"], dict(stored["counts"]), stored["other"], stored["kind"])
+        return cls(**stored)
 
 
 ColumnProfile = NumericProfile | CategoryProfile
@@ -194,7 +195,3 @@ def _merged(parts: Sequence[ColumnProfile]) -> ColumnProfile:
     numeric = [part for part in parts if isinstance(part, NumericProfile)]
     categories = [part for part in parts if isinstance(part, CategoryProfile)]
     return NumericProfile.merge(numeric) if numeric else CategoryProfile.merge(categories)
-
-
-def _most_frequent(counts: Mapping[str, int]) -> dict[str, int]:
-    return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0]))[:MOST_CATEGORIES])
