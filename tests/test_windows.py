@@ -348,15 +348,15 @@ def test_labels_that_come_later_are_fed_by_id(tmp_path, storage, ray_session):
 def test_killed_on_the_way_and_repeated_nothing_is_counted_twice(tmp_path, storage, ray_session, monkeypatch):
     write_days(tmp_path / "data", 3)
     definition, (second, third), made = by_day(tmp_path / "data", storage, 2)
-    kept = states.Storage.put_json
+    keep = states.Storage.keep
 
     def killed(self: Storage, key: str, value: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(states.Storage, "put_json", killed)
+    monkeypatch.setattr(states.Storage, "keep", killed)
     with pytest.raises(KeyboardInterrupt):
         add_windows(second, definition, storage, quiet, made.state)
-    monkeypatch.setattr(states.Storage, "put_json", kept)
+    monkeypatch.setattr(states.Storage, "keep", keep)
     after = add_windows(second, definition, storage, quiet, made.state)
     assert not after.cached
     again = add_windows(second, definition, storage, quiet, made.state)
