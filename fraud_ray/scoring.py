@@ -199,7 +199,7 @@ def score_partitions(
 
 
 def locate(source: str, target: str) -> tuple[str, str]:
-    """Both as absolute paths or URIs. Raises SettingsError for an output that would be lost, or read again."""
+    """Both as absolute paths or URIs. Raises SettingsError for an output that lies in the input."""
     source, target = absolute(source), absolute(target)
     if f"{target}/".startswith(f"{source}/"):
         raise SettingsError(f"the output {target} lies in the input {source}; name a folder outside of it")
