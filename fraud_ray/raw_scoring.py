@@ -6,20 +6,36 @@ that was killed begins again from the same state, and finds there what it had co
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
+
+import pyarrow as pa
+import pyarrow.compute as pc
+from pyarrow import fs
 
 from fraud_ray.cluster import join_or_start
 from fraud_ray.data.output import list_written
-from fraud_ray.data.source import absolute, list_files, list_partitions, open_source
-from fraud_ray.errors import SettingsError
+from fraud_ray.data.source import (
+    Source,
+    absolute,
+    list_files,
+    list_partitions,
+    open_source,
+    read_partition,
+    stamp_of,
+)
+from fraud_ray.data.tasks import map_tasks
+from fraud_ray.errors import DataError, SettingsError
+from fraud_ray.model.encoder import strings
 from fraud_ray.model.scorer import GraphScorer
 from fraud_ray.progress import Update
-from fraud_ray.scoring import Model, Scored, locate, score_partitions
+from fraud_ray.scoring import Model, ScoringResult, locate, score_partitions
 from fraud_ray.settings import ClusterSettings, DataSettings
 from fraud_ray.storage import Storage
-from fraud_ray.windows.daily import latest_after, make_latest, read_labels, uncounted
 from fraud_ray.windows.definition import Definition
-from fraud_ray.windows.state import extend, load_state
+from fraud_ray.windows.passes import identify, names
+from fraud_ray.windows.state import ROWS_A_TASK, State, add_windows, latest_after, load_state, make_latest
 
 
 def score_raw(
@@ -31,12 +47,12 @@ def score_raw(
     state: str | None = None,
     cluster: ClusterSettings = ClusterSettings(),  # noqa: B008 - frozen
     update: Update = lambda *_: None,
-) -> Scored:
+) -> ScoringResult:
     """Scores those partitions below `source` that the window state has not counted, with their window columns.
 
     storage: where the state lies. labels: folder or URI of labels, by id, of earlier transactions; it may be empty.
     state: key of the state to go on from; by default the model's own, or the newest one that follows it. Raises as
-    `score_partitions` and `extend` do.
+    `score_partitions` and `add_windows` do.
     """
     if model.windows is None:
         raise SettingsError(
@@ -49,14 +65,15 @@ def score_raw(
     with join_or_start(cluster):
         before = load_state(storage, state or model.windows["state"])
         before = before if state else latest_after(storage, before)
-        before, fresh = uncounted(before, _data(definition, source), found, definition)
+        before, fresh = _uncounted(before, _data(definition, source), found, definition)
         if fresh is None:
-            after, scored = before, _nothing(model, target)
+            threshold = GraphScorer(model.graph).threshold
+            after, scored = before, ScoringResult(model.version, threshold, target, 0, 0, 0, 0, 0.0, 0.0, 0)
         else:
             known = None
             if labels is not None and list_files(absolute(labels)) != {}:
                 known = read_labels(open_source(_data(definition, labels)), definition.data)
-            made = extend(before, fresh, definition, storage, update, known)
+            made = add_windows(fresh, definition, storage, update, before, known)
             after, scored = made.state, score_partitions(model, made.root, target, cluster, update)
             make_latest(storage, after)
     return replace(
@@ -67,9 +84,50 @@ def score_raw(
     )
 
 
+def _uncounted(
+    state: State, data: DataSettings, found: Mapping[str, fs.FileInfo], definition: Definition
+) -> tuple[State, Source | None]:
+    """Those of the partitions found below `data.path` that the state has not counted; None where none holds a row.
+
+    Only a file that the state does not know, or that was written again, is read, on Ray. The state comes back knowing
+    those of them that it has counted, under another name or with labels filled in.
+    """
+    unknown = {name: info for name, info in found.items() if state.files.get(info.path) != stamp_of(info)}
+    source = open_source(data, unknown)
+    filled = [partition for partition in source.partitions if partition.rows]
+    if not filled:
+        return state, None
+    identity = partial(identify, root=source.root, definition=definition)
+    identities = map_tasks(identity, filled, [partition.rows for partition in filled], ROWS_A_TASK)
+    counted = {filled[position].shown for position, content in identities if content in state.counted}
+    again = {found[name].path: stamp_of(found[name]) for name in counted}
+    if len(counted) == len(filled):
+        fresh = None
+    elif counted:
+        fresh = open_source(data, {name: info for name, info in unknown.items() if name not in counted})
+    else:  # as on most days
+        fresh = source
+    return replace(state, files=state.files | again), fresh
+
+
+def read_labels(source: Source, data: DataSettings) -> pa.Table:
+    """Labels by id: columns `id` (int64 or text) and `label` (int8). Raises DataError for partitions without either."""
+    identifier = data.of_kind("id")
+    if identifier is None:
+        raise DataError("labels are fed by id; declare a column of kind 'id' under data.columns")
+    tables = []
+    for partition in source.partitions:
+        table = read_partition(source.root, partition, data, [identifier, data.label])
+        for name in (identifier, data.label):
+            if name not in table.column_names:
+                raise DataError(
+                    f"{partition.shown}: column '{name}' is missing; labels need '{identifier}' beside them"
+                )
+        tables.append(pa.table({"id": names(table[identifier]), "label": pc.cast(table[data.label], pa.int8())}))
+    if len({table.schema for table in tables}) > 1:
+        tables = [table.set_column(0, "id", strings(table["id"])) for table in tables]
+    return pa.concat_tables(tables)
+
+
 def _data(definition: Definition, path: str) -> DataSettings:
     return definition.data.model_copy(update={"path": path})
-
-
-def _nothing(model: Model, target: str) -> Scored:
-    return Scored(model.version, GraphScorer(model.graph).threshold, target, 0, 0, 0, 0, 0.0, 0.0, 0)

@@ -18,8 +18,6 @@ from functools import lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 from pyarrow import fs
@@ -41,13 +39,12 @@ from fraud_ray.data.source import (
 )
 from fraud_ray.data.tasks import map_tasks
 from fraud_ray.errors import DataError, SettingsError
-from fraud_ray.model.reasons import reason_columns, reason_fields
 from fraud_ray.model.scorer import GRAPH, INFO, GraphError, GraphScorer
 from fraud_ray.progress import Update
 from fraud_ray.settings import ClusterSettings, RegistrySettings
 
 if TYPE_CHECKING:
-    from fraud_ray.model.explanation import Explainer
+    from fraud_ray.model.reasons import Explainer
 
 ADDED = (
     pa.field("probability", pa.float32()),
@@ -57,8 +54,6 @@ ADDED = (
 ROWS_PER_BATCH = 131_072  # read, scored and written as one row group: what a worker holds of a partition
 MADE_BY, MADE_WITH, MADE_FROM, ALERTS = b"fraud_ray.model", b"fraud_ray.graph", b"fraud_ray.input", b"fraud_ray.alerts"
 EXPLAINED = b"fraud_ray.reasons"
-
-
 REASONS = 3  # columns named for an alert, where reasons are asked for
 
 
@@ -67,18 +62,22 @@ class Model:
     """A graph, and the version that its rows carry: 'fraud-detection-production/3', or the graph's own digest.
 
     windows: definition and state's key of the window columns that it reads; None where it reads none, and for a bare
-    graph. parts: the bundle's files that the graph was joined from, by name, which reasons are computed from; None
-    where they are not asked for.
+    graph. explainer: what says why it alerts; None where that is not asked for.
     """
 
     version: str
     graph: bytes
     windows: Mapping[str, Any] | None = None
-    parts: Mapping[str, bytes] | None = None
+    explainer: Explainer | None = None
+
+    @property
+    def added(self) -> tuple[pa.Field, ...]:
+        """The columns that scoring adds."""
+        return ADDED if self.explainer is None else (*ADDED, *self.explainer.fields(REASONS))
 
 
 @dataclass(frozen=True)
-class Scored:
+class ScoringResult:
     """What a call did, and what lies at `output` after it.
 
     partitions, rows, alerts: of the whole input; alerts reach the threshold. kept: partitions that an earlier call had
@@ -119,8 +118,8 @@ def open_model(uri: str, registry: RegistrySettings, with_reasons: bool = False)
 
         with tempfile.TemporaryDirectory() as scratch:
             version, bundle = fetch(registry, uri, Path(scratch))
-            parts = _parts(bundle) if with_reasons else None
-            return Model(f"{version.name}/{version.version}", (bundle / GRAPH).read_bytes(), _windows(bundle), parts)
+            named = f"{version.name}/{version.version}"
+            return Model(named, (bundle / GRAPH).read_bytes(), _windows(bundle), _explainer(bundle, with_reasons))
     path = Path(uri).expanduser()
     folder = path if path.is_dir() else None
     path = path / GRAPH if folder else path
@@ -134,20 +133,8 @@ def open_model(uri: str, registry: RegistrySettings, with_reasons: bool = False)
         _scorer(graph)
     except GraphError as fault:
         raise SettingsError(f"{path} is no model of this package: {fault}; name the {GRAPH} of a bundle") from None
-    parts = _parts(path.parent) if with_reasons else None
-    return Model(f"sha256:{_digest(graph)[:12].decode()}", graph, _windows(folder) if folder else None, parts)
-
-
-def _parts(bundle: Path) -> Mapping[str, bytes]:
-    from fraud_ray.model.bundle import PARTS  # torch takes seconds to import
-
-    absent = [name for name in PARTS if not (bundle / name).is_file()]
-    if absent:
-        raise SettingsError(
-            f"{bundle} holds no {', '.join(absent)}, from which reasons are computed; name a registered version or the "
-            "folder of a bundle, or score without --reasons"
-        )
-    return {name: (bundle / name).read_bytes() for name in PARTS}
+    windows = _windows(folder) if folder else None
+    return Model(f"sha256:{_digest(graph)[:12].decode()}", graph, windows, _explainer(path.parent, with_reasons))
 
 
 def score_partitions(
@@ -156,20 +143,22 @@ def score_partitions(
     target: str,
     cluster: ClusterSettings = ClusterSettings(),  # noqa: B008 - frozen
     update: Update = lambda *_: None,
-) -> Scored:
+) -> ScoringResult:
     """Scores every partition below `source` into one of the same name below `target`; both are folders or URIs.
 
-    An output partition has its input's rows in their order, all columns, and ADDED; from a model with parts also the
-    REASONS columns that weigh most in each alert, and what each adds to its log-odds. One that this model has made from
-    the input as it is now is kept; any other is replaced. Uses the Ray that this process has, else joins or starts one.
+    An output partition has its input's rows in their order, all columns, and ADDED; from a model with an explainer also
+    the REASONS columns that weigh most in each alert, and what each adds to its log-odds. One that this model has made
+    from the input as it is now is kept; any other is replaced. Uses the Ray that this process has, else joins or starts
+    one.
     Raises ContractViolation that lists every column which the model reads and a partition lacks, or has in another
     type, before anything is scored.
     """
     source, target = locate(source, target)
     footers = read_footers(source, list_partitions(source))
     scorer = _scorer(model.graph)
-    _check_contract(footers, {column.name: column.kind for column in scorer.columns}, _added(model))
-    made = {MADE_BY: model.version.encode(), MADE_WITH: _digest(model.graph), EXPLAINED: _explained(model)}
+    _check_contract(footers, {column.name: column.kind for column in scorer.columns}, model.added)
+    explained = str(REASONS if model.explainer else 0)
+    made = {MADE_BY: model.version.encode(), MADE_WITH: _digest(model.graph), EXPLAINED: explained.encode()}
     jobs = [
         _Job(
             path=info.path,
@@ -182,29 +171,29 @@ def score_partitions(
     there = list_written(target)
     finished = _finished(target, jobs, there)
     left = [job for job in jobs if job.name not in finished]
-    rows, alerts, scored = sum(job.rows for job in jobs), sum(finished.values()), 0
-    kept_rows = rows - sum(job.rows for job in left)
-    seconds = 0.0
+    rows, alerts = sum(job.rows for job in jobs), sum(finished.values())
+    to_score = [job.rows for job in left]
+    done, seconds = rows - sum(to_score), 0.0
     if left:
         with join_or_start(cluster):
             began = time.monotonic()
             score_one = partial(_score_partition, model=model, source=source, target=target)
-            for _, (part_rows, part_alerts) in map_tasks(score_one, left, [job.rows for job in left]):
-                scored += part_rows
-                alerts += part_alerts
-                update(kept_rows + scored, rows, f"{kept_rows + scored:,} of {rows:,} rows, {alerts:,} alerts")
+            for position, found in map_tasks(score_one, left, to_score):
+                done += to_score[position]
+                alerts += found
+                update(done, rows, f"{done:,} of {rows:,} rows, {alerts:,} alerts")
             seconds = time.monotonic() - began
     foreign = sum(name.endswith(".parquet") for name in there.keys() - footers.keys())
-    return Scored(
+    return ScoringResult(
         model=model.version,
         threshold=scorer.threshold,
         output=target,
         partitions=len(jobs),
-        rows=kept_rows + scored,
+        rows=rows,
         alerts=alerts,
         kept=len(finished),
         seconds=seconds,
-        rows_per_second=scored / seconds if seconds else 0.0,
+        rows_per_second=sum(to_score) / seconds if seconds else 0.0,
         foreign=foreign,
     )
 
@@ -237,14 +226,20 @@ def _windows(bundle: Path) -> Mapping[str, Any] | None:
     return origin.get("windows")
 
 
-def _added(model: Model) -> tuple[pa.Field, ...]:
-    """The columns that scoring by this model adds."""
-    return ADDED if model.parts is None else (*ADDED, *reason_fields(REASONS))
+def _explainer(bundle: Path, is_wanted: bool) -> Explainer | None:
+    """Raises SettingsError for a folder that lacks what reasons are computed from."""
+    if not is_wanted:
+        return None
+    from fraud_ray.model.bundle import PARTS, Bundle  # torch takes seconds to import
+    from fraud_ray.model.reasons import Explainer
 
-
-def _explained(model: Model) -> bytes:
-    """How many reasons an alert has."""
-    return str(REASONS if model.parts else 0).encode()
+    absent = [name for name in PARTS if not (bundle / name).is_file()]
+    if absent:
+        raise SettingsError(
+            f"{bundle} holds no {', '.join(absent)}, from which reasons are computed; name a registered version or the "
+            "folder of a bundle, or score without --reasons"
+        )
+    return Explainer.of(Bundle.load(bundle))
 
 
 def _check_contract(
@@ -292,37 +287,30 @@ def _finished(target: str, jobs: list[_Job], there: Mapping[str, fs.FileInfo]) -
         return {job.name: count for job, count in counted if count is not None}
 
 
-def _score_partition(job: _Job, model: Model, source: str, target: str) -> tuple[int, int]:
-    """Scores one partition in this process; returns its rows and alerts."""
+def _score_partition(job: _Job, model: Model, source: str, target: str) -> int:
+    """Scores one partition in this process; returns its alerts."""
     scorer = _scorer(model.graph)
     kinds = {column.name: column.kind for column in scorer.columns}
     keys = hive_keys(job.name)
-    rows = alerts = 0
-    added = _added(model)
-    with _opened(source, job) as file, writing(target, job.name, file, added) as writer:
+    alerts = 0
+    filesystem, _ = open_filesystem(source)
+    with _readable(job.name):
+        opened = filesystem.open_input_file(job.path)
+        file = pq.ParquetFile(opened, pre_buffer=not isinstance(filesystem, fs.LocalFileSystem))
+    with opened, writing(target, job.name, file, model.added) as writer:
         for table in _batches(file, job.name):
             read = typed(table, keys, kinds)
             probability = scorer.score(read)
             decision = probability >= scorer.threshold
             version = pa.repeat(model.version, table.num_rows)
-            why = [] if model.parts is None else _reasons(model, read, decision)
-            for field, values in zip(added, (pa.array(probability), pa.array(decision), version, *why), strict=True):
+            why = model.explainer.of_alerts(read, decision, REASONS) if model.explainer else ()
+            made = (pa.array(probability), pa.array(decision), version, *why)
+            for field, values in zip(model.added, made, strict=True):
                 table = table.append_column(field, values)
             writer.write_table(table)
-            rows += table.num_rows
             alerts += int(decision.sum())
         writer.add_key_value_metadata({**job.stamp, ALERTS: str(alerts).encode()})
-    return rows, alerts
-
-
-@contextmanager
-def _opened(source: str, job: _Job) -> Iterator[pq.ParquetFile]:
-    filesystem, _ = open_filesystem(source)
-    with _readable(job.name):
-        opened = filesystem.open_input_file(job.path)
-        file = pq.ParquetFile(opened, pre_buffer=not isinstance(filesystem, fs.LocalFileSystem))
-    with opened:
-        yield file
+    return alerts
 
 
 def _batches(file: pq.ParquetFile, name: str) -> Iterator[pa.Table]:
@@ -338,24 +326,6 @@ def _readable(name: str) -> Iterator[None]:
         yield
     except (pa.ArrowException, OSError) as fault:
         raise DataError(f"{name} cannot be read: {str(fault).splitlines()[0]}; write it again") from None
-
-
-def _reasons(model: Model, table: pa.Table, decision: npt.NDArray[np.bool_]) -> list[pa.Array]:
-    """The columns of reason_fields for a table's rows, filled for alerts."""
-    assert model.parts is not None, "reasons were asked for"
-    return reason_columns(_explainer(model.graph, tuple(model.parts.items())), table, decision, REASONS)
-
-
-@lru_cache(maxsize=1)
-def _explainer(graph: bytes, parts: tuple[tuple[str, bytes], ...]) -> Explainer:
-    """One a process and model."""
-    from fraud_ray.model.bundle import Bundle
-    from fraud_ray.model.explanation import Explainer
-
-    with tempfile.TemporaryDirectory() as folder:
-        for name, content in parts:
-            (Path(folder) / name).write_bytes(content)
-        return Explainer.of(Bundle.load(Path(folder)))
 
 
 @lru_cache(maxsize=2)

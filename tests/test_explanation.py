@@ -17,8 +17,8 @@ from fraud_ray.decision.importance import permutation_importance
 from fraud_ray.errors import SettingsError
 from fraud_ray.model.bundle import Bundle
 from fraud_ray.model.calibration import Calibration
-from fraud_ray.model.explanation import Explainer
 from fraud_ray.model.network import NetworkShape
+from fraud_ray.model.reasons import Explainer
 from fraud_ray.scoring import open_model, score_partitions
 from fraud_ray.settings import RegistrySettings
 from tests.handmade import write_bundle
@@ -32,6 +32,11 @@ def bundle(columns: tuple = COLUMNS) -> Bundle:
     return made_bundle(columns, Calibration())
 
 
+def logits(model: Bundle, rows: pa.Table) -> np.ndarray:
+    with torch.no_grad():
+        return model.network()(*map(torch.from_numpy, model.encoder.apply(rows))).numpy()
+
+
 CASES = {
     "numbers": (NUMBERS, {}),
     "categories": (COLUMNS[3:], {}),
@@ -41,11 +46,12 @@ CASES = {
 
 @pytest.mark.parametrize(("columns", "network"), CASES.values(), ids=CASES)
 def test_contributions_add_up_to_the_difference_from_a_typical_row(columns: tuple, network: dict[str, Any]) -> None:
-    explainer = Explainer.of(made_bundle(columns, Calibration(), **network))
+    model = made_bundle(columns, Calibration(), **network)
+    explainer = Explainer.of(model)
     rows = table(200, seed=5)
     contributions = explainer.contributions(rows)
     assert {column.name for column in columns} <= set(explainer.columns)
-    difference = explainer.logits(rows) - explainer.logits(explainer.baseline)
+    difference = logits(model, rows) - logits(model, explainer.baseline)
     np.testing.assert_allclose(contributions.sum(axis=1), difference, atol=1e-5)
     assert np.abs(explainer.contributions(explainer.baseline)).max() < 1e-6
     finer = replace(explainer, steps=512).contributions(rows)

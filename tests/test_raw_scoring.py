@@ -22,7 +22,7 @@ from fraud_ray.data.source import open_source
 from fraud_ray.errors import DataError, SettingsError
 from fraud_ray.raw_scoring import score_raw
 from fraud_ray.runs import open_run
-from fraud_ray.scoring import Model, Scored, open_model, score_partitions
+from fraud_ray.scoring import Model, ScoringResult, open_model, score_partitions
 from fraud_ray.settings import Loaded, RegistrySettings, Settings
 from fraud_ray.storage import Storage
 from fraud_ray.windows import kept
@@ -76,7 +76,7 @@ class Bank:
         labels = self.tables[day - 1].select(["transaction_id", "is_fraud"])
         write_partition(self.root, f"labels/{name(day - 1)}", labels)
 
-    def score(self, out: str = "out", **given: Any) -> Scored:
+    def score(self, out: str = "out", **given: Any) -> ScoringResult:
         folders = {"source": self.root / "raw", "target": self.root / out, "labels": self.root / "labels"}
         named = {key: str(path) for key, path in folders.items()}
         return score_raw(self.model, storage=self.storage, **{**named, **given})

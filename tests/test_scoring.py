@@ -339,9 +339,10 @@ def test_a_model_on_disk_is_a_bundle_or_its_graph(tmp_path: Path, bundle: Path) 
     assert folder.version.startswith("sha256:")
     with pytest.raises(SettingsError, match="there is no model at"):
         open_model(str(tmp_path), NOWHERE)
-    (tmp_path / "model.onnx").write_bytes(b"no graph")
-    with pytest.raises(SettingsError, match="is no model of this package"):
-        open_model(str(tmp_path), NOWHERE)
+    for content in (b"no graph", b"", (bundle / "model.onnx").read_bytes()[:100]):
+        (tmp_path / "model.onnx").write_bytes(content)
+        with pytest.raises(SettingsError, match="is no model of this package"):
+            open_model(str(tmp_path), NOWHERE)
     foreign = onnx.load(bundle / "model.onnx")
     del foreign.metadata_props[:]
     onnx.save(foreign, tmp_path / "model.onnx")

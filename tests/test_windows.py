@@ -23,13 +23,13 @@ from hypothesis import strategies as st
 from fraud_ray.data.contract import ContractViolation
 from fraud_ray.data.source import Source, open_source
 from fraud_ray.errors import DataError
+from fraud_ray.raw_scoring import read_labels
 from fraud_ray.settings import Settings
 from fraud_ray.storage import Storage
 from fraud_ray.windows import state as states
-from fraud_ray.windows.daily import read_labels
 from fraud_ray.windows.definition import DAY, Definition, Measure
 from fraud_ray.windows.measures import compute
-from fraud_ray.windows.state import Windowed, add_windows, extend, load_state
+from fraud_ray.windows.state import Windowed, add_windows, load_state
 from fraud_ray.windows.timeline import Transactions
 from tests.cards import COLUMNS, FIRST_DAY, card_settings, card_table, days, write_days, write_partition
 
@@ -307,7 +307,7 @@ def test_day_by_day_from_a_state_is_to_the_bit_what_one_computation_gives(tmp_pa
     definition, daily, made = by_day(tmp_path / "data", storage, 6)
     got = [read(made)]
     for source in daily:
-        made = extend(load_state(storage, made.state.key), source, definition, storage, quiet)
+        made = add_windows(source, definition, storage, quiet, load_state(storage, made.state.key))
         got.append(read(made))
     assert pa.concat_tables(got).equals(read(whole))
     held = sum(ds.dataset(Path(storage.root) / made.state.folder / "state", format="ipc").count_rows() for _ in (1,))
@@ -336,47 +336,47 @@ def test_labels_that_come_later_are_fed_by_id(tmp_path, storage, ray_session):
     for day in days(4)[1:]:
         # Labels of day 1 come with day 3, when the first of them can be seen; those of day 2 with day 4.
         known = labels(f"{days(2)[1]}") if day == days(4)[3] else None
-        made = extend(made.state, opened(f"bare/date={day}"), definition, storage, quiet, known)
+        made = add_windows(opened(f"bare/date={day}"), definition, storage, quiet, made.state, known)
     last = opened(f"bare/date={days(5)[4]}")
-    told = extend(made.state, last, definition, storage, quiet, labels(f"{days(3)[2]}"))
+    told = add_windows(last, definition, storage, quiet, made.state, labels(f"{days(3)[2]}"))
     assert newest(told).equals(newest(whole))
     # A label that has not come counts as none.
-    untold = extend(made.state, last, definition, storage, quiet, labels("few"))
+    untold = add_windows(last, definition, storage, quiet, made.state, labels("few"))
     assert pc.sum(newest(untold)["shop_risk_1d"]).as_py() < pc.sum(newest(whole)["shop_risk_1d"]).as_py()
 
 
 def test_killed_on_the_way_and_repeated_nothing_is_counted_twice(tmp_path, storage, ray_session, monkeypatch):
     write_days(tmp_path / "data", 3)
     definition, (second, third), made = by_day(tmp_path / "data", storage, 2)
-    kept = states.Storage.put_json
+    keep = states.Storage.keep
 
     def killed(self: Storage, key: str, value: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(states.Storage, "put_json", killed)
+    monkeypatch.setattr(states.Storage, "keep", killed)
     with pytest.raises(KeyboardInterrupt):
-        extend(made.state, second, definition, storage, quiet)
-    monkeypatch.setattr(states.Storage, "put_json", kept)
-    after = extend(made.state, second, definition, storage, quiet)
+        add_windows(second, definition, storage, quiet, made.state)
+    monkeypatch.setattr(states.Storage, "keep", keep)
+    after = add_windows(second, definition, storage, quiet, made.state)
     assert not after.cached
-    again = extend(made.state, second, definition, storage, quiet)
+    again = add_windows(second, definition, storage, quiet, made.state)
     assert again == replace(after, cached=True)
     with pytest.raises(DataError, match=r"part-0.parquet holds the transactions of .*, which are counted already"):
-        extend(after.state, second, definition, storage, quiet)
+        add_windows(second, definition, storage, quiet, after.state)
     _, _, whole = computed(tmp_path / "data", storage)
-    last = extend(after.state, third, definition, storage, quiet)
+    last = add_windows(third, definition, storage, quiet, after.state)
     assert pa.concat_tables([read(made), read(after), read(last)]).equals(read(whole))
 
 
 def test_a_partition_out_of_order_or_for_other_windows_is_refused(tmp_path, storage, ray_session):
     write_days(tmp_path / "data", 3)
     definition, (second, third), made = by_day(tmp_path / "data", storage, 2)
-    later = extend(made.state, third, definition, storage, quiet)
+    later = add_windows(third, definition, storage, quiet, made.state)
     with pytest.raises(DataError, match=r"begins at 2024-01-02 .*, before 2024-01-03 .*; windows go on in the order"):
-        extend(later.state, second, definition, storage, quiet)
+        add_windows(second, definition, storage, quiet, later.state)
     other = definition_of(windowed_settings(tmp_path / "data", decimals=2))
     with pytest.raises(DataError, match=r"is of other windows than the model's"):
-        extend(made.state, second, other, storage, quiet)
+        add_windows(second, other, storage, quiet, made.state)
     with pytest.raises(DataError, match=r"no window state at .*nothing; compute the windows of the history first"):
         load_state(storage, "nothing")
 

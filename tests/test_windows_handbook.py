@@ -16,7 +16,7 @@ from fraud_ray.data.source import open_source
 from fraud_ray.settings import load_settings
 from fraud_ray.storage import Storage
 from fraud_ray.windows.definition import Definition
-from fraud_ray.windows.state import Windowed, add_windows, extend
+from fraud_ray.windows.state import Windowed, add_windows
 
 CONFIG = Path(__file__).parent.parent / "configs/handbook-raw.yaml"
 LENGTHS = (1, 7, 30)
@@ -78,7 +78,7 @@ def test_a_month_day_by_day_from_a_state_is_one_computation_to_the_bit(handbook,
     made = add_windows(opened[0], definition, storage, quiet)
     rows = []
     for source in opened[1:]:
-        made = extend(made.state, source, definition, storage, quiet)
+        made = add_windows(source, definition, storage, quiet, made.state)
         rows.append(ds.dataset(made.root).to_table())
     whole = read(computed(handbook, tmp_path / "whole").root, first=daily[-30].name.removeprefix("date="))
     assert pa.concat_tables(rows).sort_by("TRANSACTION_ID").equals(whole)

@@ -21,7 +21,7 @@ from fraud_ray.runs import Outcome, RunRecord
 
 if TYPE_CHECKING:
     from fraud_ray.data.drift import ColumnDrift, Drift, Measure
-    from fraud_ray.scoring import Scored
+    from fraud_ray.scoring import ScoringResult
 
 _LABELS = {
     "auc_roc": "ROC AUC",
@@ -189,7 +189,7 @@ def print_comparison(one: RunRecord, other: RunRecord, changed: Mapping[str, tup
     console.print(table)
 
 
-def print_scored(scored: Scored) -> None:
+def print_scored(scored: ScoringResult) -> None:
     """What was scored, by which model, and where it lies."""
     console = new_console()
     table = new_table(

@@ -106,6 +106,6 @@ def load_profile(folder: Path) -> Profile | None:
     return Profile.from_json(json.loads(file.read_text())) if file.is_file() else None
 
 
-def open_graph(folder: Path, threads: int = 1) -> GraphScorer:
+def open_graph(folder: Path) -> GraphScorer:
     """The scorer of a bundle's graph."""
-    return GraphScorer((folder / GRAPH).read_bytes(), threads)
+    return GraphScorer((folder / GRAPH).read_bytes())

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from pydantic import TypeAdapter
 from scipy.special import expit
 
 Float32 = npt.NDArray[np.float32]
@@ -38,4 +39,4 @@ class Calibration:
 
     @classmethod
     def from_json(cls, stored: Mapping[str, Any]) -> Calibration:
-        return cls(**{**stored, "knots": tuple((x, y) for x, y in stored["knots"])})
+        return TypeAdapter(cls).validate_python(stored)

@@ -21,6 +21,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
+from pydantic import TypeAdapter
 
 from fraud_ray.model.piecewise import PiecewiseEncoding, Spread
 
@@ -65,6 +66,10 @@ class Moments:
         mean = float(values.mean(dtype=np.float64))
         return cls(((len(values), mean, float(np.square(values - mean, dtype=np.float64).sum())),))
 
+    @classmethod
+    def merge(cls, moments: Iterable[Moments]) -> Moments:
+        return cls(tuple(block for part in moments for block in part.blocks))
+
     def mean_and_deviation(self) -> tuple[float, float]:
         """Mean and standard deviation over all blocks (1 where there is no spread), the same for any order.
 
@@ -105,41 +110,36 @@ class Statistics:
         label: 0 or 1, (rows,); where it is given, pieces have edges at quantiles of the frauds too.
         """
         frauds = np.zeros(table.num_rows, bool) if label is None else label == 1
-        moments: dict[str, dict[str, Moments]] = {}
-        missing: dict[str, int] = {}
-        spreads: dict[str, Spread] = {}
         values = _numbers(table, columns, ratios)
+        categories = {c.name: count_categories(table[c.name]) for c in columns if c.kind == "categorical"}
+        found = cls(table.num_rows, {}, {}, {}, categories)
         for column in _numeric(columns, ratios):
             finite = np.isfinite(values[column.name])
             present = values[column.name][finite]
-            missing[column.name] = len(finite) - len(present)
+            found.missing[column.name] = len(finite) - len(present)
             ways = [way for way in STANDARDISED if way in column.encodings]
-            moments[column.name] = {way: Moments.of(_transformed(present, way)) for way in ways}
+            found.moments[column.name] = {way: Moments.of(_transformed(present, way)) for way in ways}
             if "piecewise_linear" in column.encodings:
-                spreads[column.name] = Spread.of(present, frauds[finite])
-        categories: dict[str, Counter[str]] = {}
-        for name in (c.name for c in columns if c.kind == "categorical"):
-            categories[name] = count_categories(table[name])
-        return cls(table.num_rows, moments, missing, spreads, categories)
+                found.spreads[column.name] = Spread.of(present, frauds[finite])
+        return found
 
     @classmethod
     def merge(cls, statistics: Iterable[Statistics]) -> Statistics:
-        """The statistics of all rows together."""
+        """The statistics of all rows together; all are of the same columns. Raises ValueError for none."""
         parts = list(statistics)
-        blocks: dict[str, dict[str, list[tuple[int, float, float]]]] = {}
-        missing: Counter[str] = Counter()
-        categories: dict[str, Counter[str]] = {}
-        for part in parts:
-            for name, ways in part.moments.items():
-                for way, moments in ways.items():
-                    blocks.setdefault(name, {}).setdefault(way, []).extend(moments.blocks)
-            missing.update(part.missing)
-            for name, counts in part.categories.items():
-                categories.setdefault(name, Counter()).update(counts)
-        joined = {name: {way: Moments(tuple(b)) for way, b in ways.items()} for name, ways in blocks.items()}
-        named = {name for part in parts for name in part.spreads}
-        spreads = {name: Spread.merge(p.spreads[name] for p in parts if name in p.spreads) for name in named}
-        return cls(sum(part.rows for part in parts), joined, dict(missing), spreads, categories)
+        if not parts:
+            raise ValueError("there are no statistics to merge")
+        first = parts[0]
+        return cls(
+            sum(part.rows for part in parts),
+            {
+                name: {way: Moments.merge(part.moments[name][way] for part in parts) for way in ways}
+                for name, ways in first.moments.items()
+            },
+            {name: sum(part.missing[name] for part in parts) for name in first.missing},
+            {name: Spread.merge(part.spreads[name] for part in parts) for name in first.spreads},
+            {name: merged_counts(part.categories[name] for part in parts) for name in first.categories},
+        )
 
 
 @dataclass(frozen=True)
@@ -208,16 +208,15 @@ class Encoder:
             for c in encoded
             if way in c.encodings
         ]
-        spreads = [(c.name, statistics.spreads[c.name]) for c in encoded if "piecewise_linear" in c.encodings]
-        pieces = [PiecewiseEncoding.fit(name, spread, bins) for name, spread in spreads if spread.everyone.rows]
-        indicators = tuple(c.name for c in encoded if statistics.missing.get(c.name, 0) > 0)
+        pieces = (PiecewiseEncoding.fit(name, spread, bins) for name, spread in statistics.spreads.items())
+        piecewise = tuple(piece for piece in pieces if piece is not None)
+        indicators = tuple(name for name, rows in statistics.missing.items() if rows)
         categorical = []
-        for column in (c for c in columns if c.kind == "categorical"):
-            ranked = sorted(statistics.categories[column.name].items(), key=lambda item: (-item[1], item[0]))
+        for column, counts in statistics.categories.items():
+            ranked = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
             names = [name for name, rows in ranked if rows >= min_category_rows][:max_categories]
             rare = sorted(name for name, _ in ranked[len(names) :])
-            categorical.append(CategoryCodes(column.name, tuple(names), tuple(rare)))
-        piecewise = tuple(piece for piece in pieces if piece is not None)
+            categorical.append(CategoryCodes(column, tuple(names), tuple(rare)))
         return cls(tuple(columns), tuple(numeric), indicators, tuple(categorical), tuple(ratios), piecewise)
 
     @property
@@ -230,11 +229,9 @@ class Encoder:
 
     @property
     def feature_columns(self) -> tuple[str, ...]:
-        """The column that each column of the feature matrix comes from: its name without the way of encoding."""
-        columns = {column.name for column in self.columns}
-        return tuple(
-            name if name in columns or ":" not in name else name.rpartition(":")[0] for name in self.feature_names
-        )
+        """The column or ratio that each column of the feature matrix comes from."""
+        pieces = tuple(part.column for part in self.piecewise for _ in part.names)
+        return (*(n.column for n in self.numeric), *pieces, *self.indicators)
 
     @property
     def code_sizes(self) -> tuple[int, ...]:
@@ -246,14 +243,10 @@ class Encoder:
         features = np.empty((table.num_rows, len(self.feature_names)), np.float32)
         raw = _numbers(table, self.columns, self.ratios)
         finite = {name: np.isfinite(values) for name, values in raw.items()}
-        whole = {name: bool(mask.all()) for name, mask in finite.items()}
         for i, part in enumerate(self.numeric):
-            encoded = (_transformed(raw[part.column], part.way) - np.float32(part.mean)) * np.float32(
-                1 / part.deviation
-            )
-            np.clip(encoded, -LIMIT, LIMIT, out=features[:, i])
-            if not whole[part.column]:
-                features[~finite[part.column], i] = 0
+            centred = _transformed(raw[part.column], part.way) - np.float32(part.mean)
+            np.clip(centred * np.float32(1 / part.deviation), -LIMIT, LIMIT, out=features[:, i])
+            features[~finite[part.column], i] = 0
         start = len(self.numeric)
         for pieces in self.piecewise:
             stop = start + len(pieces.names)
@@ -263,7 +256,9 @@ class Encoder:
             features[:, i] = ~finite[name]
         codes = np.empty((table.num_rows, len(self.categorical)), np.int32)
         for i, codebook in enumerate(self.categorical):
-            codes[:, i] = _coded(table[codebook.column], codebook.table())
+            values, positions = categories(table[codebook.column])
+            code = codebook.table()
+            codes[:, i] = np.array([code.get(value, UNSEEN) for value in values], np.int32)[positions]
         return features, codes
 
     def typical_rows(self) -> pa.Table:
@@ -292,14 +287,7 @@ class Encoder:
         if stored["format"] not in READABLE:
             readable = " and ".join(map(str, READABLE))
             raise ValueError(f"this encoder has format {stored['format']}, this version reads {readable}")
-        return cls(
-            tuple(FeatureColumn(c["name"], c["kind"], tuple(c["encodings"])) for c in stored["columns"]),
-            tuple(NumericEncoding(**n) for n in stored["numeric"]),
-            tuple(stored["indicators"]),
-            tuple(CategoryCodes(c["column"], tuple(c["names"]), tuple(c["rare"])) for c in stored["categorical"]),
-            tuple(Ratio(**{**r, "encodings": tuple(r["encodings"])}) for r in stored.get("ratios", ())),
-            tuple(PiecewiseEncoding(**{**p, "edges": tuple(p["edges"])}) for p in stored.get("piecewise", ())),
-        )
+        return TypeAdapter(cls).validate_python(stored)
 
 
 def numbers(column: pa.ChunkedArray) -> Float32:
@@ -338,6 +326,14 @@ def count_categories(column: pa.ChunkedArray) -> Counter[str]:
     return counted
 
 
+def merged_counts(parts: Iterable[Mapping[str, int]]) -> Counter[str]:
+    """The sums of rows by value."""
+    counted: Counter[str] = Counter()
+    for part in parts:
+        counted.update(part)
+    return counted
+
+
 def _numeric(columns: Sequence[FeatureColumn], ratios: Sequence[Ratio]) -> tuple[FeatureColumn | Ratio, ...]:
     return (*(column for column in columns if column.kind != "categorical"), *ratios)
 
@@ -360,8 +356,3 @@ def _transformed(values: Float32, way: str) -> Float32:
     if way == "signed_log":
         return np.sign(values) * np.log(np.float32(1) + np.abs(values))
     return values
-
-
-def _coded(column: pa.ChunkedArray, codes: Mapping[str, int]) -> npt.NDArray[np.int32]:
-    values, positions = categories(column)
-    return np.array([codes.get(value, UNSEEN) for value in values], np.int32)[positions]

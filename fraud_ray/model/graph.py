@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import io
 import json
-import logging
 import warnings
 from collections.abc import Sequence
 from contextlib import redirect_stdout
@@ -21,7 +20,6 @@ from torch import nn
 from fraud_ray.model.calibration import Calibration
 from fraud_ray.model.encoder import LIMIT, UNSEEN, Encoder
 from fraud_ray.model.network import FraudNetwork, NetworkShape
-from fraud_ray.model.piecewise import PiecewiseEncoding
 
 OPSET = 20
 DOMAINS = [helper.make_opsetid("", OPSET), helper.make_opsetid("ai.onnx.ml", 4)]
@@ -52,92 +50,73 @@ def build_graph(encoder: Encoder, network: FraudNetwork, calibration: Calibratio
 
 
 def _encoder_graph(encoder: Encoder) -> onnx.ModelProto:
-    numeric = [c.name for c in encoder.columns if c.kind != "categorical"]
-    position = {name: i for i, name in enumerate(numeric)}
     build = _Builder()
+    kinds = {"categorical": TensorProto.STRING}
     inputs = [
-        helper.make_tensor_value_info(
-            c.name, TensorProto.STRING if c.kind == "categorical" else TensorProto.FLOAT, ["rows", 1]
-        )
+        helper.make_tensor_value_info(c.name, kinds.get(c.kind, TensorProto.FLOAT), ["rows", 1])
         for c in encoder.columns
     ]
     outputs = []
     if encoder.feature_names:
         # A row a column until the end: onnxruntime is several times as fast along contiguous values as across them.
-        flat = build.constant(np.array([1, -1], np.int64))
-        raw = build.add("Concat", [build.add("Reshape", [name, flat]) for name in numeric], axis=0)
-        missing, present = _missing_and_present(build, raw)
-        if encoder.ratios:
-            above, below = (
-                build.constant(np.array([position[name] for name in names], np.int64))
-                for names in zip(*((r.numerator, r.denominator) for r in encoder.ratios), strict=True)
-            )
-            divided = [build.add("Gather", [raw, above], axis=0), build.add("Gather", [present, below], axis=0)]
-            position |= {ratio.name: len(position) + i for i, ratio in enumerate(encoder.ratios)}
-            raw = build.add("Concat", [raw, build.add("Div", divided)], axis=0)
-            missing, present = _missing_and_present(build, raw)
-        blocks = []
-        for way in dict.fromkeys(n.way for n in encoder.numeric):
-            parts = [n for n in encoder.numeric if n.way == way]
-            columns = build.constant(np.array([position[n.column] for n in parts], np.int64))
-            values = build.add("Gather", [present, columns], axis=0)
-            if way == "signed_log":
-                shifted = build.add("Add", [build.add("Abs", [values]), build.constant(np.float32(1))])
-                values = build.add("Mul", [build.add("Sign", [values]), build.add("Log", [shifted])])
-            centred = build.add("Sub", [values, build.constant(np.array([[n.mean] for n in parts], np.float32))])
-            inverse = build.constant(np.array([[np.float32(1 / n.deviation)] for n in parts], np.float32))
-            limits = [build.constant(np.float32(-LIMIT)), build.constant(np.float32(LIMIT))]
-            limited = build.add("Clip", [build.add("Mul", [centred, inverse]), *limits])
-            absent = build.add("Gather", [missing, columns], axis=0)
-            blocks.append(build.add("Where", [absent, build.constant(np.float32(0)), limited]))
-        if encoder.piecewise:
-            blocks.append(_pieces(build, encoder.piecewise, position, missing, present))
-        if encoder.indicators:
-            columns = build.constant(np.array([position[name] for name in encoder.indicators], np.int64))
-            absent = build.add("Gather", [missing, columns], axis=0)
-            blocks.append(build.add("Cast", [absent], to=TensorProto.FLOAT))
-        build.add("Transpose", [build.add("Concat", blocks, axis=0)], perm=[1, 0], output="features")
+        features = build.add("Concat", _feature_rows(build, encoder), axis=0)
+        build.add("Transpose", [features], perm=[1, 0], output="features")
         outputs.append(
             helper.make_tensor_value_info("features", TensorProto.FLOAT, ["rows", len(encoder.feature_names)])
         )
     if encoder.categorical:
         codes = []
         for book in encoder.categorical:
-            table = book.table()
-            codes.append(
-                build.add(
-                    "LabelEncoder",
-                    [book.column],
-                    domain="ai.onnx.ml",
-                    keys_strings=list(table),
-                    values_int64s=list(table.values()),
-                    default_int64=UNSEEN,
-                )
-            )
+            keys, values = zip(*book.table().items(), strict=True)
+            table: dict[str, Any] = {"keys_strings": keys, "values_int64s": values, "default_int64": UNSEEN}
+            codes.append(build.add("LabelEncoder", [book.column], domain="ai.onnx.ml", **table))
         build.add("Concat", codes, axis=1, output="codes")
         outputs.append(helper.make_tensor_value_info("codes", TensorProto.INT64, ["rows", len(encoder.categorical)]))
     return build.model("encoder", inputs, outputs)
 
 
+def _feature_rows(build: _Builder, encoder: Encoder) -> list[str]:
+    """Blocks of features, (features, rows), which joined are the encoder's in their order."""
+    numeric = [c.name for c in encoder.columns if c.kind != "categorical"]
+    position = {name: i for i, name in enumerate(numeric)}
+    raw = build.add("Concat", [build.add("Reshape", [name, [1, -1]]) for name in numeric], axis=0)
+    missing, present = _missing_and_present(build, raw)
+    if encoder.ratios:
+        above = build.rows(raw, [position[ratio.numerator] for ratio in encoder.ratios])
+        below = build.rows(present, [position[ratio.denominator] for ratio in encoder.ratios])
+        position |= {ratio.name: len(position) + i for i, ratio in enumerate(encoder.ratios)}
+        raw = build.add("Concat", [raw, build.add("Div", [above, below])], axis=0)
+        missing, present = _missing_and_present(build, raw)
+    blocks = []
+    for way in dict.fromkeys(n.way for n in encoder.numeric):
+        parts = [n for n in encoder.numeric if n.way == way]
+        columns = [position[n.column] for n in parts]
+        values = build.rows(present, columns)
+        if way == "signed_log":
+            shifted = build.add("Add", [build.add("Abs", [values]), 1.0])
+            values = build.add("Mul", [build.add("Sign", [values]), build.add("Log", [shifted])])
+        centred = build.add("Sub", [values, [[float(n.mean)] for n in parts]])
+        scaled = build.add("Mul", [centred, [[1 / n.deviation] for n in parts]])
+        limited = build.add("Clip", [scaled, -LIMIT, LIMIT])
+        blocks.append(build.add("Where", [build.rows(missing, columns), 0.0, limited]))
+    if encoder.piecewise:
+        by_piece = [part for part in encoder.piecewise for _ in part.names]
+        columns = [position[part.column] for part in by_piece]
+        medians = [[part.median] for part in by_piece]
+        filled = build.add("Where", [build.rows(missing, columns), medians, build.rows(present, columns)])
+        beyond = build.add("Sub", [filled, np.concatenate([part.lows for part in encoder.piecewise])[:, None]])
+        inverse_widths = np.concatenate([part.inverse_widths for part in encoder.piecewise])[:, None]
+        blocks.append(build.add("Clip", [build.add("Mul", [beyond, inverse_widths]), 0.0, 1.0]))
+    if encoder.indicators:
+        absent = build.rows(missing, [position[name] for name in encoder.indicators])
+        blocks.append(build.add("Cast", [absent], to=TensorProto.FLOAT))
+    return blocks
+
+
 def _missing_and_present(build: _Builder, raw: str) -> tuple[str, str]:
     """Which numbers are missing, and the numbers with 0 in the place of those."""
     missing = build.add("Or", [build.add("IsNaN", [raw]), build.add("IsInf", [raw])])
-    return missing, build.add("Where", [missing, build.constant(np.float32(0)), raw])
-
-
-def _pieces(
-    build: _Builder, encodings: Sequence[PiecewiseEncoding], position: dict[str, int], missing: str, present: str
-) -> str:
-    """The pieces of all encodings, (pieces, rows), of numbers by their position."""
-    by_piece = [part for part in encodings for _ in part.names]
-    columns = build.constant(np.array([position[part.column] for part in by_piece], np.int64))
-    absent, values = (build.add("Gather", [held, columns], axis=0) for held in (missing, present))
-    medians = build.constant(np.array([[part.median] for part in by_piece], np.float32))
-    lows = build.constant(np.concatenate([part.lows for part in encodings])[:, None])
-    inverse = build.constant(np.concatenate([part.inverse_widths for part in encodings])[:, None])
-    beyond = build.add("Sub", [build.add("Where", [absent, medians, values]), lows])
-    ends = [build.constant(np.float32(0)), build.constant(np.float32(1))]
-    return build.add("Clip", [build.add("Mul", [beyond, inverse]), *ends])
+    return missing, build.add("Where", [missing, 0.0, raw])
 
 
 def _network_graph(network: FraudNetwork, encoder: Encoder) -> onnx.ModelProto:
@@ -169,10 +148,6 @@ def _export(network: FraudNetwork, sample: dict[str, torch.Tensor]) -> onnx.Mode
     rows = torch.export.Dim("rows")
     with warnings.catch_warnings(), redirect_stdout(io.StringIO()):
         warnings.simplefilter("ignore")
-        loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir")]
-        levels = [logger.level for logger in loggers]
-        for logger in loggers:
-            logger.setLevel(logging.ERROR)
         program = torch.onnx.export(
             _Exported(network.eval(), tuple(sample)),
             args=tuple(sample.values()),
@@ -183,8 +158,6 @@ def _export(network: FraudNetwork, sample: dict[str, torch.Tensor]) -> onnx.Mode
             dynamo=True,
             verbose=False,
         )
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
     assert program is not None
     exported = onnx.ModelProto()
     exported.CopyFrom(program.model_proto)
@@ -225,16 +198,14 @@ def _calibration_graph(calibration: Calibration) -> onnx.ModelProto:
     if calibration.kind == "isotonic":
         x, y = np.array(calibration.knots, np.float64).T
         rises = np.diff(y) / np.diff(x)
-        column = build.add("Unsqueeze", ["logit", build.constant(np.array([1], np.int64))])
-        beyond = build.add("Sub", [column, build.constant(x[:-1].astype(np.float32))])
-        above = build.add("Max", [beyond, build.constant(np.float32(0))])
-        within = build.add("Min", [above, build.constant(np.diff(x).astype(np.float32))])
-        risen = build.add("MatMul", [within, build.constant(rises.astype(np.float32)[:, None])])
-        flat = build.add("Squeeze", [risen, build.constant(np.array([1], np.int64))])
-        build.add("Add", [flat, build.constant(np.float32(y[0]))], output="probability")
+        column = build.add("Unsqueeze", ["logit", [1]])
+        above = build.add("Max", [build.add("Sub", [column, x[:-1]]), 0.0])
+        within = build.add("Min", [above, np.diff(x)])
+        risen = build.add("Squeeze", [build.add("MatMul", [within, rises[:, None]]), [1]])
+        build.add("Add", [risen, y[0]], output="probability")
     else:
-        scaled = build.add("Mul", ["logit", build.constant(np.float32(calibration.slope))])
-        moved = build.add("Add", [scaled, build.constant(np.float32(calibration.intercept))])
+        scaled = build.add("Mul", ["logit", calibration.slope])
+        moved = build.add("Add", [scaled, calibration.intercept])
         build.add("Sigmoid", [moved], output="probability")
     logit = helper.make_tensor_value_info("logit", TensorProto.FLOAT, ["rows"])
     probability = helper.make_tensor_value_info("probability", TensorProto.FLOAT, ["rows"])
@@ -248,14 +219,20 @@ class _Builder:
         self.nodes: list[onnx.NodeProto] = []
         self.constants: list[onnx.TensorProto] = []
 
-    def constant(self, value: npt.NDArray[np.generic] | np.generic) -> str:
-        name = f"constant_{len(self.constants)}"
-        self.constants.append(numpy_helper.from_array(np.asarray(value), name))
+    def add(self, operator: str, inputs: Sequence[Any], output: str | None = None, **attributes: Any) -> str:
+        """Names the node's output. inputs: names, and constants: numbers, float32 or int64, in arrays or lists."""
+        name = output or f"{operator.lower()}_{len(self.nodes)}"
+        read = [given if isinstance(given, str) else self._constant(np.asarray(given)) for given in inputs]
+        self.nodes.append(helper.make_node(operator, read, [name], **attributes))
         return name
 
-    def add(self, operator: str, inputs: list[str], output: str | None = None, **attributes: Any) -> str:
-        name = output or f"{operator.lower()}_{len(self.nodes)}"
-        self.nodes.append(helper.make_node(operator, inputs, [name], **attributes))
+    def rows(self, values: str, positions: list[int]) -> str:
+        return self.add("Gather", [values, positions], axis=0)
+
+    def _constant(self, value: npt.NDArray[np.generic]) -> str:
+        name = f"constant_{len(self.constants)}"
+        kind = np.float32 if value.dtype.kind == "f" else np.int64
+        self.constants.append(numpy_helper.from_array(value.astype(kind), name))
         return name
 
     def model(

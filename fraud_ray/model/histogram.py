@@ -95,8 +95,7 @@ class Histogram:
         """The middle of the bin in which this share of the rows is reached. Raises ValueError when there are none."""
         if not self.rows:
             raise ValueError("no rows have no quantiles")
-        position = int(np.searchsorted(np.cumsum(self.counts), share * self.rows))
-        position = min(position, len(self.keys) - 1)
+        position = min(int(np.searchsorted(np.cumsum(self.counts), share * self.rows)), len(self.keys) - 1)
         return float((self.lows[position] + self.highs[position]) / 2)
 
     def share_below(self, limits: Float64) -> Float64:
@@ -105,9 +104,8 @@ class Histogram:
         lows, highs = self.lows, self.highs
         position = np.searchsorted(lows, limits, side="left")  # bins that begin below the limit
         last = np.maximum(position - 1, 0)
-        widths = np.where(highs > lows, highs - lows, 1.0)
-        within = np.clip((limits - lows[last]) / widths[last], 0.0, 1.0)
-        within = np.where(highs[last] > lows[last], within, 1.0)
+        widths = (highs - lows)[last]
+        within = np.where(widths > 0, np.clip((limits - lows[last]) / np.where(widths > 0, widths, 1), 0, 1), 1.0)
         below = np.where(position > 0, before[last] + within * self.counts[last], 0.0)
         return below / max(self.rows, 1)
 
@@ -126,7 +124,7 @@ def aligned(one: Histogram, other: Histogram) -> tuple[Int64, Int64]:
     shift = max(one.shift, other.shift)
     keys = [side.keys_at(shift) for side in (one, other)]
     bins = np.union1d(*keys)
-    counts = [np.zeros(len(bins), np.int64) for _ in keys]
+    counts = np.zeros((2, len(bins)), np.int64)
     for held, side, found in zip(counts, (one, other), keys, strict=True):
         np.add.at(held, np.searchsorted(bins, found), side.counts)
     return counts[0], counts[1]

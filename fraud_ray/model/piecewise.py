@@ -51,14 +51,19 @@ class PiecewiseEncoding:
 
     @classmethod
     def fit(cls, column: str, spread: Spread, bins: int) -> PiecewiseEncoding | None:
-        """Edges that part all rows, and the frauds, into `bins` parts of equal size; None where all are one number."""
+        """Edges that part all rows, and the frauds, into `bins` parts of equal size.
+
+        None where there are no numbers, or all are one.
+        """
         shares = np.linspace(0, 1, bins + 1)
         counted = [held for held in (spread.everyone, spread.frauds) if held.rows]
         edges: list[float] = []
         for edge in sorted({float(np.float32(held.quantile(share))) for held in counted for share in shares}):
             if not edges or edge - edges[-1] > max(NEAREST * max(abs(edge), abs(edges[-1])), SMALLEST_WIDTH):
                 edges.append(edge)
-        return cls(column, tuple(edges), float(np.float32(spread.everyone.quantile(0.5)))) if len(edges) > 1 else None
+        if len(edges) < 2:
+            return None
+        return cls(column, tuple(edges), float(np.float32(spread.everyone.quantile(0.5))))
 
     @property
     def names(self) -> tuple[str, ...]:

@@ -15,7 +15,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from fraud_ray.model.encoder import FeatureColumn, count_categories, numbers
+from fraud_ray.model.encoder import FeatureColumn, count_categories, merged_counts, numbers
 from fraud_ray.model.histogram import Histogram
 
 FORMAT = 1
@@ -76,22 +76,20 @@ class CategoryProfile:
     def of(cls, column: pa.ChunkedArray, kind: str) -> CategoryProfile:
         if kind == "boolean":
             values = numbers(column)
-            held = {"true": int((values == 1).sum()), "false": int((values == 0).sum())}
-            return cls(len(values) - sum(held.values()), _most_frequent(held), 0, kind)
-        counted = count_categories(column)
+            counted = Counter({"true": int((values == 1).sum()), "false": int((values == 0).sum())})
+        else:
+            counted = count_categories(column)
         return cls._bounded(len(column) - counted.total(), counted, 0, kind)
 
     @classmethod
     def merge(cls, parts: Sequence[CategoryProfile]) -> CategoryProfile:
-        counts: Counter[str] = Counter()
-        for part in parts:
-            counts.update(part.counts)
+        counts = merged_counts(part.counts for part in parts)
         missing, other = sum(part.missing for part in parts), sum(part.other for part in parts)
         return cls._bounded(missing, counts, other, parts[0].kind)
 
     @classmethod
     def _bounded(cls, missing: int, counts: Mapping[str, int], other: int, kind: str) -> CategoryProfile:
-        kept = _most_frequent(counts)
+        kept = dict(sorted(counts.items(), key=lambda item: (-item[1], item[0]))[:MOST_CATEGORIES])
         return cls(missing, kept, other + sum(counts.values()) - sum(kept.values()), kind)
 
     @property
@@ -103,7 +101,7 @@ class CategoryProfile:
 
     @classmethod
     def from_json(cls, stored: Mapping[str, Any]) -> CategoryProfile:
-        return cls(stored["missing"], dict(stored["counts"]), stored["other"], stored["kind"])
+        return cls(**stored)
 
 
 ColumnProfile = NumericProfile | CategoryProfile
@@ -131,12 +129,10 @@ class Profile:
         scores: npt.NDArray[np.floating[Any]] | None = None,
     ) -> Profile:
         """The profile of a table's rows; label: 0, 1 or null, where rows have one; scores: float (rows,)."""
-        profiles: dict[str, ColumnProfile] = {
-            c.name: NumericProfile.of(table[c.name])
-            if c.kind == "numeric"
-            else CategoryProfile.of(table[c.name], c.kind)
-            for c in columns
-        }
+        profiles: dict[str, ColumnProfile] = {}
+        for name, kind in ((column.name, column.kind) for column in columns):
+            numeric = kind == "numeric"
+            profiles[name] = NumericProfile.of(table[name]) if numeric else CategoryProfile.of(table[name], kind)
         labelled = 0 if label is None else len(label) - label.null_count
         frauds = int(pc.sum(label).as_py()) if labelled else 0
         return cls(table.num_rows, labelled, frauds, profiles, None if scores is None else Histogram.of(scores))
@@ -199,7 +195,3 @@ def _merged(parts: Sequence[ColumnProfile]) -> ColumnProfile:
     numeric = [part for part in parts if isinstance(part, NumericProfile)]
     categories = [part for part in parts if isinstance(part, CategoryProfile)]
     return NumericProfile.merge(numeric) if numeric else CategoryProfile.merge(categories)
-
-
-def _most_frequent(counts: Mapping[str, int]) -> dict[str, int]:
-    return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0]))[:MOST_CATEGORIES])

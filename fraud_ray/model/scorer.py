@@ -9,7 +9,6 @@ import numpy as np
 import numpy.typing as npt
 import onnxruntime
 import pyarrow as pa
-from onnxruntime.capi import onnxruntime_pybind11_state as faults
 
 from fraud_ray.model.encoder import FeatureColumn, categories, numbers
 
@@ -22,18 +21,18 @@ class GraphError(ValueError):
 
 
 class GraphScorer:
-    """Probabilities from a graph as `graph.build_graph` makes it.
+    """Probabilities from a graph as `graph.build_graph` makes it. Raises GraphError.
 
-    threads: of the session; batch scoring runs many processes with one thread each. Raises GraphError.
+    On one thread: batch scoring runs many processes.
     """
 
-    def __init__(self, graph: bytes, threads: int = 1) -> None:
+    def __init__(self, graph: bytes) -> None:
         options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = threads
+        options.intra_op_num_threads = 1
         options.log_severity_level = 3
         try:
             self.session = onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
-        except (faults.Fail, faults.InvalidGraph, faults.InvalidProtobuf) as fault:
+        except Exception as fault:  # onnxruntime documents no narrower class for what it cannot load
             raise GraphError(str(fault)) from fault
         metadata = self.session.get_modelmeta().custom_metadata_map
         if not {"threshold", "columns"} <= metadata.keys():

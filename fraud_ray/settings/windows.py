@@ -3,50 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 from zoneinfo import available_timezones
 
-from pydantic import (
-    Field,
-    NonNegativeFloat,
-    PositiveFloat,
-    field_validator,
-    model_validator,
-)
+from pydantic import Field, NonNegativeFloat, PositiveFloat, field_validator, model_validator
 
 from fraud_ray.settings.base import NO_EFFECT, Frozen
 
-_OF_CALENDAR = {"weekend", "night", "hour_sin", "hour_cos"}
+_Plain = Literal["count", "share", "sum", "mean", "min", "max", "std", "distinct"]
+_Since = Literal["since_last", "since_first", "streak", "since_streak"]
+_Compared = Literal["ratio_to_mean", "ratio_to_max", "deviations"]
+_Calendar = Literal["weekend", "night", "hour_sin", "hour_cos"]
 
-
-_OF_PAST = {"since_last", "since_first", "streak", "since_streak", "ratio_to_mean", "ratio_to_max", "deviations"}
-
-
-_WITHOUT_COLUMN = _OF_CALENDAR | {"count", "share", "since_last", "since_first", "streak", "since_streak"}
+_OF_CALENDAR = set(get_args(_Calendar))
+_OF_PAST = {*get_args(_Since), *get_args(_Compared)}
+_WITHOUT_COLUMN = {*_OF_CALENDAR, *get_args(_Since), "count", "share"}
 
 
 class WindowColumnSettings(Frozen):
-    compute: Literal[
-        "count",
-        "share",
-        "sum",
-        "mean",
-        "min",
-        "max",
-        "std",
-        "distinct",
-        "since_last",
-        "since_first",
-        "streak",
-        "since_streak",
-        "ratio_to_mean",
-        "ratio_to_max",
-        "deviations",
-        "weekend",
-        "night",
-        "hour_sin",
-        "hour_cos",
-    ]
+    compute: Literal[_Plain, _Since, _Compared, _Calendar]
     """What the column holds, of the entity's transactions in the window: their `count`, and the `share` that is
     `among`; `sum`, `mean`, `min`, `max`, `std` and number of `distinct` values of a column; days `since_last` and
     `since_first` of them; the `streak` of latest ones that are all `among`, and the days `since_streak` began; the
@@ -133,11 +108,11 @@ class WindowsSettings(Frozen):
                     f"columns.{pattern}: delay_days {column.delay_days:g} is below label_delay_days "
                     f"{self.label_delay_days:g}; such labels are not known yet"
                 )
-        names = [name for name, _, _ in self.expanded()]
-        twice = next((name for name in names if names.count(name) > 1), None)
-        if twice:
-            raise ValueError(f"columns: two of them are called '{twice}'")
-        of = {name: column.of for name, column, _ in self.expanded()}
+        of: dict[str, str | None] = {}
+        for name, column, _ in self.expanded():
+            if name in of:
+                raise ValueError(f"columns: two of them are called '{name}'")
+            of[name] = column.of
         for name in of:
             chain = [name]
             while (following := of.get(chain[-1])) is not None:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections import defaultdict
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
@@ -67,17 +68,15 @@ class Definition:
     @cached_property
     def groups(self) -> tuple[Group, ...]:
         """The columns that look back, in the order in which they can be computed."""
-        groups: dict[tuple[int, str], Group] = {}
+        measures: dict[tuple[int, str], list[Measure]] = defaultdict(list)
         for name, column, days in self.windows.expanded():
             if column.entity is not None:
                 delay = round(self.windows.delay_of(column) * DAY)
                 current = column.current and not column.is_of_past and not delay
-                length = round(days * DAY)
-                measure = Measure(name, column.compute, column.of, column.among, length, delay, current)
-                at = (self.windows.round_of(column), column.entity)
-                group = groups.setdefault(at, Group(*at, ()))
-                groups[at] = replace(group, measures=(*group.measures, measure))
-        return tuple(sorted(groups.values(), key=lambda group: group.round))
+                measure = Measure(name, column.compute, column.of, column.among, round(days * DAY), delay, current)
+                measures[self.windows.round_of(column), column.entity].append(measure)
+        groups = (Group(round, entity, tuple(held)) for (round, entity), held in measures.items())
+        return tuple(sorted(groups, key=lambda group: group.round))
 
     @property
     def rounds(self) -> int:
@@ -108,12 +107,16 @@ class Definition:
     @property
     def values(self) -> tuple[str, ...]:
         """Columns of the data that are summed or compared, as numbers."""
-        return self._of_data(distinct=False)
+        return tuple(dict.fromkeys(m.of for m in self._of_data if m.of and m.compute != "distinct"))
 
     @property
     def texts(self) -> tuple[str, ...]:
         """Columns of the data whose distinct values are counted."""
-        return self._of_data(distinct=True)
+        return tuple(dict.fromkeys(m.of for m in self._of_data if m.of and m.compute == "distinct"))
+
+    @property
+    def _of_data(self) -> tuple[Measure, ...]:
+        return tuple(measure for group in self.groups if not group.round for measure in group.measures)
 
     @property
     def reads(self) -> tuple[str, ...]:
@@ -139,7 +142,3 @@ class Definition:
         if stored["format"] != FORMAT:
             raise ValueError(f"these windows have format {stored['format']}, this version reads {FORMAT}")
         return cls(DataSettings.model_validate(stored["data"]), WindowsSettings.model_validate(stored["windows"]))
-
-    def _of_data(self, distinct: bool) -> tuple[str, ...]:
-        measures = (measure for group in self.groups if not group.round for measure in group.measures)
-        return tuple(dict.fromkeys(m.of for m in measures if m.of and (m.compute == "distinct") == distinct))

@@ -17,14 +17,13 @@ from fraud_ray.model.scorer import INFO
 from fraud_ray.runs import read_outcome, read_run, run_names, runs_at_work
 from fraud_ray.settings import parse_settings
 from fraud_ray.storage import Storage, Stored
-from fraud_ray.windows.daily import LATEST, latest_after
 from fraud_ray.windows.definition import Definition
-from fraud_ray.windows.state import ROOT, history_key, is_of_state, load_state, manifest_key
+from fraud_ray.windows.state import LATEST, ROOT, history_key, latest_after, load_state, manifest_key
 
 
 @dataclass(frozen=True)
 class Kept:
-    """What lies below windows/<key>/. made: when the newest of it was written."""
+    """What lies below windows/<key>/, or some of it. made: when the newest of all was written."""
 
     key: str
     made: datetime
@@ -61,7 +60,7 @@ def prune(storage: Storage, max_staleness: timedelta) -> Pruned[Kept]:
     old = [one for one in list_kept(storage) if one.age >= max_staleness]
     idle = [one for one in old if one.key not in readers]
     needed = set(_needed(storage)) if idle else set()
-    parts = {one.key: tuple(p for p in one.parts if one.key not in needed or not is_of_state(p.key)) for one in idle}
+    parts = {one.key: tuple(p for p in one.parts if one.key not in needed or not _is_of_state(p)) for one in idle}
     gone = [replace(one, parts=parts[one.key]) for one in idle if parts[one.key]]
     lost = {one.key for one in gone} - needed
     markers = [marker for marker in storage.keys(LATEST) if marker.rpartition("-")[2] in lost]
@@ -72,6 +71,10 @@ def prune(storage: Storage, max_staleness: timedelta) -> Pruned[Kept]:
     storage.delete([key for key in found if key in manifests])
     storage.delete([key for key in found if key not in manifests])
     return Pruned(tuple(gone), len(markers) + len(found), tuple(readers[one.key] for one in old if one.key in readers))
+
+
+def _is_of_state(stored: Stored) -> bool:
+    return stored.key.split("/")[2] in ("state", "manifest.json")
 
 
 def _read_at_work(storage: Storage) -> Iterator[tuple[str, str]]:

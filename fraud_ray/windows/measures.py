@@ -44,19 +44,16 @@ def calendar(
     local = pc.cast(times, pa.int64()).to_numpy()
     since_midnight = local % DAY
     angle = since_midnight * (2 * np.pi / DAY)
-    of_kind: dict[str, Callable[[], npt.NDArray[np.generic]]] = {
-        "weekend": lambda: ((local // DAY + _EPOCH) % 7 >= _SATURDAY).astype(np.int8),
-        "night": lambda: (since_midnight < (windows.night_ends + 1) * _HOUR).astype(np.int8),
-        "hour_sin": lambda: np.sin(angle).astype(np.float32),
-        "hour_cos": lambda: np.cos(angle).astype(np.float32),
+    of_kind: dict[str, npt.NDArray[np.generic]] = {
+        "weekend": ((local // DAY + _EPOCH) % 7 >= _SATURDAY).astype(np.int8),
+        "night": (since_midnight < (windows.night_ends + 1) * _HOUR).astype(np.int8),
+        "hour_sin": np.sin(angle).astype(np.float32),
+        "hour_cos": np.cos(angle).astype(np.float32),
     }
-    return {name: of_kind[kind]() for name, kind in kinds.items()}
+    return {name: of_kind[kind] for name, kind in kinds.items()}
 
 
 def _count(timeline: Timeline, measure: Measure) -> Float64:
-    if measure.among == "all":
-        low, high = timeline.window(measure)
-        return (high - low + measure.current).astype(float)
     return timeline.total(measure, timeline.members(measure.among)).astype(float)
 
 
@@ -85,16 +82,13 @@ def _std(timeline: Timeline, measure: Measure) -> Float64:
     return np.sqrt(_ratio(spread, np.where(count > 1, count * (count - 1), 0))) / timeline.unit
 
 
-def _max(timeline: Timeline, measure: Measure) -> Float64:
-    return _largest(timeline, measure, timeline.values(*_of(measure)))
-
-
 def _min(timeline: Timeline, measure: Measure) -> Float64:
-    return -_largest(timeline, measure, -timeline.values(*_of(measure)))
+    return -_max(timeline, measure, sign=-1)
 
 
-def _largest(timeline: Timeline, measure: Measure, values: Float64) -> Float64:
+def _max(timeline: Timeline, measure: Measure, sign: int = 1) -> Float64:
     low, high = timeline.window(measure)
+    values = sign * timeline.values(*_of(measure))
     values = np.where(np.isnan(values), -np.inf, values)
     largest = _range_max(values, low, high)
     if measure.current:
@@ -193,8 +187,7 @@ def _deviations(timeline: Timeline, measure: Measure) -> Float64:
 
 
 def _own(timeline: Timeline, measure: Measure) -> Float64:
-    column, _ = _of(measure)
-    return timeline.values(column)[timeline.asked]
+    return timeline.values(_of(measure)[0])[timeline.asked]
 
 
 def _of(measure: Measure) -> tuple[str, str]:

@@ -26,7 +26,7 @@ import pyarrow.parquet as pq
 
 from fraud_ray.data.contract import Violation, check_columns
 from fraud_ray.data.keys import buckets_of
-from fraud_ray.data.source import Partition, harmonised, open_filesystem, read_partition
+from fraud_ray.data.source import Partition, open_filesystem, read_partition
 from fraud_ray.errors import DataError
 from fraud_ray.model.encoder import strings
 from fraud_ray.storage import Storage
@@ -90,8 +90,8 @@ def scatter(item: tuple[int, Partition], job: Job, round: int) -> Scattered:
         return Scattered(tuple(violations))
     needed, entities = _needed(table, definition), _entities(table, definition)
     identifier = definition.data.of_kind("id")
-    types = {} if identifier is None else {identifier: _type_of(needed[_ID])}
-    types |= {name: _type_of(of_rows) for name, of_rows in entities.items()}
+    named = entities if identifier is None else {identifier: needed[_ID], **entities}
+    types = {name: "integers" if pa.types.is_integer(held.type) else "text" for name, held in named.items()}
     groups = [group for group in definition.groups if group.round == round]
     earlier = _gathered(job, partition, index, {name for group in groups for name in group.window_columns})
     for group in groups:
@@ -143,7 +143,11 @@ def assemble(item: tuple[int, Partition], job: Job) -> None:
     filesystem, _ = open_filesystem(job.root)
     with filesystem.open_input_file(partition.path) as opened:
         table = pq.ParquetFile(opened).read(use_threads=False)
-    columns = _of_calendar(table, job, partition) if definition.calendar else {}
+    columns: dict[str, npt.NDArray[Any]] = {}
+    if definition.calendar:
+        stamp = definition.timestamp
+        times = read_partition(job.root, partition, definition.data, [stamp])[stamp]
+        columns |= calendar(definition.calendar, times, definition.windows)
     columns |= _gathered(job, partition, index, {m.name for group in definition.groups for m in group.measures})
     for name in definition.names:
         if name in table.column_names:
@@ -151,8 +155,7 @@ def assemble(item: tuple[int, Partition], job: Job) -> None:
                 f"{partition.shown}: column '{name}' is there already; give the one below windows.columns another name"
             )
         values = columns[name]
-        missing = np.isnan(values) if values.dtype == np.float32 else np.zeros(0, bool)
-        table = table.append_column(name, pa.array(values, mask=missing if missing.any() else None))
+        table = table.append_column(name, pa.array(values, from_pandas=True))
     sink = pa.BufferOutputStream()
     # Dictionaries of numbers that hardly repeat would take most of the time.
     texts = [name for name in table.column_names if pa.types.is_string(table.schema.field(name).type)]
@@ -181,15 +184,6 @@ def _gathered(job: Job, partition: Partition, index: int, wanted: Collection[str
     return columns
 
 
-def _of_calendar(table: pa.Table, job: Job, partition: Partition) -> dict[str, npt.NDArray[np.generic]]:
-    definition, name = job.definition, job.definition.timestamp
-    if name in table.column_names:
-        times = harmonised(table[name], "timestamp")
-    else:  # a hive key
-        times = read_partition(job.root, partition, definition.data, [name])[name]
-    return calendar(definition.calendar, times, definition.windows)
-
-
 def _checked(
     partition: Partition, root: str, definition: Definition, needs_labels: bool
 ) -> tuple[pa.Table, list[Violation]]:
@@ -202,11 +196,9 @@ def _checked(
 
 
 def _identity(needed: dict[str, pa.Array], entities: dict[str, pa.Array]) -> str:
-    digest = hashlib.sha256()
-    for columns in ({name: column for name, column in needed.items() if name != _LABEL}, entities):
-        if columns:
-            digest.update(_written([pa.record_batch(columns)]))
-    return digest.hexdigest()
+    unlabelled = {name: column for name, column in needed.items() if name != _LABEL}
+    written = [_written([pa.record_batch(columns)]) for columns in (unlabelled, entities) if columns]
+    return hashlib.sha256(b"".join(written)).hexdigest()
 
 
 def _entities(table: pa.Table, definition: Definition) -> dict[str, pa.Array]:
@@ -257,17 +249,13 @@ def names(column: pa.ChunkedArray) -> pa.Array:
     return pc.if_else(pc.equal(texts, ""), None, texts)
 
 
-def _type_of(names: pa.Array) -> str:
-    return "integers" if pa.types.is_integer(names.type) else "text"
-
-
 def _bucket_of(entities: pa.Array, buckets: int) -> npt.NDArray[np.int16]:
     """0 to buckets - 1, the same for the same entity in every process and for ever; `buckets` where it is missing."""
     if pa.types.is_integer(entities.type):
-        hashed = (pd.util.hash_array(pc.fill_null(entities, 0).to_numpy()) % np.uint64(buckets)).astype(np.int16)
+        hashed = pd.util.hash_array(pc.fill_null(entities, 0).to_numpy()) % np.uint64(buckets)
     else:
-        hashed = (buckets_of(pc.fill_null(entities, "")) % buckets).astype(np.int16)
-    return np.where(pc.is_valid(entities).to_numpy(zero_copy_only=False), hashed, np.int16(buckets))
+        hashed = buckets_of(pc.fill_null(entities, "")) % buckets
+    return np.where(pc.is_valid(entities).to_numpy(zero_copy_only=False), hashed, buckets).astype(np.int16)
 
 
 def _codes(values: pa.ChunkedArray) -> npt.NDArray[np.int32]:

@@ -5,7 +5,10 @@ extending it gives another one. Both lie, with the partitions that they came fro
 
 data/...           the partitions as they were, under the same names, with the window columns beside their own
 state/...          the transactions of each bucket of each entity
-manifest.json      written last: it is what makes the entry visible
+manifest.json      kept last: it is what makes the entry visible
+
+windows/latest/<fingerprint of the windows>/<time of the newest transaction>-<key> names a state all of whose columns
+have been used.
 """
 
 from __future__ import annotations
@@ -18,7 +21,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any
 
 import pyarrow as pa
 
@@ -34,6 +37,7 @@ from fraud_ray.windows.definition import Definition
 from fraud_ray.windows.passes import Job, Scattered, assemble, gather, scatter
 
 ROOT = "windows"
+LATEST = f"{ROOT}/latest"
 # Part of the key: raise it when the same data and declarations come to give other columns.
 VERSION = 1
 # Rows that a bucket holds, where the settings do not say how many buckets there are: some hundred bytes each.
@@ -42,9 +46,6 @@ ROWS_A_BUCKET = 500_000
 ROWS_A_TASK = 200_000
 
 _NEVER = -(2**62)  # microseconds since 1970
-
-Item = TypeVar("Item")
-Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -68,7 +69,7 @@ class State:
 
     @property
     def folder(self) -> str:
-        return _folder(self.key)
+        return f"{ROOT}/{self.key}"
 
 
 @dataclass(frozen=True)
@@ -123,89 +124,96 @@ def take_in(source: Source, settings: Settings, storage: Storage, progress: Prog
 
 def load_state(storage: Storage, key: str) -> State:
     """Raises DataError where there is none."""
-    manifest = storage.get_json(manifest_key(key))
+    manifest = storage.kept(manifest_key(key))
     if manifest is None:
         raise DataError(
-            f"no window state at {storage.path(_folder(key))}; compute the windows of the history first, or name the "
-            "storage.root below which that was done"
+            f"no window state at {storage.path(f'{ROOT}/{key}')}; compute the windows of the history first, or name "
+            "the storage.root below which that was done"
         )
     return State(**manifest)
 
 
-def add_windows(source: Source, definition: Definition, storage: Storage, update: Update) -> Windowed:
-    """Computes the windows of a whole history on Ray Data, or finds them computed from the same data.
-
-    update: gets rows done and rows in all, over all passes. Raises ContractViolation for columns that windows need
-    and that break the contract, DataError for values that cannot be summed exactly or a column's name that is taken.
-    """
-    return _computed(source, definition, storage, update, None, None)
+def make_latest(storage: Storage, state: State) -> None:
+    """Lets `latest_after` find the state: call it when nothing is left to be done with the columns made with it."""
+    newest = datetime.fromtimestamp(state.newest / 1e6, UTC)
+    storage.put(f"{LATEST}/{state.definition}/{newest:%Y%m%dT%H%M%S%f}-{state.key}", b"")
 
 
-def extend(
-    state: State,
+def latest_after(storage: Storage, state: State) -> State:
+    """The newest state made latest, of the same windows, that has counted all that this one has; else this one."""
+    for found in reversed(storage.keys(f"{LATEST}/{state.definition}")):
+        other = load_state(storage, found.rpartition("-")[2])
+        if other.newest < state.newest:
+            break
+        if other.counted.keys() >= state.counted.keys():
+            return other
+    return state
+
+
+def add_windows(
     source: Source,
     definition: Definition,
     storage: Storage,
     update: Update,
+    state: State | None = None,
     labels: pa.Table | None = None,
 ) -> Windowed:
-    """Computes the windows of partitions that follow a state, to the bit as a computation over everything would.
+    """Computes windows on Ray Data, or finds them computed from the same data.
 
-    labels: as `read_labels` gives them, of earlier transactions, known by now. Partitions may come without labels.
-    The same again, also after it was killed, is found or computed anew from the same state, so that nothing is counted
-    twice. Raises, beside what `add_windows` does, DataError for a partition that the state has counted, for one that
-    holds older transactions than the state, and for a state of other windows.
+    state: that the partitions follow, to the bit as a computation over everything would go on; by default the source is
+    a whole history. labels: id and label of transactions in the state, known by now; partitions that follow a state may
+    come without. The same again, also after it was killed, is found or computed anew from the same state, so that
+    nothing is counted twice. update: gets rows done and rows in all, over all passes.
+    Raises ContractViolation for columns that windows need and that break the contract; DataError for values that cannot
+    be summed exactly, a column's name that is taken, a partition that the state has counted or that holds older
+    transactions than the state, and for a state of other windows.
     """
-    if state.definition != definition.fingerprint():
+    if state is not None and state.definition != definition.fingerprint():
         raise DataError(
             f"the window state {storage.path(state.folder)} is of other windows than the model's; compute the windows "
             "of the history with the model's own declarations first"
         )
-    return _computed(source, definition, storage, update, state, labels)
-
-
-def _computed(
-    source: Source,
-    definition: Definition,
-    storage: Storage,
-    update: Update,
-    state: State | None,
-    labels: pa.Table | None,
-) -> Windowed:
     key = _key(source.fingerprint, definition, state, labels)
-    root = storage.path(f"{_folder(key)}/data")
+    folder = f"{ROOT}/{key}"
+    root = storage.path(f"{folder}/data")
     # Pruning leaves a state that is needed without the partitions.
-    if storage.exists(manifest_key(key)) and len(storage.keys(f"{_folder(key)}/data")) == len(source.partitions):
+    if storage.kept(manifest_key(key)) and len(storage.keys(f"{folder}/data")) == len(source.partitions):
         return Windowed(root, load_state(storage, key), cached=True)
     if state is None:
-        before = State(key, definition.fingerprint(), _buckets(source, definition), _NEVER, {}, {}, None)
+        buckets = definition.windows.buckets or min(math.ceil(source.rows / ROWS_A_BUCKET), BUCKETS)
+        after = State(key, definition.fingerprint(), buckets, _NEVER, {}, {}, None)
     else:
-        before = replace(state, key=key, parent=state.key)
-    scratch = f"{_folder(key)}/scratch/{uuid.uuid4().hex}"  # another process may be at the same work
+        after = replace(state, key=key, parent=state.key)
+    scratch = f"{folder}/scratch/{uuid.uuid4().hex}"  # another process may be at the same work
     filled = tuple(i for i, partition in enumerate(source.partitions) if partition.rows)
-    job = Job(source.root, filled, definition, before.buckets, storage, _folder(key), scratch, needs_labels=not state)
-    steps = _Passes(source, definition.rounds, update)
+    job = Job(source.root, filled, definition, after.buckets, storage, folder, scratch, needs_labels=not state)
     items = list(enumerate(source.partitions))
     rows = [partition.rows for partition in source.partitions]
+    done, total = 0, (2 * definition.rounds + 1) * source.rows
+
+    def run(name: str, function: Callable[[Any], Any], items: Sequence[Any], weights: Sequence[int]) -> list[Any]:
+        """Results in the order of the items."""
+        nonlocal done
+        results: dict[int, Any] = {}
+        for position, result in map_tasks(function, items, weights, ROWS_A_TASK):
+            results[position] = result
+            done = min(done + weights[position], total)
+            update(done, total, name)
+        return [results[position] for position in range(len(items))]
+
     try:
-        after = before
         for round in range(definition.rounds):
-            scattered = steps.run("scatter", partial(scatter, job=job, round=round), items, rows)
+            scattered = run("scatter", partial(scatter, job=job, round=round), items, rows)
             if round == 0:
-                after = _count(source, scattered, before)
-            gathering = partial(
-                gather,
-                job=job,
-                newest=after.newest,
-                state=state.folder if state else None,
-                labels=labels,
-            )
+                after = _count(source, scattered, after)
+            before = None if state is None else state.folder
+            gathering = partial(gather, job=job, newest=after.newest, state=before, labels=labels)
             tasks = [task for task, (group, _) in enumerate(job.tasks) if group.round == round]
-            steps.run("gather", gathering, tasks, [math.ceil(source.rows / max(len(tasks), 1))] * len(tasks))
-        steps.run("assemble", partial(assemble, job=job), items, rows)
+            run("gather", gathering, tasks, [math.ceil(source.rows / max(len(tasks), 1))] * len(tasks))
+        run("assemble", partial(assemble, job=job), items, rows)
     finally:
         storage.delete(storage.keys(scratch))
-    storage.put_json(manifest_key(key), asdict(after))
+    storage.keep(manifest_key(key), asdict(after))
     return Windowed(root, after, cached=False)
 
 
@@ -240,24 +248,6 @@ def _count(source: Source, found: Sequence[Scattered], before: State) -> State:
     return replace(before, newest=newest, types=types, counted=counted, files=files)
 
 
-class _Passes:
-    """Runs the passes, and tells how many of their rows are done."""
-
-    def __init__(self, source: Source, rounds: int, update: Update) -> None:
-        self.update, self.total, self.done = update, (2 * rounds + 1) * source.rows, 0
-
-    def run(
-        self, name: str, function: Callable[[Item], Result], items: Sequence[Item], weights: Sequence[int]
-    ) -> list[Result]:
-        """The results in the order of the items."""
-        results: dict[int, Result] = {}
-        for position, result in map_tasks(function, items, weights, ROWS_A_TASK):
-            results[position] = result
-            self.done = min(self.done + weights[position], self.total)
-            self.update(self.done, self.total, name)
-        return [results[position] for position in range(len(items))]
-
-
 def history_key(fingerprint: str, definition: Definition) -> str:
     """Under what key `add_windows` keeps the windows of a source with this fingerprint."""
     return _key(fingerprint, definition, None, None)
@@ -265,12 +255,7 @@ def history_key(fingerprint: str, definition: Definition) -> str:
 
 def manifest_key(key: str) -> str:
     """Where the manifest of an entry lies, which makes it visible."""
-    return f"{_folder(key)}/manifest.json"
-
-
-def is_of_state(stored: str) -> bool:
-    """Whether what lies at a key below windows/<key>/ belongs to the state, and not to the partitions beside it."""
-    return stored.split("/")[2] in ("state", "manifest.json")
+    return f"{ROOT}/{key}/manifest.json"
 
 
 def _key(fingerprint: str, definition: Definition, state: State | None, labels: pa.Table | None) -> str:
@@ -281,14 +266,6 @@ def _key(fingerprint: str, definition: Definition, state: State | None, labels: 
             digest.update(json.dumps(labels[name].to_pylist()).encode())
     relevant = [VERSION, fingerprint, definition.fingerprint(), state.key if state else None, digest.hexdigest()]
     return hashlib.sha256(json.dumps(relevant).encode()).hexdigest()
-
-
-def _buckets(source: Source, definition: Definition) -> int:
-    return definition.windows.buckets or min(math.ceil(source.rows / ROWS_A_BUCKET), BUCKETS)
-
-
-def _folder(key: str) -> str:
-    return f"{ROOT}/{key}"
 
 
 def _shown(microseconds: int) -> str:

@@ -100,23 +100,18 @@ class Timeline:
         begins[1:] = (self.entity[1:] != self.entity[:-1]) | (self.time[1:] != self.time[:-1])
         return np.maximum.accumulate(np.where(begins, np.arange(len(begins)), 0))
 
-    @cached_property
-    def fraud(self) -> Mask:
-        return self._rows.fraud[self.order]
-
     def is_among(self, among: str) -> Mask:
         """Which rows count, shape (rows,): all, or by their label."""
-        return {"all": np.ones(len(self.time), bool), "frauds": self.fraud, "legitimate": ~self.fraud}[among]
+        fraud = self._rows.fraud[self.order]
+        return {"all": np.ones(len(fraud), bool), "frauds": fraud, "legitimate": ~fraud}[among]
 
     def values(self, column: str, among: str = "all") -> Float64:
         """Shape (rows,); NaN also for rows that do not count."""
-        values = self._rows.values[column][self.order]
-        return values if among == "all" else np.where(self.is_among(among), values, np.nan)
+        return np.where(self.is_among(among), self._rows.values[column][self.order], np.nan)
 
-    def texts(self, column: str, among: str = "all") -> Int32:
+    def texts(self, column: str, among: str) -> Int32:
         """Codes, shape (rows,); -1 also for rows that do not count."""
-        codes = self._rows.texts[column][self.order]
-        return codes if among == "all" else np.where(self.is_among(among), codes, np.int32(-1))
+        return np.where(self.is_among(among), self._rows.texts[column][self.order], np.int32(-1))
 
     def _members(self, among: str) -> Int64:
         """Running number of rows that count."""

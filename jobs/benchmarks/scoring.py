@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 import shutil
 import time
-from collections.abc import Callable, Sequence
-from functools import lru_cache
+from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import ray
 
-from benchmarks.harness import Row, Target, in_turn, one_thread
+from benchmarks.harness import Row, Sample, Target, Unit, in_turn, one_thread
 from benchmarks.training import products_per_second
 from benchmarks.world import MILLION, World
 from fraud_ray.data.rows import Rows
@@ -45,42 +45,23 @@ def in_memory(world: World) -> list[Row]:
     model = _pyfunc(world)
     batch_size = _best_batch(model, few)
 
-    def measured(work: Callable[[], Any], rows: int) -> Callable[[], float]:
-        def run() -> float:
-            began = time.perf_counter()
-            work()
-            return rows / (time.perf_counter() - began)
-
-        return run
-
     with one_thread():
         samples = in_turn(
             {
-                "ours": measured(lambda: scorer.score(table), len(features)),
-                "torch": measured(lambda: network_logits(network, encoded), len(features)),
-                "pyfunc": measured(lambda: _predict(model, few, batch_size), len(few)),
+                "ours": _rate(lambda: scorer.score(table), len(features)),
+                "torch": _rate(lambda: network_logits(network, encoded), len(features)),
+                "pyfunc": _rate(lambda: _predict(model, few, batch_size), len(few)),
             },
             repeats=3,
         )
         inputs = features.shape[1] + sum(bundle.encoder.code_sizes)
         products = products_per_second(8_192, inputs, backward=False)
 
-    def row(peer: str, name: str, bound: float, note: str) -> Row:
-        return Row.between(
-            "score, in memory",
-            "rows/s",
-            samples["ours"],
-            samples[peer],
-            name,
-            Target(">=", bound),
-            limit=products,
-            limit_name="its matrix products",
-            note=note,
-        )
-
+    row = partial(_row, "score, in memory", "rows/s", samples, limit=products, limit_name="its matrix products")
+    note = f"one thread; peer: {len(few):,} rows, its best batch of {batch_size:,}"
     return [
-        row("torch", "torch's bare forward on encoded rows", 0.8, "2 M rows, one thread"),
-        row("pyfunc", "mlflow.pyfunc", 3, f"one thread; peer: {len(few):,} rows, its best batch of {batch_size:,}"),
+        row("torch", "torch's bare forward on encoded rows", 0.8, note="2 M rows, one thread"),
+        row("pyfunc", "mlflow.pyfunc", 3, note=note),
     ]
 
 
@@ -107,22 +88,13 @@ def partitions(world: World) -> list[Row]:
 
     samples = in_turn({"ours": ours, "copy": copy, "pyfunc": pyfunc}, repeats=3)
 
-    def row(peer: str, name: str, bound: float, note: str) -> Row:
-        return Row.between(
-            "score, parquet to parquet",
-            "s",
-            samples["ours"],
-            samples[peer],
-            name,
-            Target(">=", bound),
-            limit=samples["copy"].median,
-            limit_name="read and write",
-            note=note,
-        )
-
+    limit = samples["copy"].median
+    row = partial(_row, "score, parquet to parquet", "s", samples, limit=limit, limit_name="read and write")
+    whole = f"10 M rows, {len(files)} files, all CPUs"
+    scaled = f"peer: {PEERS_FILES} files, scaled, its best batch of {batch_size:,}"
     return [
-        row("copy", "reading and writing the partitions", 0.5, f"10 M rows, {len(files)} files, all CPUs"),
-        row("pyfunc", "mlflow.pyfunc", 3, f"peer: {PEERS_FILES} files, scaled, its best batch of {batch_size:,}"),
+        row("copy", "reading and writing the partitions", 0.5, note=whole),
+        row("pyfunc", "mlflow.pyfunc", 3, note=scaled),
     ]
 
 
@@ -141,6 +113,19 @@ def one_row(world: World) -> list[Row]:
         return Row(f"score, one row, {name}", "ms", *times, "mlflow.pyfunc", target=target, note=f"{CALLS:,} calls")
 
     return [row("median", 50, 0.1), row("99th percentile", 99, 1)]
+
+
+def _rate(work: Callable[[], Any], rows: int) -> Callable[[], float]:
+    def measured() -> float:
+        began = time.perf_counter()
+        work()
+        return rows / (time.perf_counter() - began)
+
+    return measured
+
+
+def _row(stage: str, unit: Unit, samples: Mapping[str, Sample], peer: str, name: str, bound: float, **more: Any) -> Row:
+    return Row.between(stage, unit, samples["ours"], samples[peer], name, Target(">=", bound), **more)
 
 
 def _raw(cards: Path, columns: Sequence[FeatureColumn]) -> pa.Table:
