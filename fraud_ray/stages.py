@@ -409,7 +409,7 @@ class Stages:
         with tempfile.TemporaryDirectory() as scratch:
             bundle = fetch_bundle(self.storage, self.run.key("bundle"), Path(scratch))
             registered: RegisteredVersion = self.writer.submit(
-                register, self.tracked.result(), bundle, example, made.evaluation.metrics, tags, card
+                register, self.tracked.result(), bundle, example, tags, card
             ).result()
             return registered
 

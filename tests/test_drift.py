@@ -226,7 +226,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (bundle / "profile.json").write_text(json.dumps(profile.to_json()))
     root.mkdir()
     run = connect(settings_of(root, root).registry).start("first", {})
-    register(run, bundle, example(), {"average_precision": 0.5})
+    register(run, bundle, example())
     return root
 
 
