@@ -13,21 +13,24 @@ from typing import Any
 import ray
 
 from fraud_ray.data import cache
+from fraud_ray.data.baseline import measure_drift
 from fraud_ray.data.contract import Census, validate
 from fraud_ray.data.drift import Drift
 from fraud_ray.data.folds import Folds, plan_folds
 from fraud_ray.data.prepare import Prepared, prepare
+from fraud_ray.data.rows import load, raw_table
 from fraud_ray.data.source import Source
-from fraud_ray.decision.comparison import Comparison
+from fraud_ray.decision.bootstrap import Scored
+from fraud_ray.decision.comparison import Comparison, compare
 from fraud_ray.decision.curves import Curves
-from fraud_ray.decision.evaluate import Evaluation
+from fraud_ray.decision.evaluate import Evaluation, evaluate
 from fraud_ray.decision.gate import GateDecision, decide
 from fraud_ray.errors import DriftError, FraudRayError
 from fraud_ray.intake import with_windows
+from fraud_ray.model.bundle import open_graph
 from fraud_ray.progress import Progress, Stage, counted
-from fraud_ray.registry.champion import compare_with_champion, evaluate_champion
+from fraud_ray.registry.champion import open_champion
 from fraud_ray.registry.promotion import promote, record_registration, record_run
-from fraud_ray.registry.reference import measure_drift, of_champion
 from fraud_ray.registry.tracking import Dataset, TrackedRun, connect
 from fraud_ray.registry.versions import CHAMPION, RegisteredVersion, champion, register
 from fraud_ray.report.card import model_card
@@ -156,15 +159,16 @@ class Stages:
         """
         tracking = self.tracked.result().tracking  # a server out of reach is found before anything is computed for it
         action, is_measured = self.settings.drift.action, self.run.has("drift")
-        reference = None if is_measured or action == "ignore" else of_champion(tracking)
-        if action == "ignore" or (reference is None and not is_measured):
+        known = None if is_measured or action == "ignore" else open_champion(tracking)
+        baseline = known.baseline if known else None
+        if action == "ignore" or (baseline is None and not is_measured):
             self._stop_after("drift")
             return None
         with self._stage("drift") as stage:
 
             def compute() -> Drift:
-                assert reference is not None, "there is one where nothing is measured yet"
-                drift = measure_drift(reference, self.data, self.settings, stage.update)
+                assert baseline is not None, "there is one where nothing is measured yet"
+                drift = measure_drift(baseline, self.data, self.settings, stage.update)
                 self.storage.put_json(self.run.key("drift.json"), drift.to_json())
                 self.storage.put(self.run.key("drift.svg"), draw(drift, "svg"))
                 return drift
@@ -262,11 +266,12 @@ class Stages:
         with self._stage("gate") as stage:
 
             def compute() -> GateDecision:
-                gate = self.settings.gate
-                rival = None
-                if gate.beats_champion:
-                    tracking = self.tracked.result().tracking
-                    rival = evaluate_champion(tracking, self.storage, prepared.final, self.settings.decision)
+                gate, holdout, rival = self.settings.gate, prepared.final.holdout, None
+                known = open_champion(self.tracked.result().tracking) if gate.beats_champion else None
+                if known is not None:
+                    probabilities, threshold = known.score(raw_table(self.storage, holdout))
+                    quick = self.settings.decision.model_copy(update={"bootstrap_repeats": 0})
+                    rival = evaluate(probabilities, load(self.storage, holdout, with_roles=True), threshold, quick)
                 return decide(evaluation, gate, rival)
 
             decision = self.run.once("gate", compute, GateDecision.to_json, GateDecision.from_json)
@@ -300,9 +305,15 @@ class Stages:
             tracking = self.tracked.result().tracking
 
             def compute() -> Comparison | None:
+                known, holdout = open_champion(tracking), made.prepared.final.holdout
+                if known is None:
+                    return None
                 with tempfile.TemporaryDirectory() as scratch:
-                    bundle = fetch_bundle(self.storage, self.run.key("bundle"), Path(scratch))
-                    return compare_with_champion(tracking, self.storage, made.prepared.final, bundle, self.settings)
+                    scorer = open_graph(fetch_bundle(self.storage, self.run.key("bundle"), Path(scratch)))
+                raw, rows = raw_table(self.storage, holdout), load(self.storage, holdout, with_roles=True)
+                challenger, stays = Scored(scorer.score(raw), scorer.threshold), Scored(*known.score(raw))
+                entity = rows.roles.get("entity")
+                return compare(challenger, stays, known.version.version, rows.label, entity, self.settings)
 
             comparison = self.run.once(
                 "challenge",

@@ -19,6 +19,7 @@ from typer.testing import CliRunner, Result
 
 from fraud_ray import pipeline, stages
 from fraud_ray.cli import app
+from fraud_ray.data.baseline import measure_drift
 from fraud_ray.data.contract import ContractViolation
 from fraud_ray.data.drift import FRAUD_RATE, SCORE, Drift, compare
 from fraud_ray.data.profiling import profile_partitions
@@ -27,9 +28,8 @@ from fraud_ray.data.source import open_source
 from fraud_ray.errors import DataError, DriftError
 from fraud_ray.model.bundle import open_graph
 from fraud_ray.model.encoder import FeatureColumn
-from fraud_ray.model.profile import Profile
+from fraud_ray.model.profile import Baseline, Profile
 from fraud_ray.progress import Quiet
-from fraud_ray.registry.reference import Reference, measure_drift
 from fraud_ray.registry.tracking import connect
 from fraud_ray.registry.versions import register
 from fraud_ray.settings import DriftSettings, Settings, SimulateSettings, load_settings
@@ -205,8 +205,8 @@ def test_columns_that_settings_and_reference_do_not_share_are_named_and_not_comp
     write_days(tmp_path / "data", 2)
     write_bundle(tmp_path / "bundle")
     given = card_settings(tmp_path / "data")
-    reference = Reference("a bundle", profiled(table(500)), (tmp_path / "bundle/model.onnx").read_bytes())
-    drift = measure_drift(reference, open_source(given.data), given, quiet)
+    baseline = Baseline("a bundle", profiled(table(500)), (tmp_path / "bundle/model.onnx").read_bytes())
+    drift = measure_drift(baseline, open_source(given.data), given, quiet)
     assert {column.name for column in drift.columns} == {"amount", FRAUD_RATE}
     assert set(drift.not_compared) == {"night", "merchant", "distance", "category", "online"}
 

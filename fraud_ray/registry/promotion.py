@@ -237,8 +237,4 @@ def _champions(model: RegisteredModel) -> dict[str, Any]:
 
 
 def _there(tracking: Tracking, model: RegisteredModel) -> str:
-    versions = sorted(version.version for version in list_versions(tracking))
-    held = {version: ", ".join(model.aliases_of(version)) for version in versions}
-    return "there is " + ", ".join(
-        f"{version} ({held[version]})" if held[version] else str(version) for version in held
-    )
+    return "there is " + ", ".join(model.shown(version.version) for version in reversed(list_versions(tracking)))

@@ -64,6 +64,11 @@ class RegisteredModel:
     def aliases_of(self, version: int) -> tuple[str, ...]:
         return tuple(alias for alias, holder in self.aliases.items() if holder == version)
 
+    def shown(self, version: int) -> str:
+        """A version with its aliases, for messages: 3 (challenger)."""
+        held = ", ".join(self.aliases_of(version))
+        return f"{version} ({held})" if held else str(version)
+
 
 def register(
     run: TrackedRun,
@@ -176,7 +181,8 @@ def fetch(registry: RegistrySettings, uri: str, folder: Path) -> tuple[Registere
         number = model.aliases.get(alias)
     found = next((version for version in versions if str(version.version) == str(number)), None)
     if found is None:
-        raise FraudRayError(f"{uri} does not exist: {_what_there_is(tracking, name, versions)}")
+        shown = [model.shown(version.version) for version in versions] if model else []
+        raise FraudRayError(f"{uri} does not exist: {_what_there_is(tracking, name, shown)}")
     return found, download(tracking, found, folder)
 
 
@@ -232,13 +238,12 @@ def _create_registered_model(tracking: Tracking) -> None:
             raise
 
 
-def _what_there_is(tracking: Tracking, name: str, versions: Sequence[RegisteredVersion]) -> str:
+def _what_there_is(tracking: Tracking, name: str, versions: Sequence[str]) -> str:
     where = f"the registry at {without_passwords(tracking.uri)}"
     if versions:
-        listed = ", ".join(f"{v.version} ({v.alias})" if v.alias else str(v.version) for v in versions)
         return (
-            f"{where} has versions {listed} of '{name}'. `fraud-ray models promote` makes one of them champion, "
-            "`fraud-ray run -c FILE` registers another"
+            f"{where} has versions {', '.join(versions)} of '{name}'. `fraud-ray models promote` makes one of them "
+            "champion, `fraud-ray run -c FILE` registers another"
         )
     with tracking.reported():
         others = ", ".join(sorted(model.name for model in tracking.client.search_registered_models()))
