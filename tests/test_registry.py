@@ -232,6 +232,18 @@ def test_a_repeat_after_a_step_broke_makes_no_second_version(tracking, bundle, m
     assert register(run, bundle, example()).created is False
 
 
+def test_a_version_that_mlflows_client_made_twice_is_one(tracking, bundle, monkeypatch):
+    creates = MlflowClient.create_model_version
+
+    def twice(*arguments, **options):
+        creates(*arguments, **options)
+        return creates(*arguments, **options)
+
+    monkeypatch.setattr(MlflowClient, "create_model_version", twice)
+    assert register(started(tracking), bundle, example()).version == 1
+    assert [version.version for version in list_versions(tracking)] == [1]
+
+
 def test_a_repeat_takes_no_alias_back(tracking, bundle):
     register(started(tracking, "run-1"), bundle, example())
     second = register(started(tracking, "run-2"), bundle, example())

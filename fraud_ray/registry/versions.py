@@ -85,21 +85,25 @@ def register(
     """
     tracking, client, name = run.tracking, run.tracking.client, run.tracking.registry.model_name
     with tracking.reported():
-        found = _search(tracking, f"name = '{name}' and tags.`{RUN_TAG}` = '{run.name}'")
-        version = min(found, key=lambda version: int(version.version), default=None)
-        created = version is None
-        if version is None:
+        versions = _versions_of(run)
+        created = not versions
+        if created:
             with tempfile.TemporaryDirectory() as scratch:
                 write_model(Path(bundle), example, f"{scratch}/{_FOLDER}", run.id)
                 client.log_artifacts(run.id, f"{scratch}/{_FOLDER}", _FOLDER)
             _create_registered_model(tracking)
-            version = client.create_model_version(
+            client.create_model_version(
                 name,
                 source=f"{run.run.info.artifact_uri}/{_FOLDER}",
                 run_id=run.id,
                 tags={**(tags or {}), RUN_TAG: run.name},
                 description=description,
             )
+            versions = _versions_of(run)
+        version, *twice = versions
+        for surplus in twice:  # MLflow's client asks again by itself where the answer to a request was lost
+            if surplus.run_id == run.id and ALIAS_TAG not in surplus.tags:
+                client.delete_model_version(name, surplus.version)
         number, aliases = int(version.version), existing_model(tracking).aliases
         if ALIAS_TAG not in version.tags:
             alias = CHAMPION if aliases.get(CHAMPION, number) == number else CHALLENGER
@@ -211,6 +215,13 @@ def write_model(bundle: Path, example: pd.DataFrame, folder: str, run_id: str | 
         metadata={"columns": kinds, "threshold": float(stored["threshold"])},
         mlflow_model=Model(run_id=run_id),
     )
+
+
+def _versions_of(run: TrackedRun) -> list[ModelVersion]:
+    """The versions that this run made, the first one first."""
+    name = run.tracking.registry.model_name
+    found = _search(run.tracking, f"name = '{name}' and tags.`{RUN_TAG}` = '{run.name}'")
+    return sorted(found, key=lambda version: int(version.version))
 
 
 def _search(tracking: Tracking, condition: str) -> list[ModelVersion]:
