@@ -15,12 +15,14 @@ from pathlib import Path
 import mlflow.models
 import mlflow.pyfunc
 import pandas as pd
+import pyarrow as pa
 import pytest
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
-from fraud_ray.errors import ServerError, SettingsError
+from fraud_ray.errors import FraudRayError, ServerError, SettingsError
 from fraud_ray.registry import server
+from fraud_ray.registry.champion import open_champion
 from fraud_ray.registry.server import ui_command
 from fraud_ray.registry.tracking import Dataset, TrackedRun, Tracking, connect
 from fraud_ray.registry.versions import champion, download, list_versions, register
@@ -272,6 +274,20 @@ def test_a_version_gives_back_its_whole_bundle(tracking, bundle, tmp_path):
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == {
         path.name: path.read_bytes() for path in bundle.iterdir()
     }
+
+
+def test_the_champion_scores_rows_that_have_its_columns_and_names_those_that_lack(tracking, bundle):
+    assert open_champion(tracking) is None
+    register(started(tracking), bundle, example())
+    held = open_champion(tracking)
+    assert held is not None
+    assert (held.version.version, held.baseline) == (1, None)
+    rows = pa.table({"amount": [250.0], "night": [True], "merchant": ["shop"], "card": [1]})
+    probabilities, threshold = held.score(rows)
+    assert probabilities[0] == pytest.approx(expected(250, 1, "shop"), rel=1e-6)
+    assert threshold == THRESHOLD
+    with pytest.raises(FraudRayError, match=r"version 1 of .*, reads night, merchant, which data\.columns does not"):
+        held.score(rows.select(["amount"]))
 
 
 def test_an_experiment_that_somebody_else_creates_meanwhile_is_used(tracking, monkeypatch):
