@@ -79,7 +79,7 @@ class Lease:
     run: str
     number: int
     holder: Holder
-    _ended: threading.Event = field(default_factory=threading.Event)
+    ended: threading.Event = field(default_factory=threading.Event)
 
     def check(self) -> None:
         """Raises RunHeldError if another process has taken over since, as it may after a long silence of this one."""
@@ -90,14 +90,16 @@ class Lease:
                 f"for {LAPSE_S:.0f} s; this process stops"
             )
 
-    def _write(self, released: bool = False) -> None:
+    def write(self, released: bool = False) -> None:
+        """Renews it, or lets go of it."""
         self.holder = replace(self.holder, heartbeat=time.time(), released=released)
         self.storage.put_json(_key(self.run, self.number), asdict(self.holder))
 
-    def _renew(self) -> None:
-        while not self._ended.wait(RENEWAL_S):
+    def renew(self) -> None:
+        """Writes it again and again until it has ended."""
+        while not self.ended.wait(RENEWAL_S):
             try:
-                self._write()
+                self.write()
             except ServerError:  # a storage that stays away lets the lease lapse, which `check` then finds
                 continue
 
@@ -106,14 +108,14 @@ class Lease:
 def hold(storage: Storage, run: str) -> Iterator[Lease]:
     """The lease of a run for as long as the context lasts; raises RunHeldError where a living process has it."""
     lease = _acquire(storage, run)
-    renewing = threading.Thread(target=lease._renew, name=f"lease of {run}", daemon=True)
+    renewing = threading.Thread(target=lease.renew, name=f"lease of {run}", daemon=True)
     renewing.start()
     try:
         yield lease
     finally:
-        lease._ended.set()
+        lease.ended.set()
         renewing.join()
-        lease._write(released=True)
+        lease.write(released=True)
 
 
 def holder_of(storage: Storage, run: str) -> Holder | None:

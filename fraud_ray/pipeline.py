@@ -51,6 +51,7 @@ def run(loaded: Loaded, progress: Progress, until: str | None = None, retrain: b
 
 def _train(run: Run, loaded: Loaded, source: Source, mlflow: Writer, retrain: bool) -> Outcome:
     from fraud_ray.conclusion import conclude
+    from fraud_ray.data.baseline import measure_drift
     from fraud_ray.data.cache import claim
     from fraud_ray.data.contract import validate
     from fraud_ray.data.drift import Drift
@@ -59,9 +60,8 @@ def _train(run: Run, loaded: Loaded, source: Source, mlflow: Writer, retrain: bo
     from fraud_ray.decision.comparison import Comparison
     from fraud_ray.decision.evaluate import Evaluation
     from fraud_ray.decision.gate import GateDecision, decide
-    from fraud_ray.registry.champion import compare_with_champion, evaluate_champion
+    from fraud_ray.registry.champion import compare_with_champion, evaluate_champion, open_champion
     from fraud_ray.registry.promotion import promote_if_better, record_registration
-    from fraud_ray.registry.reference import measure_drift, of_champion
     from fraud_ray.registry.versions import CHAMPION, RegisteredVersion, register_stored
     from fraud_ray.report.card import model_card
     from fraud_ray.report.drift import draw
@@ -82,9 +82,9 @@ def _train(run: Run, loaded: Loaded, source: Source, mlflow: Writer, retrain: bo
         "plan", lambda _: plan_folds(census, settings.folds), say=lambda folds: run.announce(folds, *notes)
     )
 
-    known = None if settings.drift.action == "ignore" or run.has("drift") else of_champion(tracking)
-    drift = None
-    if known or run.has("drift"):
+    known = None if settings.drift.action == "ignore" or run.has("drift") else open_champion(tracking)
+    baseline, drift = known.baseline if known else None, None
+    if baseline or run.has("drift"):
 
         def heed(drift: Drift) -> str:
             storage.put(run.key("drift.svg"), draw(drift, "svg"))
@@ -92,7 +92,7 @@ def _train(run: Run, loaded: Loaded, source: Source, mlflow: Writer, retrain: bo
             run.plan += drift.heed(settings.drift.action, f"{run.folder}/drift.svg")
             return drift.verdict
 
-        drift = run.stage("drift", partial(measure_drift, known, data, settings), Drift, say=heed)
+        drift = run.stage("drift", partial(measure_drift, baseline, data, settings), Drift, say=heed)
 
     prepared = run.stage("prepare", partial(prepare, data, folds, settings, storage))
     claim(storage, run.name, prepared.key, prepared.writer, is_new=not prepared.cached)
@@ -129,7 +129,7 @@ def _train(run: Run, loaded: Loaded, source: Source, mlflow: Writer, retrain: bo
     version = comparison = None
     if decision.passed:
         example, tags = prepared.final.encoder.typical_rows().to_pandas(), {"fraud_ray.fingerprint": source.fingerprint}
-        told = example, evaluation.metrics, {**tags, "fraud_ray.settings": settings_hash(settings)}, model_card(values)
+        told = example, {**tags, "fraud_ray.settings": settings_hash(settings)}, model_card(values)
         register = partial(mlflow.ask, register_stored, storage, run.key("bundle"), *told)
         version = run.stage("register", lambda _: register(), RegisteredVersion)
         mlflow.ask(record_registration, storage, version)

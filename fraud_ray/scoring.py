@@ -114,7 +114,7 @@ def open_model(uri: str, registry: RegistrySettings, with_reasons: bool = False)
     Raises FraudRayError where there is none, which says how to get one.
     """
     if uri.startswith("models:"):
-        from fraud_ray.registry.lookup import fetch  # MLflow takes a second to import
+        from fraud_ray.registry.versions import fetch  # MLflow takes a second to import
 
         with tempfile.TemporaryDirectory() as scratch:
             version, bundle = fetch(registry, uri, Path(scratch))

@@ -8,39 +8,27 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import boto3
 import pytest
-from moto.server import ThreadedMotoServer
 
 from fraud_ray.errors import FraudRayError, SettingsError
 from fraud_ray.registry import audit
 from fraud_ray.registry.audit import Anchor, Fault, Record, append, newest, read, read_all, verify
 from fraud_ray.storage import Storage
+from tests.stores import s3
 
 
 @pytest.fixture(scope="module")
-def s3() -> Iterator[str]:
-    """The URL of a server that answers as S3 does."""
-    server = ThreadedMotoServer(port=0, verbose=False)
-    server.start()
-    yield "http://{}:{}".format(*server.get_host_and_port())
-    server.stop()
+def buckets() -> Iterator[dict[str, str]]:
+    """The environment in which the bucket `audit` is found."""
+    with s3("audit") as environment:
+        yield environment
 
 
 @pytest.fixture
-def bucket(s3: str, monkeypatch: pytest.MonkeyPatch) -> Storage:
-    environment = {
-        "AWS_ENDPOINT_URL": s3,
-        "AWS_ALLOW_HTTP": "true",
-        "AWS_ACCESS_KEY_ID": "test",
-        "AWS_SECRET_ACCESS_KEY": "test",
-        "AWS_REGION": "us-east-1",
-    }
-    for name, value in environment.items():
+def bucket(buckets: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> Storage:
+    for name, value in buckets.items():
         monkeypatch.setenv(name, value)
-    name = f"audit-{uuid.uuid4().hex}"
-    boto3.client("s3", endpoint_url=s3, region_name="us-east-1").create_bucket(Bucket=name)
-    return Storage.at(f"s3://{name}/fraud")
+    return Storage.at(f"s3://audit/{uuid.uuid4().hex}")
 
 
 @pytest.fixture

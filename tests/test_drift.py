@@ -19,6 +19,8 @@ from typer.testing import CliRunner, Result
 
 from fraud_ray import pipeline
 from fraud_ray.cli import app
+from fraud_ray.data import baseline as baselines
+from fraud_ray.data.baseline import measure_drift
 from fraud_ray.data.contract import ContractViolation
 from fraud_ray.data.drift import FRAUD_RATE, SCORE, Drift, compare
 from fraud_ray.data.profiling import profile_partitions
@@ -27,10 +29,8 @@ from fraud_ray.data.source import open_source
 from fraud_ray.errors import DataError, DriftError
 from fraud_ray.model.bundle import open_graph
 from fraud_ray.model.encoder import FeatureColumn
-from fraud_ray.model.profile import Profile
+from fraud_ray.model.profile import Baseline, Profile
 from fraud_ray.progress import Quiet
-from fraud_ray.registry import reference
-from fraud_ray.registry.reference import Reference, measure_drift
 from fraud_ray.registry.tracking import connect
 from fraud_ray.registry.versions import register
 from fraud_ray.settings import DriftSettings, Settings, SimulateSettings, load_settings
@@ -206,8 +206,8 @@ def test_columns_that_settings_and_reference_do_not_share_are_named_and_not_comp
     write_days(tmp_path / "data", 2)
     write_bundle(tmp_path / "bundle")
     given = card_settings(tmp_path / "data")
-    reference = Reference("a bundle", profiled(table(500)), (tmp_path / "bundle/model.onnx").read_bytes())
-    drift = measure_drift(reference, open_source(given.data), given, quiet)
+    baseline = Baseline("a bundle", profiled(table(500)), (tmp_path / "bundle/model.onnx").read_bytes())
+    drift = measure_drift(baseline, open_source(given.data), given, quiet)
     assert {column.name for column in drift.columns} == {"amount", FRAUD_RATE}
     assert set(drift.not_compared) == {"night", "merchant", "distance", "category", "online"}
 
@@ -227,7 +227,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (bundle / "profile.json").write_text(json.dumps(profile.to_json()))
     root.mkdir()
     run = connect(settings_of(root, root).registry).start("first", {})
-    register(run, bundle, example(), {"average_precision": 0.5})
+    register(run, bundle, example())
     return root
 
 
@@ -337,7 +337,7 @@ def test_a_run_warns_of_drift_or_stops_before_training_as_the_settings_say(
     assert (folder / "drift.svg").is_file()
     assert not (store / "prepared").exists()
 
-    monkeypatch.setattr(reference, "measure_drift", lambda *_: pytest.fail("measured again"))
+    monkeypatch.setattr(baselines, "measure_drift", lambda *_: pytest.fail("measured again"))
     with pytest.raises(DriftError):
         run_to_drift(config, name, "drift.action=fail")
     warned = run_to_drift(config, name, "drift.action=warn")
@@ -347,7 +347,7 @@ def test_a_run_warns_of_drift_or_stops_before_training_as_the_settings_say(
 def test_a_run_that_ignores_drift_measures_none(
     write: Write, store: Path, ray_session: None, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(reference, "measure_drift", lambda *_: pytest.fail("measured"))
+    monkeypatch.setattr(baselines, "measure_drift", lambda *_: pytest.fail("measured"))
     name = f"drift-{time.monotonic_ns()}"
     config = write(table(4_000, seed=8, shift=2.0))
     ignored = run_to_drift(config, f"run.name={name}", "drift.action=ignore")

@@ -18,13 +18,12 @@ from typer.testing import CliRunner, Result
 
 from fraud_ray.cli import app
 from fraud_ray.errors import ServerError, SettingsError
-from fraud_ray.registry.aliases import registered_model
 from fraud_ray.registry.anchors import verify
 from fraud_ray.registry.audit import append, read, read_all
 from fraud_ray.registry.history import find_version, history
 from fraud_ray.registry.promotion import promote, record_registration, record_run, rollback
 from fraud_ray.registry.tracking import Tracking, connect
-from fraud_ray.registry.versions import champion, register
+from fraud_ray.registry.versions import champion, register, registered_model
 from fraud_ray.runs import Outcome, open_run, read_outcome
 from fraud_ray.settings import Loaded, RegistrySettings, parse_settings
 from fraud_ray.storage import Storage
@@ -42,7 +41,7 @@ def registered(tmp_path_factory: pytest.TempPathFactory, mlflow_template: Path) 
     tracking, bundle = registry_in(folder), write_bundle(folder / "bundle")
     for number in (1, 2, 3):
         run = tracking.start(f"run-{number}", {})
-        record_registration(run, Storage.at(str(folder)), register(run, bundle, example(), {"f1_score": 0.9}))
+        record_registration(run, Storage.at(str(folder)), register(run, bundle, example()))
     return folder
 
 

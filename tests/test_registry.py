@@ -12,18 +12,22 @@ import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
+import mlflow.models
 import mlflow.pyfunc
 import pandas as pd
+import pyarrow as pa
 import pytest
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
-from fraud_ray.errors import ServerError, SettingsError
-from fraud_ray.registry import tracking as tracking_module
-from fraud_ray.registry.tracking import Dataset, TrackedRun, Tracking, connect, ui_command
+from fraud_ray.errors import FraudRayError, ServerError, SettingsError
+from fraud_ray.registry import server
+from fraud_ray.registry.champion import open_champion
+from fraud_ray.registry.server import ui_command
+from fraud_ray.registry.tracking import Dataset, TrackedRun, Tracking, connect
 from fraud_ray.registry.versions import champion, download, list_versions, register
 from fraud_ray.settings import RegistrySettings
-from tests.handmade import example, expected, write_bundle
+from tests.handmade import THRESHOLD, example, expected, write_bundle
 
 METRICS = {"f1_score": 0.9, "average_precision": 0.8}
 names = (f"name-{number}" for number in itertools.count())
@@ -127,14 +131,15 @@ def test_metrics_curve_and_dataset_are_logged_once(tracking):
     dataset = Dataset("transactions", "s3://bucket/data", "0123456789abcdef" * 4, 1000)
     for _ in range(2):
         run = tracking.start("run-1", {}, dataset=dataset)
-        run.log_metrics(METRICS)
+        run.log_metrics({**METRICS, "note": "text is left out"})
         run.log_curve([{"epoch": 1, "loss": 0.5}, {"epoch": 2, "loss": 0.5}])
-        run.log_metrics({"note": "text is left out", "f1_score": 0.95}, step=1)
     (logged,) = stored(run).inputs.dataset_inputs
     assert (logged.dataset.name, logged.dataset.digest) == ("transactions", dataset.fingerprint[:36])
     assert dataset.fingerprint in logged.dataset.profile
+    run.log_metrics({"f1_score": 0.85})
     history = tracking.client.get_metric_history(run.id, "f1_score")
-    assert [(point.step, point.value) for point in history] == [(0, 0.9), (1, 0.95)]
+    assert [(point.step, point.value) for point in history] == [(0, 0.9), (0, 0.85)]
+    assert stored(run).data.metrics["f1_score"] == 0.85, "the last that was said counts"
     assert [point.step for point in tracking.client.get_metric_history(run.id, "epoch/loss")] == [1, 2]
 
 
@@ -166,7 +171,7 @@ from fraud_ray.settings import RegistrySettings
 tracking = connect(RegistrySettings.model_validate({tracking.registry.model_dump()!r}))
 run = tracking.start("run-1", {{}})
 run.log_trial("t-1", {{}}, [{{"epoch": 1, "loss": 0.5}}], {{}})
-register(run, {str(bundle)!r}, example(), {{"f1_score": 0.9}})
+register(run, {str(bundle)!r}, example())
 download(tracking, champion(tracking), "download")
 run.finish("FINISHED")
 """
@@ -176,77 +181,84 @@ run.finish("FINISHED")
 
 
 def test_the_first_version_is_champion_and_later_ones_are_challengers(tracking, bundle):
-    versions = [register(started(tracking, f"run-{n}"), bundle, example(), METRICS) for n in (1, 2, 3)]
+    versions = [register(started(tracking, f"run-{n}"), bundle, example()) for n in (1, 2, 3)]
     assert [version.version for version in versions] == [1, 2, 3]
     assert [version.alias for version in versions] == ["champion", "challenger", "challenger"]
     assert [version.alias for version in list_versions(tracking)] == ["challenger", None, "champion"]
     assert champion(tracking).run == "run-1"
 
 
-def test_a_version_carries_where_it_comes_from(tracking, bundle):
+def test_a_version_carries_where_it_comes_from(tracking, bundle, globally):
     run = started(tracking)
-    run.log_metrics(METRICS)
-    version = register(run, bundle, example(), METRICS, {"fraud_ray.fingerprint": "f00"}, "the first")
+    version = register(run, bundle, example(), {"fraud_ray.fingerprint": "f00"}, "the first")
     entry = tracking.client.get_model_version(version.name, str(version.version))
     assert (entry.run_id, entry.description) == (run.id, "the first")
     assert entry.tags == {"fraud_ray.run": "run-1", "fraud_ray.fingerprint": "f00", "fraud_ray.alias": "champion"}
-    (output,) = stored(run).outputs.model_outputs
-    model = tracking.client.get_logged_model(output.model_id)
-    assert {point.key: point.value for point in model.metrics} == METRICS
-    assert len(tracking.client.get_metric_history(run.id, "f1_score")) == 1
+    about = mlflow.models.get_model_info(version.uri)
+    assert about.run_id == run.id
+    assert about.metadata["threshold"] == THRESHOLD
+    assert about.signature.inputs.input_names() == ["amount", "night", "merchant"]
+    assert [file.path for file in tracking.client.list_artifacts(run.id)] == ["model"]
 
 
 STEPS = (
-    "create_logged_model",
-    "log_model_artifacts",
-    "log_outputs",
-    "log_batch",
-    "finalize_logged_model",
+    "log_artifacts",
     "create_registered_model",
     "create_model_version",
-    "set_logged_model_tags",
+    "get_registered_model",
     "set_registered_model_alias",
     "set_model_version_tag",
 )
 
 
+@pytest.mark.parametrize("is_lost", [False, True], ids=["cut short", "answer lost"])
 @pytest.mark.parametrize("step", STEPS)
-def test_a_repeat_after_a_lost_answer_makes_no_second_version(tracking, bundle, monkeypatch, step):
+def test_a_repeat_after_a_step_broke_makes_no_second_version(tracking, bundle, monkeypatch, globally, step, is_lost):
     run = started(tracking)
     acts = getattr(MlflowClient, step)
 
-    def answer_is_lost(*arguments, **options):
-        acts(*arguments, **options)
+    def breaks(*arguments, **options):
+        if is_lost:
+            acts(*arguments, **options)
         raise MlflowException("the connection broke")
 
     with monkeypatch.context() as broken:
-        broken.setattr(MlflowClient, step, answer_is_lost)
+        broken.setattr(MlflowClient, step, breaks)
         with pytest.raises(ServerError, match="the connection broke"):
-            register(run, bundle, example(), METRICS)
-    again = register(started(tracking), bundle, example(), METRICS)
+            register(run, bundle, example())
+    again = register(started(tracking), bundle, example())
     assert (again.version, again.alias) == (1, "champion")
-    assert again.created == (STEPS.index(step) < STEPS.index("create_model_version"))
+    assert again.created == (STEPS.index(step) < STEPS.index("create_model_version") + (not is_lost))
     assert len(list_versions(tracking)) == 1
-    (model,) = tracking.client.search_logged_models([tracking.experiment_id])
-    assert model.status == "READY"
-    assert {point.key: point.value for point in model.metrics} == METRICS
-    assert len(stored(run).outputs.model_outputs) == 1
-    assert register(run, bundle, example(), METRICS).created is False
+    assert mlflow.pyfunc.load_model(again.uri).predict(example()).shape == (3, 2)
+    assert register(run, bundle, example()).created is False
+
+
+def test_a_version_that_mlflows_client_made_twice_is_one(tracking, bundle, monkeypatch):
+    creates = MlflowClient.create_model_version
+
+    def twice(*arguments, **options):
+        creates(*arguments, **options)
+        return creates(*arguments, **options)
+
+    monkeypatch.setattr(MlflowClient, "create_model_version", twice)
+    assert register(started(tracking), bundle, example()).version == 1
+    assert [version.version for version in list_versions(tracking)] == [1]
 
 
 def test_a_repeat_takes_no_alias_back(tracking, bundle):
-    register(started(tracking, "run-1"), bundle, example(), METRICS)
-    second = register(started(tracking, "run-2"), bundle, example(), METRICS)
-    third = register(started(tracking, "run-3"), bundle, example(), METRICS)
+    register(started(tracking, "run-1"), bundle, example())
+    second = register(started(tracking, "run-2"), bundle, example())
+    third = register(started(tracking, "run-3"), bundle, example())
     assert (second.alias, third.alias) == ("challenger", "challenger")
-    assert register(started(tracking, "run-2"), bundle, example(), METRICS).alias is None
+    assert register(started(tracking, "run-2"), bundle, example()).alias is None
     assert [version.alias for version in list_versions(tracking)] == ["challenger", None, "champion"]
 
 
 def test_a_version_is_loaded_by_alias_and_by_number(tracking, bundle, tmp_path, globally):
-    first = register(started(tracking, "run-1"), bundle, example(), METRICS)
+    first = register(started(tracking, "run-1"), bundle, example())
     other = write_bundle(tmp_path / "other", slope=-0.01)
-    second = register(started(tracking, "run-2"), other, example(), METRICS)
+    second = register(started(tracking, "run-2"), other, example())
     row = pd.DataFrame({"amount": [250], "night": [True], "merchant": ["shop"]})
     for address, slope in (
         (f"models:/{first.name}@champion", 0.01),
@@ -258,10 +270,24 @@ def test_a_version_is_loaded_by_alias_and_by_number(tracking, bundle, tmp_path, 
 
 
 def test_a_version_gives_back_its_whole_bundle(tracking, bundle, tmp_path):
-    folder = download(tracking, register(started(tracking), bundle, example(), METRICS), tmp_path)
+    folder = download(tracking, register(started(tracking), bundle, example()), tmp_path)
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == {
         path.name: path.read_bytes() for path in bundle.iterdir()
     }
+
+
+def test_the_champion_scores_rows_that_have_its_columns_and_names_those_that_lack(tracking, bundle):
+    assert open_champion(tracking) is None
+    register(started(tracking), bundle, example())
+    held = open_champion(tracking)
+    assert held is not None
+    assert (held.version.version, held.baseline) == (1, None)
+    rows = pa.table({"amount": [250.0], "night": [True], "merchant": ["shop"], "card": [1]})
+    probabilities, threshold = held.score(rows)
+    assert probabilities[0] == pytest.approx(expected(250, 1, "shop"), rel=1e-6)
+    assert threshold == THRESHOLD
+    with pytest.raises(FraudRayError, match=r"version 1 of .*, reads night, merchant, which data\.columns does not"):
+        held.score(rows.select(["amount"]))
 
 
 def test_an_experiment_that_somebody_else_creates_meanwhile_is_used(tracking, monkeypatch):
@@ -295,7 +321,7 @@ def closed_port() -> int:
 @pytest.mark.parametrize("scheme", ["http://", "postgresql+psycopg2://ada:secret@"])
 @pytest.mark.parametrize("kind", ["closed", "silent"])
 def test_a_server_out_of_reach_is_found_in_seconds(scheme, kind, silent_port, monkeypatch):
-    monkeypatch.setattr(tracking_module, "FIRST_ANSWER_S", 2)
+    monkeypatch.setattr(server, "FIRST_ANSWER_S", 2)
     port = closed_port() if kind == "closed" else silent_port
     database = "/mlflow" if scheme.startswith("postgresql") else ""
     started_at = time.monotonic()
@@ -330,9 +356,9 @@ def test_the_pages_show_the_store_and_a_server_behaves_as_the_file_does(tracking
         served = connect(RegistrySettings(uri=uri, experiment="served", model_name=tracking.registry.model_name))
         run = started(served)
         run.log_trial("t-1", {"dropout": 0.1}, [{"epoch": 1, "loss": 0.5}], {"average_precision": 0.5})
-        version = register(run, bundle, example(), METRICS)
+        version = register(run, bundle, example())
         run.finish("FINISHED")
-        assert register(started(served), bundle, example(), METRICS).version == version.version == 1
+        assert register(started(served), bundle, example()).version == version.version == 1
         assert champion(tracking) == champion(served)
         assert download(served, version, tmp_path / "download").joinpath("model.onnx").is_file()
         load = f"import mlflow; mlflow.pyfunc.load_model('models:/{version.name}@champion')"

@@ -303,7 +303,7 @@ def test_a_registered_version_is_found_by_alias_or_number_and_named_in_each_row(
     uri = f"sqlite:///{tmp_path}/mlflow.db"
     tracking = connect(RegistrySettings(uri=uri, model_name="cards"))
     for run in ("run-1", "run-2"):
-        register(tracking.start(run, {}), bundle, example(), {})
+        register(tracking.start(run, {}), bundle, example())
     registry = RegistrySettings(uri=uri)
     assert open_model("models:/cards@champion", registry).version == "cards/1"
     assert open_model("models:/cards@challenger", registry).version == "cards/2"

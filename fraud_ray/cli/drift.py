@@ -12,7 +12,7 @@ from fraud_ray.cli.options import AsJson, Config, Overrides
 from fraud_ray.errors import EXIT_DONE, EXIT_DRIFTED, SettingsError
 
 if TYPE_CHECKING:
-    from fraud_ray.registry.reference import Reference
+    from fraud_ray.model.profile import Baseline
     from fraud_ray.settings import Settings
 
 
@@ -51,14 +51,14 @@ def drift(
     if ctx.obj:
         refuse_relative_folders(settings)
 
+    from fraud_ray.data.baseline import measure_drift
     from fraud_ray.data.source import open_source
-    from fraud_ray.registry.reference import measure_drift
     from fraud_ray.report.drift import draw
     from fraud_ray.storage import Storage
 
     source = open_source(settings.data)
     with stdout_for_the_result(), join_or_start(settings.cluster), Display().stage("drift") as stage:
-        measured = measure_drift(_reference(against, settings), source, settings, stage.update)
+        measured = measure_drift(_baseline(against, settings), source, settings, stage.update)
         stage.say(measured.verdict)
     if out is not None:
         out.parent.mkdir(parents=True, exist_ok=True)
@@ -77,14 +77,16 @@ def drift(
     raise typer.Exit(EXIT_DRIFTED if measured.drifted else EXIT_DONE)
 
 
-def _reference(against: str, settings: Settings) -> Reference:
-    from fraud_ray.registry import reference
-
+def _baseline(against: str, settings: Settings) -> Baseline:
     if against != "champion":
-        return reference.of_path(against, settings, lambda done, total, text: None)
+        from fraud_ray.data.baseline import baseline_at
+
+        return baseline_at(against, settings, lambda done, total, text: None)
+    from fraud_ray.registry.champion import open_champion
     from fraud_ray.registry.tracking import connect
 
-    found = reference.of_champion(connect(settings.registry))
+    known = open_champion(connect(settings.registry))
+    found = known.baseline if known else None
     if found is None:
         raise SettingsError(
             f"{settings.registry.model_name} has no champion with a profile at {settings.registry.uri}: register one "

@@ -40,8 +40,8 @@ def show(
 ) -> None:
     """Show a version: its data, code, settings and checks, who made it, and who let it go live and when."""
     from fraud_ray.cli.records import print_version
-    from fraud_ray.registry.aliases import tags_of_version
     from fraud_ray.registry.history import find_version, history
+    from fraud_ray.registry.versions import tags_of_version
 
     storage, tracking = registry_of(config, overrides)
     found = find_version(history(tracking, storage), version)

@@ -28,7 +28,7 @@ def ui(
         runs = Storage.at(settings.storage.root).path("runs")
         command = [sys.executable, "-m", "tensorboard.main", "--logdir", runs, "--port", str(port or 6006)]
     else:
-        from fraud_ray.registry.tracking import ui_command
+        from fraud_ray.registry.server import ui_command
 
         command = ui_command(settings.registry, port or 5000)
     typer.echo(f"http://127.0.0.1:{command[command.index('--port') + 1]} — Ctrl-C ends it", err=True)

@@ -191,6 +191,18 @@ class Profile:
         )
 
 
+@dataclass(frozen=True)
+class Baseline:
+    """A profile that others are compared with; `described` in words.
+
+    graph: of the model that it comes from, so that scores are compared too.
+    """
+
+    described: str
+    profile: Profile
+    graph: bytes | None = None
+
+
 def _merged(parts: Sequence[ColumnProfile]) -> ColumnProfile:
     numeric = [part for part in parts if isinstance(part, NumericProfile)]
     categories = [part for part in parts if isinstance(part, CategoryProfile)]

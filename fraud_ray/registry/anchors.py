@@ -6,10 +6,9 @@ import json
 from collections.abc import Mapping
 
 from fraud_ray.registry import audit
-from fraud_ray.registry.aliases import RegisteredModel, registered_model, tag_model, tags_of_runs
 from fraud_ray.registry.audit import Anchor, Event, Fault, Record
-from fraud_ray.registry.tracking import TrackedRun, Tracking
-from fraud_ray.registry.versions import CHALLENGER, CHAMPION
+from fraud_ray.registry.tracking import RUN_TAG, TrackedRun, Tracking, every
+from fraud_ray.registry.versions import CHALLENGER, CHAMPION, RegisteredModel, registered_model
 from fraud_ray.storage import Storage
 
 ANCHOR_TAG = "fraud_ray.audit."
@@ -25,7 +24,8 @@ def anchor(tracking: Tracking, storage: Storage) -> None:
         told = [anchor for anchor in _anchors(model.tags) if anchor.chain == newest.chain]
         if not all(audit.confirms(storage, anchor) for anchor in told):
             return
-        tag_model(tracking, *_tag(storage, newest))
+        with tracking.reported():
+            tracking.client.set_registered_model_tag(model.name, *_tag(storage, newest))
         # Another writer may have tagged a newer record meanwhile, whose tag this one would have taken back.
         latest = audit.newest(storage)
         if latest and latest.number == newest.number:
@@ -40,11 +40,19 @@ def anchor_in_run(run: TrackedRun, storage: Storage, record: Record) -> None:
 def verify(tracking: Tracking, storage: Storage) -> list[Fault]:
     """Every fault of the audit record, and aliases that are not where its last move put them."""
     model = registered_model(tracking)
-    told = {f"the tag on MLflow run {run}": tags for run, tags in tags_of_runs(tracking).items()}
+    told = {f"the tag on MLflow run {run}": tags for run, tags in _tags_of_runs(tracking).items()}
     if model:
         told[f"the tag on registered model {model.name}"] = model.tags
     faults = audit.verify(storage, [anchor for where, tags in told.items() for anchor in _anchors(tags, where)])
     return faults or (_unrecorded(model, storage) if model else [])
+
+
+def _tags_of_runs(tracking: Tracking) -> dict[str, dict[str, str]]:
+    """The tags of every pipeline run of the experiment, by the run's name."""
+    client, condition = tracking.client, f"tags.`{RUN_TAG}` != ''"
+    with tracking.reported():
+        runs = every(lambda token: client.search_runs([tracking.experiment_id], condition, page_token=token))
+        return {run.data.tags[RUN_TAG]: run.data.tags for run in runs}
 
 
 def _unrecorded(model: RegisteredModel, storage: Storage) -> list[Fault]:

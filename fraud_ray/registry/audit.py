@@ -30,9 +30,9 @@ _REQUIRED = {"number", "chain", "previous", "event", "run", "model"}
 class Record:
     """One record: its number, the SHA-256 of its file in hexadecimal, and what the file holds.
 
-    facts: number, chain (an id that all records of a chain share), previous (the hash of the record before; None in
-    the first), time, event, the writer's provenance, and what the event is about: at least run and model, the latter
-    with name and version, or None.
+    facts: empty where the file holds no record of this number; else number, chain (an id that all records of a chain
+    share), previous (the hash of the record before; None in the first), time, event, the writer's provenance, and what
+    the event is about: at least run and model, the latter with name and version, or None.
     """
 
     number: int
@@ -110,13 +110,12 @@ def append(storage: Storage, event: Event, facts: Callable[[], Mapping[str, Any]
 def newest(storage: Storage) -> Record | None:
     """The record with the highest number, or None before there is any."""
     keys = _keys(storage)
-    return _read(storage, keys[-1]) if keys else None
+    return _readable(storage, keys[-1]) if keys else None
 
 
 def read_all(storage: Storage) -> list[Record]:
     """All records that can be read, in order; `verify` tells of the others."""
-    files = sorted(_files(storage).items())
-    return [Record(number, file.sha256, file.facts) for number, file in files if file.facts]
+    return [record for _, record in sorted(_records(storage).items()) if record.facts]
 
 
 def read(storage: Storage, number: int) -> Record:
@@ -125,7 +124,7 @@ def read(storage: Storage, number: int) -> Record:
         last = newest(storage)
         there = f"they go from 1 to {last.number}" if last else "there are none yet"
         raise SettingsError(f"no audit record {number} at {storage.path('audit')}; {there}")
-    return _read(storage, _key(number))
+    return _readable(storage, _key(number))
 
 
 def find(storage: Storage, event: Event, run: str) -> Record | None:
@@ -149,75 +148,69 @@ def verify(storage: Storage, anchors: Iterable[Anchor]) -> list[Fault]:
 
     anchors: what the registry says of this chain and of others; those of others count where they lay in this storage.
     """
-    files = _files(storage)
-    chains = {file.facts["chain"] for file in files.values() if file.facts}
+    records = _records(storage)
+    chains = {record.chain for record in records.values() if record.facts}
     ours = [anchor for anchor in anchors if anchor.chain in chains or anchor.root == storage.root]
-    length, furthest = max(files, default=0), max(ours, key=lambda anchor: anchor.number, default=None)
+    length, furthest = max(records, default=0), max(ours, key=lambda anchor: anchor.number, default=None)
     faults = []
     for number in range(1, length + 1):
-        if number not in files:
+        if number not in records:
             faults.append(
                 Fault(number, "removed", f"{storage.path(_key(number))} is gone, and later records are there")
             )
-        elif reason := _contradiction(number, files, ours):
+        elif reason := _contradiction(number, records, ours):
             faults.append(Fault(number, "edited", reason))
     if furthest and furthest.number > length:
         others = f", with all up to {furthest.number}" if furthest.number > length + 1 else ""
         reason = f"gone from the end{others}: {furthest.where} says that there were {furthest.number}"
         faults.append(Fault(length + 1, "cut off", reason))
-    if files and not ours:
+    if records and not ours:
         reason = "nothing in the registry says how many records there are, so a cut at the end would not show"
         faults.append(Fault(length, "unconfirmed", reason))
     return faults
 
 
-@dataclass(frozen=True)
-class _File:
-    sha256: str
-    facts: dict[str, Any] | None
-
-
-def _files(storage: Storage) -> dict[int, _File]:
-    """Every record by its number, as it lies there; facts are None where they cannot be read as a record's."""
-    keys = _keys(storage)
+def _records(storage: Storage) -> dict[int, Record]:
+    """Every record by its number, as it lies there."""
     with ThreadPoolExecutor(_READERS) as pool:
-        contents = pool.map(storage.get, keys)
-    found = {_number(key): content for key, content in zip(keys, contents, strict=True)}
-    return {n: _File(_sha256(content), _facts(content, n)) for n, content in found.items() if content is not None}
+        found = pool.map(lambda key: _read(storage, key), _keys(storage))
+        return {record.number: record for record in found if record}
 
 
-def _contradiction(number: int, files: dict[int, _File], anchors: list[Anchor]) -> str | None:
+def _contradiction(number: int, records: dict[int, Record], anchors: list[Anchor]) -> str | None:
     """What speaks against a record: its own form, the registry, or, where that is silent, the records beside it."""
-    file, before, after = files[number], files.get(number - 1), files.get(number + 1)
-    if file.facts is None:
+    record, before, after = records[number], records.get(number - 1), records.get(number + 1)
+    if not record.facts:
         return f"its file holds no record of the number {number}"
     held = [anchor for anchor in anchors if anchor.number == number]
-    denied = next((anchor for anchor in held if anchor.sha256 != file.sha256), None)
+    denied = next((anchor for anchor in held if anchor.sha256 != record.sha256), None)
     if denied:
         return f"its hash is not the one that {denied.where} holds: changed, or written anew after a cut"
-    if not held and after and after.facts and after.facts["previous"] != file.sha256:
+    if not held and after and after.facts and after.facts["previous"] != record.sha256:
         return f"its hash is not the one that record {number + 1} holds"
     is_before_confirmed = before and any((a.number, a.sha256) == (number - 1, before.sha256) for a in anchors)
-    if before and is_before_confirmed and file.facts["previous"] != before.sha256:
+    if before and is_before_confirmed and record.facts["previous"] != before.sha256:
         return f"it does not hold the hash of record {number - 1}, which the registry confirms"
     return None
 
 
-def _read(storage: Storage, key: str) -> Record:
-    content, number = storage.get(key), _number(key)
-    facts = None if content is None else _facts(content, number)
-    if content is None or facts is None:
+def _readable(storage: Storage, key: str) -> Record:
+    record = _read(storage, key)
+    if record is None or not record.facts:
         raise FraudRayError(f"{storage.path(key)} is no audit record; fraud-ray audit verify says what is wrong")
-    return Record(number, _sha256(content), facts)
+    return record
 
 
-def _facts(content: bytes, number: int) -> dict[str, Any] | None:
+def _read(storage: Storage, key: str) -> Record | None:
+    content, number = storage.get(key), int(Path(key).stem)
+    if content is None:
+        return None
     try:
         facts = json.loads(content)
     except ValueError:
-        return None
+        facts = None
     is_record = isinstance(facts, dict) and set(facts) >= _REQUIRED and facts["number"] == number
-    return facts if is_record else None
+    return Record(number, _sha256(content), facts if is_record else {})
 
 
 def _sha256(content: bytes) -> str:
@@ -230,7 +223,3 @@ def _keys(storage: Storage) -> list[str]:
 
 def _key(number: int) -> str:
     return f"audit/{number:08d}.json"
-
-
-def _number(key: str) -> int:
-    return int(Path(key).stem)

@@ -1,62 +1,88 @@
-"""The champion on the challenger's holdout: the rows that both must be judged on."""
+"""The champion as values: its version, its graph and its profile, from one download of its bundle."""
 
 from __future__ import annotations
 
 import tempfile
+from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 
 from fraud_ray.data.rows import PreparedFold, load, raw_table
-from fraud_ray.decision.comparison import Comparison, Scored, compare
+from fraud_ray.decision.bootstrap import Scored
+from fraud_ray.decision.comparison import Comparison, compare
 from fraud_ray.decision.evaluate import Evaluation, evaluate
 from fraud_ray.errors import FraudRayError
-from fraud_ray.model.bundle import open_graph
-from fraud_ray.model.scorer import GRAPH, GraphScorer
+from fraud_ray.model.bundle import GRAPH, load_profile
+from fraud_ray.model.profile import Baseline, Profile
+from fraud_ray.model.scorer import GraphScorer
 from fraud_ray.registry.tracking import Tracking
 from fraud_ray.registry.versions import RegisteredVersion, champion, download
 from fraud_ray.settings import Settings
 from fraud_ray.storage import Storage
 
 
-def score_champion(tracking: Tracking, version: RegisteredVersion, raw: pa.Table) -> Scored:
-    """What the champion, this version, says of rows with the columns that a run declares as features.
+@dataclass(frozen=True)
+class Champion:
+    """profile: of the rows that it was fitted on; None where its bundle holds none."""
 
-    Raises FraudRayError where it reads a column that is not among them.
-    """
+    version: RegisteredVersion
+    graph: bytes
+    profile: Profile | None
+
+    @property
+    def baseline(self) -> Baseline | None:
+        """What today's data is compared with; None where its bundle holds no profile."""
+        described = f"the champion, {self.version.name} version {self.version.version}"
+        return None if self.profile is None else Baseline(described, self.profile, self.graph)
+
+    def score(self, raw: pa.Table) -> tuple[npt.NDArray[np.float32], float]:
+        """Its probabilities (rows,) of rows with the columns that a run declares as features, and its threshold.
+
+        Raises FraudRayError where it reads a column that is not among them.
+        """
+        scorer = GraphScorer(self.graph)
+        absent = [column.name for column in scorer.columns if column.name not in raw.column_names]
+        if absent:
+            raise FraudRayError(
+                f"the champion, version {self.version.version} of {self.version.name}, reads {', '.join(absent)}, "
+                "which data.columns does not declare as a feature, so the two do not compare: declare it, or promote "
+                "the new version by hand (gate.beats_champion: false; run instead of retrain)"
+            )
+        return scorer.score(raw), scorer.threshold
+
+
+def open_champion(tracking: Tracking) -> Champion | None:
+    """The version that holds the alias champion; None while there is none."""
+    version = champion(tracking)
+    if version is None:
+        return None
     with tempfile.TemporaryDirectory() as scratch:
-        scorer = open_graph(download(tracking, version, Path(scratch)))
-    absent = [column.name for column in scorer.columns if column.name not in raw.column_names]
-    if absent:
-        raise FraudRayError(
-            f"the champion, version {version.version} of {version.name}, reads {', '.join(absent)}, which data.columns "
-            "does not declare as a feature, so the two do not compare: declare it, or promote the new version by hand "
-            "(gate.beats_champion: false; run instead of retrain)"
-        )
-    return Scored(scorer.score(raw), scorer.threshold)
+        folder = download(tracking, version, Path(scratch))
+        return Champion(version, (folder / GRAPH).read_bytes(), load_profile(folder))
 
 
 def evaluate_champion(
     tracking: Tracking, storage: Storage, final: PreparedFold, settings: Settings
 ) -> Evaluation | None:
     """The champion's figures on the final holdout, at its own threshold, where there is one and the gate asks."""
-    version = champion(tracking) if settings.gate.beats_champion else None
-    if version is None:
+    known = open_champion(tracking) if settings.gate.beats_champion else None
+    if known is None:
         return None
-    scored = score_champion(tracking, version, raw_table(storage, final.holdout))
-    rows = load(storage, final.holdout, with_roles=True)
+    probabilities, threshold = known.score(raw_table(storage, final.holdout))
     quick = settings.decision.model_copy(update={"bootstrap_repeats": 0})
-    return evaluate(scored.probabilities, rows, scored.threshold, quick)
+    return evaluate(probabilities, load(storage, final.holdout, with_roles=True), threshold, quick)
 
 
 def compare_with_champion(
     tracking: Tracking, storage: Storage, final: PreparedFold, bundle: str, settings: Settings
 ) -> Comparison | None:
     """The model in a stored bundle against the champion, on the final holdout; None where there is no champion."""
-    version, graph = champion(tracking), storage.get(f"{bundle}/{GRAPH}")
-    if version is None or graph is None:
+    known, graph = open_champion(tracking), storage.get(f"{bundle}/{GRAPH}")
+    if known is None or graph is None:
         return None
-    scorer, raw = GraphScorer(graph), raw_table(storage, final.holdout)
-    challenger, scored = Scored(scorer.score(raw), scorer.threshold), score_champion(tracking, version, raw)
-    rows = load(storage, final.holdout, with_roles=True)
-    return compare(challenger, scored, version.version, rows.label, rows.roles.get("entity"), settings)
+    scorer, raw, rows = GraphScorer(graph), raw_table(storage, final.holdout), load(storage, final.holdout, True)
+    challenger, stays = Scored(scorer.score(raw), scorer.threshold), Scored(*known.score(raw))
+    return compare(challenger, stays, known.version.version, rows.label, rows.roles.get("entity"), settings)

@@ -6,10 +6,9 @@ from dataclasses import dataclass
 
 from fraud_ray.errors import SettingsError
 from fraud_ray.registry import audit
-from fraud_ray.registry.aliases import registered_model
 from fraud_ray.registry.audit import Record
 from fraud_ray.registry.tracking import Tracking
-from fraud_ray.registry.versions import RegisteredVersion, list_versions
+from fraud_ray.registry.versions import RegisteredVersion, list_versions, registered_model
 from fraud_ray.storage import Storage
 
 

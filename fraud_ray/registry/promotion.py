@@ -16,11 +16,18 @@ from typing import Any, Literal
 from fraud_ray.decision.comparison import Comparison
 from fraud_ray.errors import SettingsError
 from fraud_ray.registry import audit
-from fraud_ray.registry.aliases import RegisteredModel, delete_alias, registered_model, set_alias, tag_model
 from fraud_ray.registry.anchors import anchor, anchor_in_run
 from fraud_ray.registry.audit import Record
 from fraud_ray.registry.tracking import TrackedRun, Tracking
-from fraud_ray.registry.versions import CHALLENGER, CHAMPION, RegisteredVersion, list_versions
+from fraud_ray.registry.versions import (
+    CHALLENGER,
+    CHAMPION,
+    RegisteredModel,
+    RegisteredVersion,
+    existing_model,
+    list_versions,
+    registered_model,
+)
 from fraud_ray.runs import Outcome, read_run
 from fraud_ray.settings import Settings, settings_hash, without_passwords
 from fraud_ray.storage import Storage
@@ -88,7 +95,7 @@ def record_registration(run: TrackedRun, storage: Storage, version: RegisteredVe
     """Writes the record of a version that was registered, unless that was done."""
 
     def facts() -> dict[str, Any]:
-        return _facts_of_move(run.tracking, version, _required(run.tracking).aliases, replaced=None)
+        return _facts_of_move(run.tracking, version, existing_model(run.tracking).aliases, replaced=None)
 
     if audit.find(storage, "register", run.name) is None:
         audit.append(storage, "register", facts)
@@ -166,7 +173,7 @@ def _move(
 
     def facts() -> dict[str, Any] | None:
         _complete(tracking, storage)  # by now another command may have been cut short
-        model = _required(tracking)
+        model = existing_model(tracking)
         choice = choose(model, _champions(model).get("former", []))
         if choice is None:
             return None
@@ -180,7 +187,7 @@ def _move(
 
     record = audit.append(storage, event, facts)
     if record is None:
-        model = _required(tracking)
+        model = existing_model(tracking)
         return Move(model.name, model.aliases[CHAMPION], None, None)
     _make(tracking, storage, record)
     return _told(record)
@@ -202,15 +209,16 @@ def _complete(tracking: Tracking, storage: Storage) -> Record | None:
 
 def _make(tracking: Tracking, storage: Storage, record: Record) -> None:
     """Makes a move that is written down; may be repeated. The tag comes last: it says that all is done."""
-    version = record.version
+    client, name, version = tracking.client, tracking.registry.model_name, record.version
     assert version is not None, "a move is about a version"
-    set_alias(tracking, CHAMPION, version)
-    model = _required(tracking)
-    if model.aliases.get(CHALLENGER) == version:
-        delete_alias(tracking, CHALLENGER)
-    anchor(tracking, storage)
     made = {"chain": record.chain, "record": record.number, "former": record.facts["former"]}
-    tag_model(tracking, CHAMPIONS_TAG, json.dumps(made))
+    with tracking.reported():
+        client.set_registered_model_alias(name, CHAMPION, str(version))
+        model = existing_model(tracking)
+        if model.aliases.get(CHALLENGER) == version:
+            client.delete_registered_model_alias(name, CHALLENGER)
+        anchor(tracking, storage)
+        client.set_registered_model_tag(name, CHAMPIONS_TAG, json.dumps(made))
     last = audit.last(storage, model.name, "promote", "rollback")
     if last and last.number > record.number:  # made by another command meanwhile, and perhaps undone by this one
         _make(tracking, storage, last)
@@ -234,23 +242,10 @@ def _told(record: Record, completed: bool = False) -> Move:
     return Move(record.model, record.version, record.facts["replaced"], record.number, completed)
 
 
-def _required(tracking: Tracking) -> RegisteredModel:
-    model = registered_model(tracking)
-    if model is None:
-        raise SettingsError(
-            f"{tracking.registry.model_name} has no version yet; a `fraud-ray run` that passes the gate registers one"
-        )
-    return model
-
-
 def _champions(model: RegisteredModel) -> dict[str, Any]:
     champions: dict[str, Any] = json.loads(model.tags.get(CHAMPIONS_TAG, "{}"))
     return champions
 
 
 def _there(tracking: Tracking, model: RegisteredModel) -> str:
-    versions = sorted(version.version for version in list_versions(tracking))
-    held = {version: ", ".join(model.aliases_of(version)) for version in versions}
-    return "there is " + ", ".join(
-        f"{version} ({held[version]})" if held[version] else str(version) for version in held
-    )
+    return "there is " + ", ".join(model.shown(version.version) for version in reversed(list_versions(tracking)))

@@ -8,39 +8,33 @@ from __future__ import annotations
 
 import json
 import numbers
-import os
 import re
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 from urllib.parse import urlsplit
 
-import sqlalchemy
 from mlflow import MlflowClient
 from mlflow.entities import Dataset as MlflowDataset
-from mlflow.entities import DatasetInput, InputTag, Metric, Param, Run
-from mlflow.exceptions import MlflowException
-from mlflow.store.entities import PagedList
-from mlflow.utils.mlflow_tags import MLFLOW_DATASET_CONTEXT, MLFLOW_PARENT_RUN_ID
+from mlflow.entities import DatasetInput, InputTag, Metric, Param, Run, RunTag
 
-from fraud_ray.errors import ServerError, SettingsError
-from fraud_ray.settings import RegistrySettings, dotted, without_passwords
+from fraud_ray.errors import SettingsError
+from fraud_ray.registry.server import open_experiment, reported, sqlite_file, uri_of
+from fraud_ray.settings import RegistrySettings, dotted
 
 Status = Literal["FINISHED", "FAILED", "KILLED"]
-_T = TypeVar("_T")
 
 RUN_TAG = "fraud_ray.run"
 TRIAL_TAG = "fraud_ray.trial"
 REASON_TAG = "fraud_ray.reason"
+# MLflow's own tags.
+_PARENT_TAG, _CONTEXT_TAG = "mlflow.parentRunId", "mlflow.data.context"
 
-FIRST_ANSWER_S = 5
-# MLflow's own limits (mlflow.utils.validation).
+# MLflow's own limits.
 _KEY_LENGTH, _PARAM_LENGTH, _TAG_LENGTH, _DIGEST_LENGTH = 250, 6_000, 8_000, 36
-_PARAMS_A_BATCH, _METRICS_A_BATCH = 100, 1_000
+_PARAMS_A_BATCH, _ENTRIES_A_BATCH = 100, 1_000
 
 
 @dataclass(frozen=True)
@@ -63,7 +57,11 @@ class Tracking:
 
     @property
     def uri(self) -> str:
-        return _uri(self.registry)
+        return uri_of(self.registry)
+
+    def reported(self) -> AbstractContextManager[None]:
+        """Turns a fault of the store into a ServerError that names it."""
+        return reported(self.uri)
 
     def start(
         self,
@@ -76,30 +74,43 @@ class Tracking:
 
         params: settings, nested or flat; a parameter that is logged already keeps its value, as MLflow demands.
         """
-        with reported(self.uri):
+        with self.reported():
             wanted = {**{key: value[:_TAG_LENGTH] for key, value in (tags or {}).items()}, RUN_TAG: run}
-            found = self._search(f"tags.`{RUN_TAG}` = '{run}'")
+            found = self.search(f"tags.`{RUN_TAG}` = '{run}'")
+            is_new = found is None
             if found is None:
                 found = self.client.create_run(self.experiment_id, tags=wanted, run_name=self.registry.run_name)
             else:
                 self.client.update_run(found.info.run_id, status="RUNNING")
-                for key, value in wanted.items():
-                    self.client.set_tag(found.info.run_id, key, value)
-            self._log_params(found, dict(dotted(params)))
+            self.log(found, dict(dotted(params)), tags={} if is_new else wanted)
             if dataset is not None:
                 self._log_dataset(found, dataset)
-            return TrackedRun(self, found.info.run_id, run)
+            return TrackedRun(self, found, run)
 
-    def _search(self, condition: str) -> Run | None:
+    def search(self, condition: str) -> Run | None:
+        """The oldest run of the experiment for which a condition holds."""
         found = self.client.search_runs([self.experiment_id], condition, order_by=["attributes.start_time ASC"])
         return found[0] if found else None
 
-    def _log_params(self, run: Run, params: Mapping[str, Any]) -> None:
-        fresh = {
-            entity_name(key): _text(value) for key, value in params.items() if entity_name(key) not in run.data.params
-        }
-        for batch in _batches([Param(key, value) for key, value in fresh.items()], _PARAMS_A_BATCH):
-            self.client.log_batch(run.info.run_id, params=batch)
+    def log(
+        self,
+        run: Run,
+        params: Mapping[str, Any] | None = None,
+        points: Sequence[Metric] = (),
+        tags: Mapping[str, str] | None = None,
+    ) -> None:
+        """Logs all of it in as few requests as MLflow takes it in; parameters that the run had are left as they are.
+
+        A point that the store has already, of the same time, step and value, it leaves out by itself.
+        """
+        fresh = {entity_name(key): _text(value) for key, value in (params or {}).items()}
+        left = [Param(key, value) for key, value in fresh.items() if key not in run.data.params]
+        labels, points = [RunTag(key, value) for key, value in (tags or {}).items()], list(points)
+        while left or points or labels:
+            now, left = left[:_PARAMS_A_BATCH], left[_PARAMS_A_BATCH:]
+            room = _ENTRIES_A_BATCH - len(now) - len(labels)
+            self.client.log_batch(run.info.run_id, metrics=points[:room], params=now, tags=labels)
+            labels, points = [], points[room:]
 
     def _log_dataset(self, run: Run, dataset: Dataset) -> None:
         digest = dataset.fingerprint[:_DIGEST_LENGTH]
@@ -112,30 +123,20 @@ class Tracking:
             source=json.dumps({"uri": dataset.path}),
             profile=json.dumps({"num_rows": dataset.rows, "fingerprint": dataset.fingerprint}),
         )
-        self.client.log_inputs(
-            run.info.run_id, datasets=[DatasetInput(entity, [InputTag(MLFLOW_DATASET_CONTEXT, "training")])]
-        )
-
-    def _log_points(self, run_id: str, points: Sequence[Metric]) -> None:
-        """Logs the points that the run does not have yet, by name, step and value."""
-        known = self.client.get_run(run_id).data.metrics
-        logged = {
-            (point.key, point.step, point.value)
-            for key in {point.key for point in points} & known.keys()
-            for point in self.client.get_metric_history(run_id, key)
-        }
-        fresh = [point for point in points if (point.key, point.step, point.value) not in logged]
-        for batch in _batches(fresh, _METRICS_A_BATCH):
-            self.client.log_batch(run_id, metrics=batch)
+        self.client.log_inputs(run.info.run_id, datasets=[DatasetInput(entity, [InputTag(_CONTEXT_TAG, "training")])])
 
 
 @dataclass(frozen=True)
 class TrackedRun:
-    """The parent run of one pipeline run: MLflow's id, and the pipeline run's name."""
+    """The parent run of one pipeline run: as MLflow had it when it was started or resumed, and its pipeline name."""
 
     tracking: Tracking
-    id: str
+    run: Run
     name: str
+
+    @property
+    def id(self) -> str:
+        return self.run.info.run_id
 
     def log_trial(
         self,
@@ -154,39 +155,40 @@ class TrackedRun:
         left as it is.
         """
         tracking, client = self.tracking, self.tracking.client
-        with reported(tracking.uri):
-            child = tracking._search(f"tags.`{MLFLOW_PARENT_RUN_ID}` = '{self.id}' and tags.`{TRIAL_TAG}` = '{trial}'")
+        with tracking.reported():
+            child = tracking.search(f"tags.`{_PARENT_TAG}` = '{self.id}' and tags.`{TRIAL_TAG}` = '{trial}'")
             if child is None:
                 child = client.create_run(
                     tracking.experiment_id,
-                    start_time=now_ms() - int(1000 * seconds),
-                    tags={MLFLOW_PARENT_RUN_ID: self.id, TRIAL_TAG: trial},
+                    start_time=_now_ms() - int(1000 * seconds),
+                    tags={_PARENT_TAG: self.id, TRIAL_TAG: trial},
                     run_name=trial,
                 )
             elif child.info.status == "FINISHED":
                 return child.info.run_id
-            tracking._log_params(child, hyperparameters)
             started = child.info.start_time
+            ended = int(started + 1000 * seconds)
             points = _curve_points(curve, started, 1000 * seconds / max(len(curve), 1))
-            points += [Metric(key, value, int(started + 1000 * seconds), 0) for key, value in _numbers(result)]
-            tracking._log_points(child.info.run_id, points)
-            client.set_terminated(child.info.run_id, status, end_time=int(started + 1000 * seconds))
+            points += [Metric(key, value, ended, 0) for key, value in _numbers(result)]
+            tracking.log(child, hyperparameters, points)
+            client.set_terminated(child.info.run_id, status, end_time=ended)
             return child.info.run_id
 
     def log_curve(self, curve: Sequence[Mapping[str, Any]]) -> None:
-        """The final fit's curve, written as a trial's is."""
-        with reported(self.tracking.uri):
-            self.tracking._log_points(self.id, _curve_points(curve, now_ms()))
+        """The final fit's curve, written as a trial's is, with the time at which the run was started."""
+        with self.tracking.reported():
+            self.tracking.log(self.run, points=_curve_points(curve, self.run.info.start_time))
 
-    def log_metrics(self, metrics: Mapping[str, Any], step: int = 0) -> None:
-        """The numbers among the values as metrics; what is logged already at this step is not logged again."""
-        with reported(self.tracking.uri):
-            points = [Metric(key, value, now_ms(), step) for key, value in _numbers(metrics)]
-            self.tracking._log_points(self.id, points)
+    def log_metrics(self, metrics: Mapping[str, Any]) -> None:
+        """The numbers among the values as metrics; one that the run has with this value is not logged again."""
+        with self.tracking.reported():
+            known = self.tracking.client.get_run(self.id).data.metrics
+            points = [Metric(key, value, _now_ms(), 0) for key, value in _numbers(metrics) if known.get(key) != value]
+            self.tracking.log(self.run, points=points)
 
     def log_text(self, text: str, name: str) -> None:
         """A text artifact; `name` may hold folders."""
-        with reported(self.tracking.uri):
+        with self.tracking.reported():
             self.tracking.client.log_text(self.id, text, name)
 
     def log_json(self, value: Any, name: str) -> None:
@@ -195,14 +197,14 @@ class TrackedRun:
 
     def tag(self, key: str, value: str) -> None:
         """Sets a tag of the run."""
-        with reported(self.tracking.uri):
+        with self.tracking.reported():
             self.tracking.client.set_tag(self.id, key, value[:_TAG_LENGTH])
 
     def finish(self, status: Status, reason: str | None = None) -> None:
         """Ends the run; the reason (of a rejection or a fault) becomes the tag fraud_ray.reason."""
-        with reported(self.tracking.uri):
-            if reason is not None:
-                self.tracking.client.set_tag(self.id, REASON_TAG, reason[:_TAG_LENGTH])
+        if reason is not None:
+            self.tag(REASON_TAG, reason)
+        with self.tracking.reported():
             self.tracking.client.set_terminated(self.id, status)
 
 
@@ -211,12 +213,8 @@ def connect(registry: RegistrySettings) -> Tracking:
 
     Raises ServerError within seconds when the store does not answer: MLflow by itself would try for minutes.
     """
-    uri = _uri(registry)
-    with reported(uri), _short_patience():
-        if _is_database(uri):
-            _probe(uri)
-        client = MlflowClient(uri, registry_uri=uri)
-        return Tracking(client, registry, _experiment(client, registry))
+    client, experiment_id = open_experiment(registry)
+    return Tracking(client, registry, experiment_id)
 
 
 def connect_existing(registry: RegistrySettings) -> Tracking:
@@ -224,122 +222,15 @@ def connect_existing(registry: RegistrySettings) -> Tracking:
 
     Raises SettingsError for an sqlite file that is not, which connecting would make.
     """
-    uri = _uri(registry)
-    if uri.startswith("sqlite:") and not Path(sqlalchemy.make_url(uri).database or "").exists():
+    file = sqlite_file(uri_of(registry))
+    if file and not file.exists():
         raise SettingsError(
-            f"nothing is registered at {uri} yet: `fraud-ray run` does that, or registry.uri is another"
+            f"nothing is registered at {registry.uri} yet: `fraud-ray run` does that, or registry.uri is another"
         )
     return connect(registry)
 
 
-def ui_command(registry: RegistrySettings, port: int = 5000) -> list[str]:
-    """The command that shows the store's pages on 127.0.0.1 at this port.
-
-    Raises SettingsError where registry.uri is a tracking server, which has pages of its own.
-    """
-    uri = _uri(registry)
-    if not _is_database(uri):
-        raise SettingsError(f"registry.uri is a tracking server, which shows its own pages: open {uri} in a browser")
-    folder = _artifact_folder(uri)
-    return [
-        *(sys.executable, "-m", "mlflow", "server", "--backend-store-uri", uri),
-        *(("--default-artifact-root", str(folder)) if folder else ()),
-        *("--no-serve-artifacts", "--workers", "1", "--host", "127.0.0.1", "--port", str(port)),
-    ]
-
-
-@contextmanager
-def reported(uri: str) -> Iterator[None]:
-    """Turns MLflow's faults, and those of what it stands on, into one that a person can act on."""
-    try:
-        yield
-    except (MlflowException, sqlalchemy.exc.SQLAlchemyError, OSError) as fault:
-        reason = str(fault).strip().splitlines()[0]
-        cause = re.search(r'Caused by \w+\("?\w+\([^()]*\): (.+?)"?\)+$', reason)
-        advice = "check registry.uri and that the server runs"
-        if not _is_database(uri):
-            advice += " (MLFLOW_TRACKING_TOKEN, or MLFLOW_TRACKING_USERNAME and _PASSWORD, say who asks)"
-        shown = without_passwords(uri)
-        raise ServerError(f"MLflow at {shown} cannot be used: {cause[1] if cause else reason}; {advice}") from fault
-
-
-@contextmanager
-def _short_patience() -> Iterator[None]:
-    """Few and short requests for as long as it lasts, unless the environment says otherwise."""
-    wanted = {"MLFLOW_HTTP_REQUEST_TIMEOUT": str(FIRST_ANSWER_S), "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1"}
-    added = {name: value for name, value in wanted.items() if name not in os.environ}
-    os.environ.update(added)
-    try:
-        yield
-    finally:
-        for name in added:
-            del os.environ[name]
-
-
-def _probe(uri: str) -> None:
-    """One connection to a database, which MLflow would try ten times, for over a minute."""
-    url = sqlalchemy.make_url(uri)
-    backend = url.get_backend_name()
-    if backend == "sqlite" and url.database:
-        Path(url.database).parent.mkdir(parents=True, exist_ok=True)
-    limits = {"connect_timeout": FIRST_ANSWER_S} if backend in {"postgresql", "mysql"} else {}
-    try:
-        engine = sqlalchemy.create_engine(url, connect_args=limits)
-    except ImportError as fault:
-        raise SettingsError(
-            f"registry.uri begins with {url.drivername}://, and the driver for that is not installed ({fault}): "
-            "install it, or name the one that is (postgresql+psycopg2:// comes with this package)"
-        ) from fault
-    try:
-        engine.connect().close()
-    finally:
-        engine.dispose()
-
-
-def _experiment(client: MlflowClient, registry: RegistrySettings) -> str:
-    """The experiment's id; creating it may be won by somebody else, whose experiment is then used."""
-    found = client.get_experiment_by_name(registry.experiment)
-    if found is None:
-        uri = _uri(registry)
-        folder = _artifact_folder(uri)
-        if _is_database(uri) and folder is None:
-            raise SettingsError(
-                f"experiment '{registry.experiment}' does not exist, and registry.uri is a database, which does not "
-                "say where artifacts go: create it with `mlflow experiments create --artifact-location`, or let "
-                "registry.uri be a tracking server"
-            )
-        try:
-            return client.create_experiment(registry.experiment, artifact_location=folder.as_uri() if folder else None)
-        except MlflowException as fault:
-            found = client.get_experiment_by_name(registry.experiment)
-            if found is None:
-                raise fault
-    if found.lifecycle_stage != "active":
-        raise SettingsError(
-            f"experiment '{registry.experiment}' was deleted in MLflow: restore it there "
-            f"(`mlflow experiments restore --experiment-id {found.experiment_id}`), or name another with "
-            "registry.experiment"
-        )
-    return found.experiment_id
-
-
-def _uri(registry: RegistrySettings) -> str:
-    assert registry.uri is not None, "settings fill it in when they are read"
-    return registry.uri
-
-
-def _is_database(uri: str) -> bool:
-    return urlsplit(uri).scheme.partition("+")[0] in {"sqlite", "postgresql", "mysql", "mssql"}
-
-
-def _artifact_folder(uri: str) -> Path | None:
-    """The folder beside an sqlite file; elsewhere the server knows."""
-    if not uri.startswith("sqlite:"):
-        return None
-    return Path(sqlalchemy.make_url(uri).database or "").absolute().parent / "mlartifacts"
-
-
-def every(page_after: Callable[[str | None], PagedList[_T]]) -> Iterator[_T]:
+def every(page_after: Callable[[str | None], Any]) -> Iterator[Any]:
     """What a search finds, page after page. page_after: the page of a token; the first for None."""
     token = None
     while True:
@@ -350,14 +241,14 @@ def every(page_after: Callable[[str | None], PagedList[_T]]) -> Iterator[_T]:
             return
 
 
-def now_ms() -> int:
-    """The time as MLflow writes it: milliseconds since 1970."""
-    return int(1000 * time.time())
-
-
 def entity_name(name: str) -> str:
     """A name that MLflow takes for a parameter or a metric."""
     return re.sub(r"[^\w./ :-]", "_", name)[:_KEY_LENGTH]
+
+
+def _now_ms() -> int:
+    """The time as MLflow writes it: milliseconds since 1970."""
+    return int(1000 * time.time())
 
 
 def _text(value: Any) -> str:
@@ -377,7 +268,3 @@ def _curve_points(curve: Sequence[Mapping[str, Any]], start_ms: int, epoch_ms: f
         for key, value in _numbers(row)
         if key != "epoch"
     ]
-
-
-def _batches(items: Sequence[_T], size: int) -> Iterator[Sequence[_T]]:
-    return (items[start : start + size] for start in range(0, len(items), size))

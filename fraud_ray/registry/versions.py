@@ -1,15 +1,16 @@
-"""Versions of the registered model: a bundle goes in once a run, and comes out by version or alias.
+"""Versions of the registered model: a bundle goes in once a run, and comes out by version, alias or URI.
 
-Registering is a chain of steps, each of which looks for what an interrupted attempt left behind before it acts:
-logged model (found by its run, uploaded again unless it was finished), registered model, version (found by its run),
-alias (set once a version, which a tag records, so that repeating never takes an alias back from a later version).
+Registering is a chain of steps that may be cut short anywhere and repeated: the model's files are written to their
+place in the run again, the registered model may be there, the version is found by its run, and it gets an alias once,
+which a tag records, so that a repeat never takes an alias back from a later version.
 """
 
 from __future__ import annotations
 
 import json
+import re
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version as installed
 from pathlib import Path
@@ -19,16 +20,14 @@ import mlflow.artifacts
 import mlflow.pyfunc
 import onnx
 import pandas as pd
-from mlflow import MlflowClient
-from mlflow.entities import LoggedModel, LoggedModelOutput, Metric
-from mlflow.entities.logged_model_status import LoggedModelStatus
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 from mlflow.models import Model, ModelSignature
 from mlflow.types.schema import AnyType, ColSpec, DataType, Schema
-from mlflow.utils.mlflow_tags import MLFLOW_MODEL_VERSIONS
 
-from fraud_ray.registry.tracking import RUN_TAG, TrackedRun, Tracking, entity_name, every, now_ms, reported
+from fraud_ray.errors import FraudRayError, SettingsError
+from fraud_ray.registry.tracking import RUN_TAG, TrackedRun, Tracking, connect_existing, every
+from fraud_ray.settings import RegistrySettings, without_passwords
 from fraud_ray.storage import Storage
 from fraud_ray.values import Value
 
@@ -37,6 +36,7 @@ ALIAS_TAG = "fraud_ray.alias"
 REQUIREMENTS = ("mlflow", "numpy", "onnxruntime", "pandas")
 GRAPH = "model.onnx"
 _SCORER = Path(__file__).with_name("scorer.py")
+_FOLDER = "model"  # of the run's artifacts
 
 
 @dataclass(frozen=True)
@@ -62,40 +62,105 @@ class RegisteredVersion(Value):
         return f"models:/{self.name}/{self.version}"
 
 
+@dataclass(frozen=True)
+class RegisteredModel:
+    """A registered model's aliases, each with the version that holds it, and its tags."""
+
+    name: str
+    aliases: dict[str, int]
+    tags: dict[str, str]
+
+    def aliases_of(self, version: int) -> tuple[str, ...]:
+        return tuple(alias for alias, holder in self.aliases.items() if holder == version)
+
+    def shown(self, version: int) -> str:
+        """A version with its aliases, for messages: 3 (challenger)."""
+        held = ", ".join(self.aliases_of(version))
+        return f"{version} ({held})" if held else str(version)
+
+
 def register(
     run: TrackedRun,
     bundle: str | Path,
     example: pd.DataFrame,
-    metrics: Mapping[str, float],
     tags: Mapping[str, str] | None = None,
     description: str | None = None,
 ) -> RegisteredVersion:
-    """The version of this run: logs the bundle's graph as an MLflow model and registers it, unless that was done.
+    """The version of this run: keeps the bundle as an MLflow model of the run and registers it, unless that was done.
 
-    bundle: a folder whose model.onnx states its columns and threshold; its other files are logged beside the graph.
-    example: a few rows with at least the graph's columns. metrics: belong to the run and are linked to the model.
-    The alias is champion when no version holds that yet, else challenger.
+    bundle: a folder whose model.onnx states its columns and threshold; its other files are kept beside the graph.
+    example: a few rows with at least the graph's columns. The alias is champion when no version holds that yet, else
+    challenger.
     """
-    tracking, name = run.tracking, run.tracking.registry.model_name
-    client = tracking.client
-    with reported(tracking.uri):
-        version = _version_of(client, name, run)
-        created = version is None
-        if version is None:
-            model = _logged_model(run, Path(bundle), example, metrics)
-            _create_registered_model(client, name)
-            # Not the URI models:/<model_id>: MLflow would look that up in its global tracking store.
-            version = client.create_model_version(
+    tracking, client, name = run.tracking, run.tracking.client, run.tracking.registry.model_name
+    with tracking.reported():
+        versions = _versions_of(run)
+        created = not versions
+        if created:
+            with tempfile.TemporaryDirectory() as scratch:
+                write_model(Path(bundle), example, f"{scratch}/{_FOLDER}", run.id)
+                client.log_artifacts(run.id, f"{scratch}/{_FOLDER}", _FOLDER)
+            _create_registered_model(tracking)
+            client.create_model_version(
                 name,
-                source=model.artifact_location,
+                source=f"{run.run.info.artifact_uri}/{_FOLDER}",
                 run_id=run.id,
                 tags={**(tags or {}), RUN_TAG: run.name},
                 description=description,
-                model_id=model.model_id,
             )
+            versions = _versions_of(run)
+        version, *twice = versions
+        for surplus in twice:  # MLflow's client asks again by itself where the answer to a request was lost
+            if surplus.run_id == run.id and ALIAS_TAG not in surplus.tags:
+                client.delete_model_version(name, surplus.version)
+        number, aliases = int(version.version), existing_model(tracking).aliases
         if ALIAS_TAG not in version.tags:
-            _announce(run, version)
-        return _described(client.get_model_version(name, version.version), created)
+            alias = CHAMPION if aliases.get(CHAMPION, number) == number else CHALLENGER
+            client.set_registered_model_alias(name, alias, version.version)
+            client.set_model_version_tag(name, version.version, ALIAS_TAG, alias)
+            aliases = {**aliases, alias: number}
+        return _described(version, aliases, created)
+
+
+def register_stored(
+    run: TrackedRun, storage: Storage, folder: str, example: pd.DataFrame, tags: Mapping[str, str], description: str
+) -> RegisteredVersion:
+    """`register`, of the bundle that lies below a key of the storage."""
+    with tempfile.TemporaryDirectory() as scratch:
+        return register(run, storage.fetch(folder, Path(scratch)), example, tags, description)
+
+
+def registered_model(tracking: Tracking) -> RegisteredModel | None:
+    """The settings' registered model, or None while it has no version."""
+    with tracking.reported():
+        try:
+            found = tracking.client.get_registered_model(tracking.registry.model_name)
+        except MlflowException as fault:
+            if fault.error_code == "RESOURCE_DOES_NOT_EXIST":
+                return None
+            raise
+        aliases = {alias: int(version) for alias, version in found.aliases.items()}
+        return RegisteredModel(found.name, aliases, dict(found.tags))
+
+
+def existing_model(tracking: Tracking) -> RegisteredModel:
+    """The settings' registered model; raises SettingsError while it has no version."""
+    model = registered_model(tracking)
+    if model is None:
+        raise SettingsError(
+            f"{tracking.registry.model_name} has no version yet; a `fraud-ray run` that passes the gate registers one"
+        )
+    return model
+
+
+def list_versions(tracking: Tracking) -> list[RegisteredVersion]:
+    """All versions of the registered model, the newest first."""
+    with tracking.reported():
+        model = registered_model(tracking)
+        # A search does not say which aliases a version holds.
+        found = _search(tracking, f"name = '{model.name}'") if model else []
+        versions = [_described(version, model.aliases) for version in found] if model else []
+    return sorted(versions, key=lambda version: -version.version)
 
 
 def champion(tracking: Tracking) -> RegisteredVersion | None:
@@ -103,20 +168,15 @@ def champion(tracking: Tracking) -> RegisteredVersion | None:
     return next((version for version in list_versions(tracking) if version.alias == CHAMPION), None)
 
 
-def list_versions(tracking: Tracking) -> list[RegisteredVersion]:
-    """All versions of the registered model, the newest first."""
-    with reported(tracking.uri):
-        found = _search(tracking.client, f"name = '{tracking.registry.model_name}'")
-        # A search does not say which aliases a version holds.
-        aliases = tracking.client.get_registered_model(tracking.registry.model_name).aliases if found else {}
-    holders = {version: alias for alias, version in aliases.items()}
-    versions = [_described(version, alias=holders.get(version.version)) for version in found]
-    return sorted(versions, key=lambda version: -version.version)
+def tags_of_version(tracking: Tracking, version: int) -> dict[str, str]:
+    """The tags of one version."""
+    with tracking.reported():
+        return dict(tracking.client.get_model_version(tracking.registry.model_name, str(version)).tags)
 
 
 def download(tracking: Tracking, version: RegisteredVersion, folder: str | Path) -> Path:
     """The version's bundle (graph, weights, encoder, metadata) in a folder below `folder`; returns that folder."""
-    with reported(tracking.uri):
+    with tracking.reported():
         location = tracking.client.get_model_version_download_uri(version.name, str(version.version))
         Path(folder).mkdir(parents=True, exist_ok=True)
         return Path(
@@ -126,8 +186,32 @@ def download(tracking: Tracking, version: RegisteredVersion, folder: str | Path)
         )
 
 
-def write_model(bundle: Path, example: pd.DataFrame, folder: str, identity: Model | None = None) -> None:
-    """Writes a bundle as an MLflow model: the scorer's code, the bundle's files, signature, example, requirements."""
+def fetch(registry: RegistrySettings, uri: str, folder: Path) -> tuple[RegisteredVersion, Path]:
+    """The version of a URI that people write, models:/name@alias or models:/name/version, and its bundle's folder.
+
+    folder: the bundle is downloaded below it. Raises FraudRayError that says which versions there are, and how to get
+    one, where the URI names none.
+    """
+    written = re.fullmatch(r"models:/([^/@]+)(?:@([^/@]+)|/(\d+))", uri)
+    if not written:
+        raise SettingsError(f"{uri} is no URI of a version; write models:/NAME@ALIAS or models:/NAME/VERSION")
+    name, alias, number = written.groups()
+    tracking = connect_existing(registry.model_copy(update={"model_name": name}))
+    versions, model = list_versions(tracking), registered_model(tracking)
+    if alias and model:
+        number = model.aliases.get(alias)
+    found = next((version for version in versions if str(version.version) == str(number)), None)
+    if found is None:
+        shown = [model.shown(version.version) for version in versions] if model else []
+        raise FraudRayError(f"{uri} does not exist: {_what_there_is(tracking, name, shown)}")
+    return found, download(tracking, found, folder)
+
+
+def write_model(bundle: Path, example: pd.DataFrame, folder: str, run_id: str | None = None) -> None:
+    """Writes a bundle as an MLflow model: the scorer's code, the bundle's files, signature, example, requirements.
+
+    run_id: of the MLflow run that it comes from.
+    """
     stored = {entry.key: entry.value for entry in onnx.load(str(bundle / GRAPH)).metadata_props}
     kinds = {column["name"]: column["kind"] for column in json.loads(stored["columns"])}
     # MLflow refuses 64-bit integers and booleans for a `double`, numbers and NaN for a `boolean`, and numbers and
@@ -146,101 +230,52 @@ def write_model(bundle: Path, example: pd.DataFrame, folder: str, identity: Mode
         input_example=shown.where(shown.notna(), None),
         pip_requirements=[f"{package}=={installed(package)}" for package in REQUIREMENTS],
         metadata={"columns": kinds, "threshold": float(stored["threshold"])},
-        mlflow_model=identity,
+        mlflow_model=Model(run_id=run_id),
     )
 
 
-def _version_of(client: MlflowClient, name: str, run: TrackedRun) -> ModelVersion | None:
-    found = _search(client, f"name = '{name}' and tags.`{RUN_TAG}` = '{run.name}'")
-    found = found or _search(client, f"name = '{name}' and run_id = '{run.id}'")
-    return min(found, key=lambda version: int(version.version), default=None)
+def _versions_of(run: TrackedRun) -> list[ModelVersion]:
+    """The versions that this run made, the first one first."""
+    name = run.tracking.registry.model_name
+    found = _search(run.tracking, f"name = '{name}' and tags.`{RUN_TAG}` = '{run.name}'")
+    return sorted(found, key=lambda version: int(version.version))
 
 
-def _search(client: MlflowClient, condition: str) -> list[ModelVersion]:
-    return list(every(lambda token: client.search_model_versions(condition, page_token=token)))
+def _search(tracking: Tracking, condition: str) -> list[ModelVersion]:
+    return list(every(lambda token: tracking.client.search_model_versions(condition, page_token=token)))
 
 
-def _described(version: ModelVersion, created: bool = False, alias: str | None = None) -> RegisteredVersion:
-    held = sorted(version.aliases or ())
+def _described(version: ModelVersion, aliases: Mapping[str, int], created: bool = False) -> RegisteredVersion:
+    """aliases: of the registered model; of several that a version holds, champion comes first."""
+    held = sorted(alias for alias, holder in aliases.items() if holder == int(version.version))
     return RegisteredVersion(
         version.name,
         int(version.version),
-        alias or (CHAMPION if CHAMPION in held else held[0] if held else None),
+        CHAMPION if CHAMPION in held else next(iter(held), None),
         version.tags.get(RUN_TAG),
         version.run_id,
         created,
     )
 
 
-def _create_registered_model(client: MlflowClient, name: str) -> None:
+def _create_registered_model(tracking: Tracking) -> None:
     try:
-        client.create_registered_model(name)
+        tracking.client.create_registered_model(tracking.registry.model_name)
     except MlflowException as fault:
         if fault.error_code != "RESOURCE_ALREADY_EXISTS":
             raise
 
 
-def _announce(run: TrackedRun, version: ModelVersion) -> None:
-    """Links the version to its logged model, gives it the alias that is free, and notes that this was done."""
-    client = run.tracking.client
-    model = _find_logged_model(run)
-    if model is not None:
-        link = [{"name": version.name, "version": version.version}]
-        client.set_logged_model_tags(model.model_id, {MLFLOW_MODEL_VERSIONS: json.dumps(link)})
-    holders = client.get_registered_model(version.name).aliases
-    alias = CHAMPION if holders.get(CHAMPION, version.version) == version.version else CHALLENGER
-    client.set_registered_model_alias(version.name, alias, version.version)
-    client.set_model_version_tag(version.name, version.version, ALIAS_TAG, alias)
-
-
-def _find_logged_model(run: TrackedRun) -> LoggedModel | None:
-    found = run.tracking.client.search_logged_models([run.tracking.experiment_id], f"source_run_id = '{run.id}'")
-    return next(iter(found), None)
-
-
-def _logged_model(run: TrackedRun, bundle: Path, example: pd.DataFrame, metrics: Mapping[str, float]) -> LoggedModel:
-    """The run's finished logged model, uploaded if it is not."""
-    client = run.tracking.client
-    model = _find_logged_model(run) or client.create_logged_model(
-        run.tracking.experiment_id, run.tracking.registry.model_name, run.id, tags={RUN_TAG: run.name}
-    )
-    if model.status == LoggedModelStatus.READY:
-        return model
-    with tempfile.TemporaryDirectory() as scratch:
-        identity = Model(
-            artifact_path=model.artifact_location, run_id=run.id, model_uuid=model.model_id, model_id=model.model_id
+def _what_there_is(tracking: Tracking, name: str, versions: Sequence[str]) -> str:
+    where = f"the registry at {without_passwords(tracking.uri)}"
+    if versions:
+        return (
+            f"{where} has versions {', '.join(versions)} of '{name}'. `fraud-ray models promote` makes one of them "
+            "champion, `fraud-ray run -c FILE` registers another"
         )
-        write_model(bundle, example, f"{scratch}/model", identity)
-        client.log_model_artifacts(model.model_id, f"{scratch}/model")
-    outputs = client.get_run(run.id).outputs
-    if model.model_id not in {output.model_id for output in (outputs.model_outputs if outputs else ())}:
-        client.log_outputs(run.id, [LoggedModelOutput(model.model_id, step=0)])
-    _link_metrics(run, model, metrics)
-    return client.finalize_logged_model(model.model_id, LoggedModelStatus.READY)
-
-
-def _link_metrics(run: TrackedRun, model: LoggedModel, metrics: Mapping[str, float]) -> None:
-    """Logs the metrics for the model too, as the very points that the run has where it has them."""
-    client = run.tracking.client
-    known = client.get_run(run.id).data.metrics
-    points = []
-    for key, value in ((entity_name(name), float(value)) for name, value in metrics.items()):
-        history = client.get_metric_history(run.id, key) if key in known else []
-        point = next((point for point in history if point.value == value), None)
-        when, step = (point.timestamp, point.step) if point else (now_ms(), 0)
-        points.append(Metric(key, value, when, step, model_id=model.model_id, run_id=run.id))
-    client.log_batch(run.id, metrics=points)
-
-
-def register_stored(
-    run: TrackedRun,
-    storage: Storage,
-    folder: str,
-    example: pd.DataFrame,
-    metrics: Mapping[str, float],
-    tags: Mapping[str, str],
-    description: str,
-) -> RegisteredVersion:
-    """`register`, of the bundle that lies below a key of the storage."""
-    with tempfile.TemporaryDirectory() as scratch:
-        return register(run, storage.fetch(folder, Path(scratch)), example, metrics, tags, description)
+    with tracking.reported():
+        others = ", ".join(sorted(model.name for model in tracking.client.search_registered_models()))
+    return (
+        f"{where} has no '{name}'{f', but {others}' if others else ''}. `fraud-ray run -c FILE` trains and registers "
+        "one; the first becomes champion"
+    )
