@@ -26,14 +26,14 @@ from fraud_ray.data.source import Source, open_source
 from fraud_ray.decision.evaluate import evaluate
 from fraud_ray.errors import SettingsError
 from fraud_ray.intake import take_in
-from fraud_ray.model.bundle import Bundle
+from fraud_ray.model.bundle import Bundle, network_logits
 from fraud_ray.progress import Progress, counted
 from fraud_ray.registry import audit
 from fraud_ray.registry.promotion import bundle_hashes
 from fraud_ray.runs import RunRecord, differences, provenance, read_run
 from fraud_ray.settings import ClusterSettings, DecisionSettings, Settings, parse_settings
 from fraud_ray.storage import Storage
-from fraud_ray.training.evaluation import fetch_bundle, network_logits
+from fraud_ray.training.assemble import fetch_bundle
 from fraud_ray.training.search import SearchOutcome, Trial
 from fraud_ray.training.trainer import network_shape, refit
 
@@ -132,7 +132,7 @@ def _prepared(source: Source, settings: Settings, scratch: Storage, progress: Pr
 def _metrics(bundle: Bundle, storage: Storage, fold: PreparedFold, decision: DecisionSettings) -> dict[str, float]:
     """A Ray task: a model's figures on the fold's holdout."""
     rows = load(storage, fold.holdout, with_roles=True)
-    probabilities = bundle.calibration.apply(network_logits(bundle.network(), rows))
+    probabilities = bundle.calibration.apply(network_logits(bundle.network(), rows.features, rows.codes))
     quick = decision.model_copy(update={"bootstrap_repeats": 0})
     return evaluate(probabilities, rows, bundle.threshold, quick).metrics
 

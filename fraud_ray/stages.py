@@ -31,12 +31,12 @@ from fraud_ray.registry.reference import measure_drift, of_champion
 from fraud_ray.registry.tracking import Dataset, TrackedRun, connect
 from fraud_ray.registry.versions import CHAMPION, RegisteredVersion, champion, register
 from fraud_ray.report.card import model_card
-from fraud_ray.report.drift import draw
 from fraud_ray.report.page import ReportValues, render
+from fraud_ray.report.panels import draw_drift
 from fraud_ray.runs import Outcome, Run, read_run
 from fraud_ray.settings import Loaded, Settings, settings_hash
 from fraud_ray.storage import Storage
-from fraud_ray.training.evaluation import assemble, fetch_bundle, get_ready
+from fraud_ray.training.assemble import assemble, fetch_bundle, get_ready
 from fraud_ray.training.search import SearchOutcome, Trial, search, selection_logits
 from fraud_ray.training.trainer import Fitted, load_fitted, refit
 from fraud_ray.windows.definition import Definition
@@ -166,7 +166,7 @@ class Stages:
                 assert reference is not None, "there is one where nothing is measured yet"
                 drift = measure_drift(reference, self.data, self.settings, stage.update)
                 self.storage.put_json(self.run.key("drift.json"), drift.to_json())
-                self.storage.put(self.run.key("drift.svg"), draw(drift, "svg"))
+                self.storage.put(self.run.key("drift.svg"), draw_drift(drift, "svg"))
                 return drift
 
             drift = self.run.once("drift", compute, Drift.to_json, Drift.from_json)

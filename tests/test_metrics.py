@@ -21,7 +21,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from fraud_ray.data.rows import Rows
-from fraud_ray.decision.bootstrap import NAMES, Ranking, Scored, differences, intervals
+from fraud_ray.decision.bootstrap import NAMES, Predictions, Ranking, differences, intervals
 from fraud_ray.decision.curves import (
     MAX_POINTS,
     Curves,
@@ -231,7 +231,7 @@ def test_a_difference_between_models_is_of_means_over_weeks_on_the_same_draws(by
     noise = np.random.default_rng(0)
     other = [truth * np.exp(noise.normal(0, 0.5, len(truth))) for truth in model]
     entities = [rows.roles["entity"] for rows in weeks] if by_entity else None
-    scored = [[Scored(probabilities, 0.5) for probabilities in of] for of in (model, other)]
+    scored = [[Predictions(probabilities, 0.5) for probabilities in of] for of in (model, other)]
     found = differences(scored[0], {"noisy": scored[1]}, labels, entities, 100, 0.95, seed=0)
     lead = found["noisy"]["average_precision"]
     means = [np.mean([average_precision_score(y, p) for y, p in zip(labels, of, strict=True)]) for of in (model, other)]

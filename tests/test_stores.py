@@ -19,7 +19,7 @@ from fraud_ray.data.source import open_source, read_partition
 from fraud_ray.model.bundle import open_graph
 from fraud_ray.settings import load_settings
 from fraud_ray.storage import Storage
-from fraud_ray.training.evaluation import fetch_bundle
+from fraud_ray.training.assemble import fetch_bundle
 from tests.kube.render import render
 from tests.line import REPOSITORY, local
 from tests.rays import BIN

@@ -14,6 +14,7 @@ from dataclasses import replace
 from fraud_ray.backtest.result import Backtest
 from fraud_ray.cluster import check_resources, connect
 from fraud_ray.data.source import open_source
+from fraud_ray.decision.names import metric_name
 from fraud_ray.errors import FraudRayError, SettingsError
 from fraud_ray.pipeline import simulate_if_absent
 from fraud_ray.progress import Progress
@@ -46,15 +47,19 @@ def backtest(loaded: Loaded, progress: Progress) -> Backtest:
         check_resources(settings, progress)
         check_storage(storage)
         # Ray, torch and MLflow take seconds to import, which a concluded backtest does without.
-        from fraud_ray.backtest.stages import Stages
+        from fraud_ray.backtest.stages import fit_beside, fit_network, judge, prepare_folds
         from fraud_ray.intake import take_in
+        from fraud_ray.report.panels import draw_by_fold
 
-        stages = Stages(settings, run, progress)
         data, census = take_in(source, settings, storage, progress)
-        folds = stages.prepare(data, census, shifts)
-        network = stages.network(folds)
-        others = [stages.reference(name, folds, network.choice.trials) for name in references]
-        result = stages.judge([network, *others], folds, notes, PICTURE)
+        folds = prepare_folds(data, census, shifts, settings, storage, progress)
+        network = fit_network(folds, settings, run, progress)
+        others = [fit_beside(name, folds, network.choice.trials, settings, run, progress) for name in references]
+        picture = storage.path(run.key(PICTURE))
+        result = judge([network, *others], folds, settings.decision, run, progress, notes, picture)
+        metrics = {metric_name(name): result.by_fold(name) for name in result.shown}
+        title = f"{result.name}: by first day of the holdout"
+        storage.put(run.key(PICTURE), draw_by_fold(title, result.days, metrics, "svg"))
         storage.put_json(run.key(RESULT), result.to_json())
         run.conclude(Outcome(run.name, run.folder, "backtested", report=result.picture, timings=run.timings))
         return result

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 from fraud_ray.data import cache, rows
 from fraud_ray.data.folds import SIDES, Folds
 from fraud_ray.data.passes import Job, encode_partition, fit_partition
+from fraud_ray.data.profiling import MERGE_AT
 from fraud_ray.data.source import Partition, Source
 from fraud_ray.data.tasks import map_tasks
 from fraud_ray.model.encoder import Encoder, FeatureColumn, Ratio, Statistics
@@ -22,8 +23,6 @@ from fraud_ray.storage import Storage
 
 # Part of the key: raise it when the same data and settings come to be prepared differently.
 VERSION = 6
-# Statistics and profiles held before they are merged: those of thousands of partitions would fill the memory.
-MERGE_AT = 64
 
 Result = TypeVar("Result")
 

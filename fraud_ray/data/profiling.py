@@ -20,7 +20,7 @@ from fraud_ray.model.scorer import GraphScorer
 from fraud_ray.progress import Update
 from fraud_ray.settings import DataSettings
 
-# Profiles held before they are merged.
+# Statistics and profiles held before they are merged: those of thousands of partitions would fill the memory.
 MERGE_AT = 64
 
 

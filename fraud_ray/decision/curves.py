@@ -8,7 +8,7 @@ from typing import Literal
 import numpy as np
 from scipy.stats import binomtest
 
-from fraud_ray.decision.cuts import Array, Bool, Cuts, Float64, checked
+from fraud_ray.decision.cuts import Array, Bool, Cuts, Float64, checked, equal_bins, reliability
 from fraud_ray.values import Value
 
 MAX_POINTS = 200
@@ -128,21 +128,19 @@ def alert_calibration_points(probabilities: Array, labels: Array, threshold: flo
     values, fraud = checked(probabilities, labels)
     alert = values >= threshold
     values, fraud = values[alert], fraud[alert]
-    lower = np.searchsorted(np.sort(values), values, side="left")
-    return _reliability(lower * bins // max(len(values), 1), values, fraud, 0.99, "exact")
+    return _reliability(equal_bins(values, bins), values, fraud, 0.99, "exact")
 
 
 def _reliability(of_row: Array, values: Float64, fraud: Bool, confidence: float, method: IntervalMethod) -> Points:
     """Mean probability and fraud rate, with its interval, of the rows (rows,) of each group; empty ones left out."""
-    rows, probability, frauds = (np.bincount(of_row, weights=weights) for weights in (None, values, fraud))
-    filled = np.flatnonzero(rows)
-    intervals = [share_interval(int(frauds[i]), int(rows[i]), confidence, method) for i in filled]
+    rows, probability, frauds = reliability(of_row, values, fraud)
+    intervals = [share_interval(int(k), int(n), confidence, method) for k, n in zip(frauds, rows, strict=True)]
     return {
-        "probability": (probability[filled] / rows[filled]).tolist(),
-        "fraud_rate": (frauds[filled] / rows[filled]).tolist(),
+        "probability": probability.tolist(),
+        "fraud_rate": (frauds / rows).tolist(),
         "low": [low for low, _ in intervals],
         "high": [high for _, high in intervals],
-        "rows": rows[filled].tolist(),
+        "rows": rows.tolist(),
     }
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pyarrow as pa
 
 from fraud_ray.data.rows import PreparedFold, load, raw_table
-from fraud_ray.decision.comparison import Comparison, Scored, compare
+from fraud_ray.decision.comparison import Comparison, Predictions, compare
 from fraud_ray.decision.evaluate import Evaluation, evaluate
 from fraud_ray.errors import FraudRayError
 from fraud_ray.model.bundle import open_graph
@@ -18,7 +18,7 @@ from fraud_ray.settings import DecisionSettings, Settings
 from fraud_ray.storage import Storage
 
 
-def score_champion(tracking: Tracking, version: RegisteredVersion, raw: pa.Table) -> Scored:
+def score_champion(tracking: Tracking, version: RegisteredVersion, raw: pa.Table) -> Predictions:
     """What the champion, this version, says of rows with the columns that a run declares as features.
 
     Raises FraudRayError where it reads a column that is not among them.
@@ -32,7 +32,7 @@ def score_champion(tracking: Tracking, version: RegisteredVersion, raw: pa.Table
             "does not declare as a feature, so the two do not compare: declare it, or promote the new version by hand "
             "(gate.beats_champion: false; run instead of retrain)"
         )
-    return Scored(scorer.score(raw), scorer.threshold)
+    return Predictions(scorer.score(raw), scorer.threshold)
 
 
 def evaluate_champion(
@@ -56,6 +56,6 @@ def compare_with_champion(
     if version is None:
         return None
     scorer, raw = open_graph(bundle), raw_table(storage, final.holdout)
-    challenger, scored = Scored(scorer.score(raw), scorer.threshold), score_champion(tracking, version, raw)
+    challenger, scored = Predictions(scorer.score(raw), scorer.threshold), score_champion(tracking, version, raw)
     rows = load(storage, final.holdout, with_roles=True)
     return compare(challenger, scored, version.version, rows.label, rows.roles.get("entity"), settings)
