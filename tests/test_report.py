@@ -11,6 +11,7 @@ import subprocess
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Callable
 from dataclasses import replace
+from functools import cache
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -188,11 +189,6 @@ def spans(low: float, high: float) -> str:
     return f"{low:.4f} … {high:.4f}"
 
 
-@pytest.fixture
-def made(tmp_path: Path) -> Callable[..., ReportValues]:
-    return lambda **options: report_values(tmp_path, **options)
-
-
 CASES: dict[str, dict[str, Any]] = {
     "registered": {},
     "rejected": {"gate": {"min_f1": 0.99, "max_calibration_error": 0.5}},
@@ -212,10 +208,24 @@ CASES: dict[str, dict[str, Any]] = {
 }
 
 
+Made = Callable[[str], tuple[ReportValues, str]]
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
+    """A case's values and page, each made once."""
+
+    @cache
+    def of(case: str) -> tuple[ReportValues, str]:
+        values = report_values(tmp_path_factory.mktemp("made"), **CASES[case])
+        return values, render(values)
+
+    return of
+
+
 @pytest.mark.parametrize("case", CASES)
-def test_a_page_is_made_of_any_run_without_network_or_script_and_with_whole_pictures(made: Any, case: str) -> None:
-    values = made(**CASES[case])
-    page = render(values)
+def test_a_page_is_made_of_any_run_without_network_or_script_and_with_whole_pictures(made: Made, case: str) -> None:
+    values, page = made(case)
     own = re.sub(r'\bxmlns(:\w+)?="[^"]*"|href="#|url\(#', "", page)  # namespaces, and what is within the page
     assert not re.search(r"https?:|<(script|link|img|iframe|object)\b|\b(src|href)=|url\(|@import", own)
     assert "content=\"default-src 'none'" in page
@@ -227,9 +237,8 @@ def test_a_page_is_made_of_any_run_without_network_or_script_and_with_whole_pict
         ElementTree.fromstring(picture)
 
 
-def test_a_conditional_hyperparameter_has_a_value_in_the_trials_in_which_its_condition_held(made: Any) -> None:
-    values = made(**CASES["200 trials"])
-    page = render(values)
+def test_a_conditional_hyperparameter_has_a_value_in_the_trials_in_which_its_condition_held(made: Made) -> None:
+    values, page = made("200 trials")
     assert "0.5 to 4 (with loss focal)" in page
     cells = Cells(page)
     for trial in values.found.trials[:20]:
@@ -237,9 +246,8 @@ def test_a_conditional_hyperparameter_has_a_value_in_the_trials_in_which_its_con
 
 
 @pytest.mark.parametrize("case", ["registered", "rejected", "as in seed.yaml", "many slices", "200 trials"])
-def test_the_numbers_on_the_page_are_the_runs(made: Any, case: str) -> None:
-    values = made(**CASES[case])
-    page = render(values)
+def test_the_numbers_on_the_page_are_the_runs(made: Made, case: str) -> None:
+    values, page = made(case)
     cells = Cells(page)
     evaluation = json.loads(json.dumps(values.evaluation.to_json()))
     labels = {"auc_roc": "ROC AUC", "f1_score": "F1 at threshold", "recall": "Recall at threshold"}
@@ -282,8 +290,9 @@ def test_the_numbers_on_the_page_are_the_runs(made: Any, case: str) -> None:
     assert f"raises {alerts:,} alerts, {shown} {unit}" in text
 
 
-def test_who_when_and_which_code_are_told_and_no_password(made: Any) -> None:
-    page, card = render(made()), model_card(made())
+def test_who_when_and_which_code_are_told_and_no_password(made: Made) -> None:
+    values, page = made("registered")
+    card = model_card(values)
     for text in ("2024-03-09 08:15 UTC by ann", "0123456789ab", "f" * 64):
         assert text in page
         assert text in card
@@ -291,9 +300,9 @@ def test_who_when_and_which_code_are_told_and_no_password(made: Any) -> None:
     assert "postgresql://***@server/mlflow" in page
 
 
-def test_drift_is_a_table_with_bounds_where_there_was_a_champion(made: Any) -> None:
-    values = made()
-    assert "no champion to compare" in render(values)
+def test_drift_is_a_table_with_bounds_where_there_was_a_champion(made: Made) -> None:
+    values, before = made("registered")
+    assert "no champion to compare" in before
     exceeded, within = Measure("KS", 0.31254, 0.1), Measure("PSI", 0.05, 0.2)
     columns = (
         ColumnDrift("amount", "numeric", (exceeded, within), "KS", 1e-9, (0.0, 0.025), (50.0, 61.5)),
@@ -311,8 +320,8 @@ def test_drift_is_a_table_with_bounds_where_there_was_a_champion(made: Any) -> N
     assert "online was not compared: it is declared as numeric now" in page
 
 
-def test_importance_finds_the_hyperparameter_that_matters(made: Any) -> None:
-    values = made(**CASES["200 trials"])
+def test_importance_finds_the_hyperparameter_that_matters(made: Made) -> None:
+    values, _ = made("200 trials")
     weights = importances(values.found, values.settings.search)
     assert sum(weights.values()) == pytest.approx(1)
     assert max(weights, key=lambda name: weights[name]) == "learning_rate"
@@ -320,8 +329,9 @@ def test_importance_finds_the_hyperparameter_that_matters(made: Any) -> None:
     assert importances(few, values.settings.search) == {}
 
 
-def test_pictures_are_the_same_each_time_they_are_drawn(made: Any) -> None:
-    assert render(made()) == render(made())
+def test_pictures_are_the_same_each_time_they_are_drawn(made: Made) -> None:
+    values, page = made("registered")
+    assert render(values) == page
 
 
 WIDTHS = """<script>onload = () => {
@@ -330,12 +340,12 @@ WIDTHS = """<script>onload = () => {
   document.title = "too wide: " + (wide.map(frame => frame.title).join() || "none") }</script>"""
 
 
-def test_in_a_browser_no_page_is_wider_than_a_phone(made: Any, tmp_path: Path) -> None:
+def test_in_a_browser_no_page_is_wider_than_a_phone(made: Made, tmp_path: Path) -> None:
     browser = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
     if browser is None:
         pytest.skip("no chromium on the path to lay the page out with; apt-get install chromium")
     frames = "".join(
-        f'<iframe title="{case}" style="width:390px" srcdoc="{html.escape(render(made(**CASES[case])))}"></iframe>'
+        f'<iframe title="{case}" style="width:390px" srcdoc="{html.escape(made(case)[1])}"></iframe>'
         for case in ("registered", "many slices", "200 trials")
     )
     page = tmp_path / "frames.html"
@@ -352,8 +362,8 @@ def test_in_a_browser_no_page_is_wider_than_a_phone(made: Any, tmp_path: Path) -
     assert "<title>too wide: none</title>" in done.stdout, done.stderr[-2_000:]
 
 
-def test_a_card_fits_into_a_versions_description(made: Any) -> None:
-    card = model_card(made(**CASES["many slices"]))
+def test_a_card_fits_into_a_versions_description(made: Made) -> None:
+    card = model_card(made("many slices")[0])
     assert len(card) <= MOST_CHARACTERS
     assert "more checks are in the report" in card
     assert card.endswith("**Report:** /store/runs/march/report.html\n")

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from fraud_ray.decision.bootstrap import Predictions, differences
 from fraud_ray.decision.cuts import Array, checked
 from fraud_ray.decision.evaluate import confusion_at, rate_metrics
+from fraud_ray.decision.gate import bounds
 from fraud_ray.decision.names import METRICS
 from fraud_ray.errors import FraudRayError
 from fraud_ray.settings import Settings
@@ -90,9 +91,7 @@ def compare(
 
 def judged_by(settings: Settings) -> str:
     """The metric that decides about promotion: `retrain.metric`, else the first that the gate bounds, else F1."""
-    gate = settings.gate
-    bounds = {"f1_score": gate.min_f1, "average_precision": gate.min_average_precision, "auc_roc": gate.min_auc}
-    bounded = (name for name, bound in bounds.items() if bound is not None)
+    bounded = (metric for _, metric, _, comparison in bounds(settings.gate) if comparison == ">=")
     return settings.retrain.metric or next(bounded, "f1_score")
 
 

@@ -77,8 +77,7 @@ def decide(evaluation: Evaluation, gate: GateSettings, champion: Evaluation | No
     metrics = evaluation.metrics
     checks = [
         _check(name, METRICS[metric], metrics.get(metric), bound, comparison)
-        for name, metric, bound, comparison in _bounds(gate)
-        if bound is not None
+        for name, metric, bound, comparison in bounds(gate)
     ]
     if gate.slices:
         checks += _slice_checks(evaluation, gate.slices)
@@ -87,13 +86,15 @@ def decide(evaluation: Evaluation, gate: GateSettings, champion: Evaluation | No
     return GateDecision(tuple(checks))
 
 
-def _bounds(gate: GateSettings) -> tuple[tuple[str, str, float | None, Literal[">=", "<="]], ...]:
-    return (
+def bounds(gate: GateSettings) -> list[tuple[str, str, float, Literal[">=", "<="]]]:
+    """Setting, metric, bound and comparison of every bound on all rows that is set."""
+    possible: tuple[tuple[str, str, float | None, Literal[">=", "<="]], ...] = (
         ("min_f1", "f1_score", gate.min_f1, ">="),
         ("min_average_precision", "average_precision", gate.min_average_precision, ">="),
         ("min_auc", "auc_roc", gate.min_auc, ">="),
         ("max_calibration_error", "calibration_error", gate.max_calibration_error, "<="),
     )
+    return [(name, metric, bound, comparison) for name, metric, bound, comparison in possible if bound is not None]
 
 
 def _check(
