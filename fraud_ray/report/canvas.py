@@ -50,6 +50,14 @@ _STYLE: dict[Any, Any] = {
     "legend.handlelength": 1.7,
 }
 
+_PANELS: dict[Any, Any] = {
+    "font.size": 9,
+    "axes.titlesize": 10,
+    "xaxis.labellocation": "center",
+    "figure.constrained_layout.hspace": 0.08,
+    "figure.constrained_layout.wspace": 0.05,
+}
+
 
 def inline(draw: Callable[[Axes], None], height: float = 290) -> Markup:
     """A picture of one plot as SVG for a page. height: in points."""
@@ -71,7 +79,7 @@ def file_of_panels(
     """
     across = min(len(panels), 3) or 1
     down = -(-len(panels) // across) or 1
-    with matplotlib.rc_context({**_STYLE, "font.size": 9, "axes.titlesize": 10, "xaxis.labellocation": "center"}):
+    with matplotlib.rc_context({**_STYLE, **_PANELS}):
         figure = Figure((4.5 * across, height / 72 * down + 0.9), facecolor="white", layout="constrained")
         axes = figure.subplots(down, across, squeeze=False).ravel()
         for draw, one in zip(panels, axes, strict=False):
