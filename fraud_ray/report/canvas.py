@@ -98,3 +98,8 @@ def file_of_panels(
 def number(value: float, _: object = None) -> str:
     """With as many digits as it needs: 12,000 or 0.002."""
     return f"{value:,.0f}" if abs(value) >= 1_000 else f"{value:.4g}"
+
+
+def shortened(text: str, most: int = 16) -> str:
+    """A label with at most so many characters."""
+    return text if len(text) <= most else text[: most - 1] + "…"

@@ -11,7 +11,7 @@ import numpy as np
 from matplotlib.axes import Axes
 
 from fraud_ray.data.drift import Bins, ColumnDrift, Drift
-from fraud_ray.report.canvas import ACCENT, INK, file_of_panels
+from fraud_ray.report.canvas import ACCENT, INK, file_of_panels, shortened
 
 SHOWN_COLUMNS = 6
 THEN, DRIFTED = "#b9c4d0", "#b3261e"
@@ -72,9 +72,8 @@ def _draw_bins(plot: Axes, bins: Bins) -> None:
         places = np.arange(len(bins.labels))
         plot.bar(places - 0.2, bins.reference, 0.4, color=THEN, label="reference")
         plot.bar(places + 0.2, bins.today, 0.4, color=ACCENT, label="today")
-        names = [textwrap.shorten(name, 16, placeholder="…") for name in bins.labels]
-        slanted: dict[str, Any] = {"rotation": 45, "ha": "right", "rotation_mode": "anchor"} if len(names) > 3 else {}
-        plot.set_xticks(places, names, **slanted)
+        slanted: dict[str, Any] = {"rotation": 45, "ha": "right", "rotation_mode": "anchor"}
+        plot.set_xticks(places, map(shortened, bins.labels), **(slanted if len(places) > 3 else {}))
     else:
         plot.stairs(bins.reference, bins.edges, fill=True, color=THEN, label="reference")
         plot.stairs(bins.today, bins.edges, color=ACCENT, linewidth=1.6, label="today")

@@ -12,7 +12,7 @@ from matplotlib.ticker import NullLocator, PercentFormatter
 
 from fraud_ray.decision.curves import Curves, Points, share_interval
 from fraud_ray.decision.evaluate import Evaluation, SliceEvaluation
-from fraud_ray.report.canvas import ACCENT, INK, MUTED, inline, number
+from fraud_ray.report.canvas import ACCENT, INK, MUTED, inline, number, shortened
 
 MOST_SLICES = 25
 
@@ -146,7 +146,7 @@ def slices(column: str, parts: list[SliceEvaluation], evaluation: Evaluation, co
         plot.plot(recall, places, "o", color=ACCENT)
         plot.set(xlabel="frauds caught (recall)", xlim=(-0.02, 1.02), ylim=(len(shown) - 0.4, -0.6))
         plot.xaxis.set_major_formatter(PercentFormatter(1, 0))
-        plot.set_yticks(places, [_cut(slice_name(part), 16) for part in shown], color=INK)
+        plot.set_yticks(places, [shortened(slice_name(part)) for part in shown], color=INK)
         plot.grid(visible=False)
         for place, part in enumerate(shown):
             text = f"{round(recall[place] * part.frauds):,} of {part.frauds:,}"
@@ -214,7 +214,3 @@ def _compact(count: float) -> str:
         if count >= size:
             return f"{count / size:.1f}{unit}" if count < 10 * size else f"{count / size:.0f}{unit}"
     return f"{count:.0f}"
-
-
-def _cut(text: str, most: int) -> str:
-    return text if len(text) <= most else text[: most - 1] + "…"
