@@ -20,7 +20,7 @@ from sklearn.model_selection import ParameterGrid, ParameterSampler
 from fraud_ray.backtest.result import Candidate, Choice
 from fraud_ray.data.rows import PreparedFold, Rows, load
 from fraud_ray.progress import Update
-from fraud_ray.settings import Reference
+from fraud_ray.settings import ReferenceName
 from fraud_ray.storage import Storage
 from fraud_ray.training.loop import Float32
 
@@ -31,7 +31,7 @@ _PROBABILITIES = (1e-7, 1 - 1e-7)
 
 
 def fit_reference(
-    name: Reference,
+    name: ReferenceName,
     selection: Sequence[PreparedFold],
     final: Sequence[PreparedFold],
     trials: int,
@@ -76,7 +76,7 @@ def _points(space: Space, trials: int, seed: int) -> list[dict[str, Any]]:
 
 @ray.remote(num_cpus=1)
 def _fit_and_score(
-    name: Reference, point: Mapping[str, Any], seed: int, storage: Storage, fold: PreparedFold
+    name: ReferenceName, point: Mapping[str, Any], seed: int, storage: Storage, fold: PreparedFold
 ) -> Float32:
     fit, holdout = load(storage, fold.fit), load(storage, fold.holdout)
     x = _matrix(fit)
@@ -123,7 +123,7 @@ def _lightgbm(point: Mapping[str, Any], seed: int, codes: list[int]) -> Any:
 
 # An estimator from a point of the space, a seed, and the positions of the columns that are codes.
 _Make = Callable[[Mapping[str, Any], int, list[int]], Any]
-_KINDS: dict[Reference, tuple[Space, _Make]] = {
+_KINDS: dict[ReferenceName, tuple[Space, _Make]] = {
     "logistic_regression": ({"C": (0.001, 0.01, 0.1, 1.0, 10.0, 100.0)}, _logistic_regression),
     "random_forest": (
         {"max_depth": (10, 20, None), "min_samples_leaf": (1, 3, 10), "max_features": ("sqrt", 0.5)},

@@ -25,7 +25,7 @@ from fraud_ray.model.bundle import Bundle, network_logits
 from fraud_ray.model.calibration import Calibration
 from fraud_ray.progress import Progress, counted
 from fraud_ray.runs import Run
-from fraud_ray.settings import DecisionSettings, Reference, Settings
+from fraud_ray.settings import DecisionSettings, ReferenceName, Settings
 from fraud_ray.storage import Storage
 from fraud_ray.training.assemble import bundle_of
 from fraud_ray.training.loop import Float32
@@ -100,7 +100,7 @@ def fit_network(folds: BacktestFolds, settings: Settings, run: Run, progress: Pr
 
 
 def fit_beside(
-    name: Reference, folds: BacktestFolds, trials: int, settings: Settings, run: Run, progress: Progress
+    name: ReferenceName, folds: BacktestFolds, trials: int, settings: Settings, run: Run, progress: Progress
 ) -> Candidate:
     """A reference model, chosen and fitted on the same folds with as many trials."""
     key, storage = run.key(f"references/{name}"), run.storage

@@ -19,7 +19,7 @@ from fraud_ray.errors import FraudRayError, SettingsError
 from fraud_ray.pipeline import simulate_if_absent
 from fraud_ray.progress import Progress
 from fraud_ray.runs import Outcome, Run, open_run
-from fraud_ray.settings import Loaded, Reference, Settings
+from fraud_ray.settings import Loaded, ReferenceName, Settings
 from fraud_ray.storage import Storage
 from fraud_ray.storage_check import check_storage
 
@@ -83,7 +83,7 @@ def final_shifts(settings: Settings) -> tuple[int, ...]:
     return shifts
 
 
-def split_by_package(names: Sequence[Reference]) -> tuple[tuple[Reference, ...], tuple[str, ...]]:
+def split_by_package(names: Sequence[ReferenceName]) -> tuple[tuple[ReferenceName, ...], tuple[str, ...]]:
     """Those references that can be fitted here, and a note on each of the others."""
     there = tuple(name for name in names if name not in _EXTRA or importlib.util.find_spec(name))
     absent = (name for name in names if name not in there)
