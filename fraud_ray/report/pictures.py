@@ -99,7 +99,7 @@ def calibration(curves: Curves, evaluation: Evaluation, confidence: float) -> Pi
         ends = -1.0  # of the last count; one that would meet it is left out
         for at, rows in zip(probability, points["rows"], strict=True):
             count = _compact(rows)
-            half = 0.012 * (len(count) + 1)
+            half = 0.004 + 0.011 * len(count)
             if at - half > ends:
                 plot.annotate(count, (at, 1), (0, 4), textcoords="offset points", ha="center", color=MUTED)
                 ends = at + half
