@@ -64,9 +64,9 @@ def _train(run: Run, loaded: Loaded, source: Source, mlflow: Writer, retrain: bo
     from fraud_ray.registry.promotion import promote_if_better, record_registration
     from fraud_ray.registry.versions import CHAMPION, RegisteredVersion, register_stored
     from fraud_ray.report.card import model_card
-    from fraud_ray.report.drift import draw
     from fraud_ray.report.page import ReportValues
-    from fraud_ray.training.evaluation import evaluate_on_worker, read_curves
+    from fraud_ray.report.panels import draw_drift
+    from fraud_ray.training.assemble import evaluate_on_worker, read_curves
     from fraud_ray.training.search import SearchOutcome, search
     from fraud_ray.training.trainer import refit
     from fraud_ray.windows.state import with_windows
@@ -87,7 +87,7 @@ def _train(run: Run, loaded: Loaded, source: Source, mlflow: Writer, retrain: bo
     if baseline or run.has("drift"):
 
         def heed(drift: Drift) -> str:
-            storage.put(run.key("drift.svg"), draw(drift, "svg"))
+            storage.put(run.key("drift.svg"), draw_drift(drift, "svg"))
             mlflow.tell("log_json", drift.to_json(), "drift.json")
             run.plan += drift.heed(settings.drift.action, f"{run.folder}/drift.svg")
             return drift.verdict

@@ -25,14 +25,13 @@ from fraud_ray.data.rows import PreparedFold, load
 from fraud_ray.data.source import Source, open_source
 from fraud_ray.decision.evaluate import evaluate
 from fraud_ray.errors import SettingsError
-from fraud_ray.model.bundle import Bundle
+from fraud_ray.model.bundle import Bundle, network_logits
 from fraud_ray.progress import Progress, counted
 from fraud_ray.registry import audit
 from fraud_ray.registry.promotion import bundle_hashes
 from fraud_ray.runs import RunRecord, differences, provenance, read_run
 from fraud_ray.settings import ClusterSettings, DecisionSettings, Settings, parse_settings
 from fraud_ray.storage import Storage
-from fraud_ray.training.evaluation import network_logits
 from fraud_ray.training.search import SearchOutcome, Trial
 from fraud_ray.training.trainer import network_shape, refit
 from fraud_ray.windows.state import take_in
@@ -132,7 +131,7 @@ def _prepared(source: Source, settings: Settings, scratch: Storage, progress: Pr
 def _metrics(bundle: Bundle, storage: Storage, fold: PreparedFold, decision: DecisionSettings) -> dict[str, float]:
     """A Ray task: a model's figures on the fold's holdout."""
     rows = load(storage, fold.holdout, with_roles=True)
-    probabilities = bundle.calibration.apply(network_logits(bundle.network(), rows))
+    probabilities = bundle.calibration.apply(network_logits(bundle.network(), rows.features, rows.codes))
     quick = decision.model_copy(update={"bootstrap_repeats": 0})
     return evaluate(probabilities, rows, bundle.threshold, quick).metrics
 

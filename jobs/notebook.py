@@ -22,7 +22,7 @@ from fraud_ray.decision.gate import decide
 from fraud_ray.model.bundle import open_graph
 from fraud_ray.settings import load_settings
 from fraud_ray.storage import Storage
-from fraud_ray.training.evaluation import assemble
+from fraud_ray.training.assemble import assemble
 from fraud_ray.training.search import search, selection_logits
 from fraud_ray.training.trainer import refit
 

@@ -14,14 +14,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fraud_ray.data.rows import Rows
-from fraud_ray.model.bundle import Bundle, open_graph
+from fraud_ray.model.bundle import Bundle, network_logits, open_graph
 from fraud_ray.model.calibration import Calibration
 from fraud_ray.model.encoder import Encoder, FeatureColumn, Ratio, Statistics
 from fraud_ray.model.graph import build_graph
 from fraud_ray.model.network import FraudNetwork, NetworkShape
 from fraud_ray.model.scorer import GraphScorer
-from fraud_ray.training.evaluation import network_logits
 
 BOTH = ("standard", "signed_log")
 COLUMNS = (
@@ -78,9 +76,7 @@ def made_bundle(
 
 
 def trainer_probabilities(bundle: Bundle, data: pa.Table) -> np.ndarray:
-    features, codes = bundle.encoder.apply(data)
-    rows = Rows(features, codes, np.zeros(len(features), np.int8))
-    return bundle.calibration.apply(network_logits(bundle.network(), rows))
+    return bundle.calibration.apply(network_logits(bundle.network(), *bundle.encoder.apply(data)))
 
 
 def graph_of(bundle: Bundle) -> GraphScorer:

@@ -21,16 +21,14 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from fraud_ray.data.rows import Rows
-from fraud_ray.decision.bootstrap import NAMES, Ranking, Scored, differences, intervals
+from fraud_ray.decision.bootstrap import NAMES, Predictions, Ranking, differences, intervals
 from fraud_ray.decision.curves import (
     MAX_POINTS,
     Curves,
     alert_calibration_points,
-    alerts_points,
     calibration_points,
     histogram_points,
-    precision_recall_points,
-    roc_points,
+    ranking_curves,
     share_interval,
 )
 from fraud_ray.decision.evaluate import (
@@ -231,7 +229,7 @@ def test_a_difference_between_models_is_of_means_over_weeks_on_the_same_draws(by
     noise = np.random.default_rng(0)
     other = [truth * np.exp(noise.normal(0, 0.5, len(truth))) for truth in model]
     entities = [rows.roles["entity"] for rows in weeks] if by_entity else None
-    scored = [[Scored(probabilities, 0.5) for probabilities in of] for of in (model, other)]
+    scored = [[Predictions(probabilities, 0.5) for probabilities in of] for of in (model, other)]
     found = differences(scored[0], {"noisy": scored[1]}, labels, entities, 100, 0.95, seed=0)
     lead = found["noisy"]["average_precision"]
     means = [np.mean([average_precision_score(y, p) for y, p in zip(labels, of, strict=True)]) for of in (model, other)]
@@ -325,13 +323,14 @@ def test_probabilities_that_are_not_numbers_are_an_error_that_names_the_rows():
 def test_curves_are_thin_and_keep_the_area():
     rows = simulated(20_000)
     scores = rows.roles["true_probability"]
-    roc = roc_points(scores, rows.label)
+    curves = ranking_curves(scores, rows.label, 100)
+    roc = curves.roc
     assert len(roc["recall"]) == len(roc["false_positive_rate"]) <= MAX_POINTS
     assert (roc["recall"][0], roc["recall"][-1], roc["false_positive_rate"][-1]) == (0, 1, 1)
     assert np.trapezoid(roc["recall"], roc["false_positive_rate"]) == pytest.approx(
         roc_auc_score(rows.label, scores), abs=1e-3
     )
-    curve = precision_recall_points(scores, rows.label)
+    curve = curves.precision_recall
     assert len(curve["precision"]) == len(curve["threshold"]) <= MAX_POINTS
     for recall, precision, threshold in zip(curve["recall"], curve["precision"], curve["threshold"], strict=True):
         alert = scores >= threshold
@@ -355,7 +354,7 @@ def test_bins_and_histogram_count_every_row_once():
 @given(scored_rows(), st.integers(1, 60))
 def test_alerts_are_counted_up_to_a_limit(sample, most_alerts):
     scores, labels = sample
-    points = alerts_points(scores, labels, most_alerts)
+    points = ranking_curves(scores, labels, most_alerts).alerts
     assert all(alerts <= most_alerts for alerts in points["alerts"][1:])
     for alerts, frauds, threshold in zip(points["alerts"], points["frauds"], points["threshold"], strict=True):
         assert (alerts, frauds) == (np.sum(scores >= threshold), labels[scores >= threshold].sum())

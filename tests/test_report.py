@@ -11,6 +11,7 @@ import subprocess
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Callable
 from dataclasses import replace
+from functools import cache
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -20,8 +21,6 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import yaml
-from hypothesis import given
-from hypothesis import strategies as st
 
 from fraud_ray import pipeline
 from fraud_ray.data.drift import ColumnDrift, Drift, Measure
@@ -33,8 +32,7 @@ from fraud_ray.progress import Quiet
 from fraud_ray.registry.versions import RegisteredVersion
 from fraud_ray.report.card import MOST_CHARACTERS, model_card
 from fraud_ray.report.page import ReportValues, render
-from fraud_ray.report.plot import Axis
-from fraud_ray.report.training import importances, parallel_coordinates
+from fraud_ray.report.training import importances
 from fraud_ray.runs import RunRecord
 from fraud_ray.settings import Settings, load_settings, parse_settings
 from fraud_ray.storage import Storage
@@ -191,11 +189,6 @@ def spans(low: float, high: float) -> str:
     return f"{low:.4f} … {high:.4f}"
 
 
-@pytest.fixture
-def made(tmp_path: Path) -> Callable[..., ReportValues]:
-    return lambda **options: report_values(tmp_path, **options)
-
-
 CASES: dict[str, dict[str, Any]] = {
     "registered": {},
     "rejected": {"gate": {"min_f1": 0.99, "max_calibration_error": 0.5}},
@@ -215,13 +208,28 @@ CASES: dict[str, dict[str, Any]] = {
 }
 
 
+Made = Callable[[str], tuple[ReportValues, str]]
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
+    """A case's values and page, each made once."""
+
+    @cache
+    def of(case: str) -> tuple[ReportValues, str]:
+        values = report_values(tmp_path_factory.mktemp("made"), **CASES[case])
+        return values, render(values)
+
+    return of
+
+
 @pytest.mark.parametrize("case", CASES)
-def test_a_page_is_made_of_any_run_without_network_or_script_and_with_whole_pictures(made: Any, case: str) -> None:
-    values = made(**CASES[case])
-    page = render(values)
-    assert not re.search(r"https?:|<(script|link|img|iframe|object)\b|\b(src|href)=|url\(|@import", page)
+def test_a_page_is_made_of_any_run_without_network_or_script_and_with_whole_pictures(made: Made, case: str) -> None:
+    values, page = made(case)
+    own = re.sub(r'\bxmlns(:\w+)?="[^"]*"|href="#|url\(#', "", page)  # namespaces, and what is within the page
+    assert not re.search(r"https?:|<(script|link|img|iframe|object)\b|\b(src|href)=|url\(|@import", own)
     assert "content=\"default-src 'none'" in page
-    drawn = re.findall(r"(<svg viewBox=\"0 0 400 .*?</svg>)\s*</figure>", page, flags=re.DOTALL)
+    drawn = re.findall(r"(<svg .*?</svg>)\s*</div>\s*</figure>", page, flags=re.DOTALL)
     tables = 1 + bool(values.evaluation.confusion.tp + values.evaluation.confusion.fp)  # counts; alerts' reliability
     assert len(drawn) == page.count("<figure>") - tables
     for picture in drawn:
@@ -229,9 +237,8 @@ def test_a_page_is_made_of_any_run_without_network_or_script_and_with_whole_pict
         ElementTree.fromstring(picture)
 
 
-def test_a_conditional_hyperparameter_has_a_value_in_the_trials_in_which_its_condition_held(made: Any) -> None:
-    values = made(**CASES["200 trials"])
-    page = render(values)
+def test_a_conditional_hyperparameter_has_a_value_in_the_trials_in_which_its_condition_held(made: Made) -> None:
+    values, page = made("200 trials")
     assert "0.5 to 4 (with loss focal)" in page
     cells = Cells(page)
     for trial in values.found.trials[:20]:
@@ -239,9 +246,8 @@ def test_a_conditional_hyperparameter_has_a_value_in_the_trials_in_which_its_con
 
 
 @pytest.mark.parametrize("case", ["registered", "rejected", "as in seed.yaml", "many slices", "200 trials"])
-def test_the_numbers_on_the_page_are_the_runs(made: Any, case: str) -> None:
-    values = made(**CASES[case])
-    page = render(values)
+def test_the_numbers_on_the_page_are_the_runs(made: Made, case: str) -> None:
+    values, page = made(case)
     cells = Cells(page)
     evaluation = json.loads(json.dumps(values.evaluation.to_json()))
     labels = {"auc_roc": "ROC AUC", "f1_score": "F1 at threshold", "recall": "Recall at threshold"}
@@ -284,38 +290,9 @@ def test_the_numbers_on_the_page_are_the_runs(made: Any, case: str) -> None:
     assert f"raises {alerts:,} alerts, {shown} {unit}" in text
 
 
-def test_marks_lie_where_the_axes_say(made: Any) -> None:
-    """The threshold's dot of the ROC curve, and a slice's recall, read back by the ticks of their axes."""
-    values = made()
-    for title, expected in {
-        "ROC curve": values.evaluation.confusion.fp / (values.evaluation.confusion.fp + values.evaluation.confusion.tn),
-        "Recall by category": max(values.evaluation.slices, key=lambda part: part.frauds).metrics["recall"],
-    }.items():
-        picture = ElementTree.fromstring(
-            re.search(f'<svg [^>]*aria-label="{title}".*?</svg>(?=\\s*</fig)', render(values), re.S)[0]
-        )
-        ticks = {t.text: float(t.get("x") or 0) for t in picture.iter("text") if t.get("text-anchor") == "middle"}
-        dot = next(float(c.get("cx") or 0) for c in picture.iter("circle"))
-        assert (dot - ticks["0%"]) / (ticks["100%"] - ticks["0%"]) == pytest.approx(expected, abs=1e-3)
-
-
-@pytest.mark.parametrize("case", ["registered", "200 trials"])
-def test_every_trials_line_lies_within_the_picture_of_the_search(made: Any, case: str) -> None:
-    values = made(**CASES[case])
-    search = values.settings.search
-    picture = parallel_coordinates(values.found, search, importances(values.found, search)).svg
-    drawn = [line for line in ElementTree.fromstring(picture).iter("svg") if line.find("path") is not None][1:]
-    assert len(drawn) == sum(trial.average_precision is not None for trial in values.found.trials)
-    for line in drawn:
-        left, _, width, _ = map(float, line.get("viewBox", "").split())
-        path = line.find("path")
-        assert path is not None
-        points = [point.split(",") for point in path.get("d", "M")[1:].split()]
-        assert all(left <= float(x) <= left + width for x, _ in points)
-
-
-def test_who_when_and_which_code_are_told_and_no_password(made: Any) -> None:
-    page, card = render(made()), model_card(made())
+def test_who_when_and_which_code_are_told_and_no_password(made: Made) -> None:
+    values, page = made("registered")
+    card = model_card(values)
     for text in ("2024-03-09 08:15 UTC by ann", "0123456789ab", "f" * 64):
         assert text in page
         assert text in card
@@ -323,9 +300,9 @@ def test_who_when_and_which_code_are_told_and_no_password(made: Any) -> None:
     assert "postgresql://***@server/mlflow" in page
 
 
-def test_drift_is_a_table_with_bounds_where_there_was_a_champion(made: Any) -> None:
-    values = made()
-    assert "no champion to compare" in render(values)
+def test_drift_is_a_table_with_bounds_where_there_was_a_champion(made: Made) -> None:
+    values, before = made("registered")
+    assert "no champion to compare" in before
     exceeded, within = Measure("KS", 0.31254, 0.1), Measure("PSI", 0.05, 0.2)
     columns = (
         ColumnDrift("amount", "numeric", (exceeded, within), "KS", 1e-9, (0.0, 0.025), (50.0, 61.5)),
@@ -343,8 +320,8 @@ def test_drift_is_a_table_with_bounds_where_there_was_a_champion(made: Any) -> N
     assert "online was not compared: it is declared as numeric now" in page
 
 
-def test_importance_finds_the_hyperparameter_that_matters(made: Any) -> None:
-    values = made(**CASES["200 trials"])
+def test_importance_finds_the_hyperparameter_that_matters(made: Made) -> None:
+    values, _ = made("200 trials")
     weights = importances(values.found, values.settings.search)
     assert sum(weights.values()) == pytest.approx(1)
     assert max(weights, key=lambda name: weights[name]) == "learning_rate"
@@ -352,77 +329,44 @@ def test_importance_finds_the_hyperparameter_that_matters(made: Any) -> None:
     assert importances(few, values.settings.search) == {}
 
 
-@given(low=st.floats(1e-6, 1e6), width=st.floats(1e-3, 1e6), most=st.integers(1, 8), log=st.booleans())
-def test_ticks_are_round_few_and_on_the_axis(low: float, width: float, most: int, log: bool) -> None:
-    axis = Axis("x", low, low + width * (low if log else 1), log=log, most_ticks=most)
-    assert len(axis.ticks) <= most + 1
-    for tick in axis.ticks:
-        assert -1e-6 <= axis.share(tick) <= 1 + 1e-6
-    if not log and len(axis.ticks) > 1:
-        step = (axis.ticks[-1] - axis.ticks[0]) / (len(axis.ticks) - 1)
-        assert f"{step:.2e}"[:4] in {"1.00", "2.00", "5.00"}
+def test_pictures_are_the_same_each_time_they_are_drawn(made: Made) -> None:
+    values, page = made("registered")
+    assert render(values) == page
 
 
-def test_a_card_fits_into_a_versions_description(made: Any) -> None:
-    card = model_card(made(**CASES["many slices"]))
-    assert len(card) <= MOST_CHARACTERS
-    assert "more checks are in the report" in card
-    assert card.endswith("**Report:** /store/runs/march/report.html\n")
+WIDTHS = """<script>onload = () => {
+  const wide = [...document.querySelectorAll("iframe")].filter(frame => {
+    const page = frame.contentDocument.documentElement; return page.scrollWidth > page.clientWidth; });
+  document.title = "too wide: " + (wide.map(frame => frame.title).join() || "none") }</script>"""
 
 
-MEASURE = """
-const found = [];
-for (const frame of document.querySelectorAll("iframe")) {
-  const page = frame.contentDocument.documentElement, faults = [];
-  if (page.scrollWidth > page.clientWidth) faults.push(`is ${page.scrollWidth} pixels wide`);
-  for (const picture of page.querySelectorAll("figure > svg")) {
-    const edge = picture.getBoundingClientRect(), name = picture.getAttribute("aria-label");
-    const texts = [...picture.querySelectorAll("text")].map(text => [text.textContent, text.getBoundingClientRect()]);
-    texts.forEach(([text, box], position) => {
-      if (box.left < edge.left - 1 || box.right > edge.right + 1) faults.push(`${name}: ${text} is cut off`);
-      for (const [other, its] of texts.slice(position + 1)) {
-        const across = Math.min(box.right, its.right) - Math.max(box.left, its.left);
-        const down = Math.min(box.bottom, its.bottom) - Math.max(box.top, its.top);
-        if (across > 1 && down > 3) faults.push(`${name}: ${text} meets ${other}`);
-      }
-    });
-  }
-  found.push({page: frame.title, pictures: page.querySelectorAll("figure > svg").length, faults});
-}
-const result = document.createElement("pre");
-result.textContent = "measured " + JSON.stringify(found) + " end";
-document.body.append(result);
-"""
-
-
-def test_in_a_browser_nothing_overflows_or_overlaps_at_400_and_1400_pixels(made: Any, tmp_path: Path) -> None:
+def test_in_a_browser_no_page_is_wider_than_a_phone(made: Made, tmp_path: Path) -> None:
     browser = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
     if browser is None:
         pytest.skip("no chromium on the path to lay the page out with; apt-get install chromium")
     frames = "".join(
-        f'<iframe title="{case} at {width}" style="border:0;height:900px;width:{width}px" '
-        f'srcdoc="{html.escape(render(made(**options)))}"></iframe>'
-        for case, options in CASES.items()
-        for width in (400, 1400)
+        f'<iframe title="{case}" style="width:390px" srcdoc="{html.escape(made(case)[1])}"></iframe>'
+        for case in ("registered", "many slices", "200 trials")
     )
     page = tmp_path / "frames.html"
-    page.write_text(f"<meta charset=utf-8>{frames}<script>onload = () => {{ {MEASURE} }}</script>")
-    quiet = ("background-networking", "component-update", "sync", "gpu")
+    page.write_text(f"<meta charset=utf-8>{frames}{WIDTHS}")
+    quiet = ("background-networking", "component-update", "sync", "gpu", "quic")
+    switches = ("--headless", "--no-sandbox", "--no-first-run", *(f"--disable-{what}" for what in quiet))
     done = subprocess.run(
-        [
-            *(browser, "--headless", "--no-sandbox", "--no-first-run", *(f"--disable-{what}" for what in quiet)),
-            *(f"--user-data-dir={tmp_path / 'profile'}", "--dump-dom", page.as_uri()),
-        ],
+        [browser, *switches, f"--user-data-dir={tmp_path / 'profile'}", "--dump-dom", page.as_uri()],
         capture_output=True,
         text=True,
         timeout=120,
+        check=False,
     )
-    answer = re.search("<pre>measured (.*) end</pre>", done.stdout, flags=re.DOTALL)
-    assert answer, done.stderr[-2_000:]
-    measured = json.loads(html.unescape(answer[1]))
-    assert len(measured) == 2 * len(CASES)
-    assert min(one["pictures"] for one in measured) >= 7
-    assert {one["page"]: one["faults"] for one in measured if one["faults"]} == {}
+    assert "<title>too wide: none</title>" in done.stdout, done.stderr[-2_000:]
+
+
+def test_a_card_fits_into_a_versions_description(made: Made) -> None:
+    card = model_card(made("many slices")[0])
+    assert len(card) <= MOST_CHARACTERS
+    assert "more checks are in the report" in card
+    assert card.endswith("**Report:** /store/runs/march/report.html\n")
 
 
 def test_a_run_writes_its_page_and_its_versions_card_and_a_rejected_run_its_page(

@@ -19,7 +19,7 @@ from fraud_ray.cli import app
 from fraud_ray.data.folds import at_newest_window
 from fraud_ray.data.source import Source
 from fraud_ray.decision.bootstrap import differences, intervals
-from fraud_ray.decision.comparison import Comparison, Scored, compare, judged_by
+from fraud_ray.decision.comparison import Comparison, Predictions, compare, judged_by
 from fraud_ray.errors import DataError, SettingsError
 from fraud_ray.progress import Quiet
 from fraud_ray.registry.anchors import verify
@@ -53,13 +53,13 @@ def test_folds_and_data_without_days_are_refused_with_what_to_do() -> None:
         at_newest_window(loaded(), Source("data", (), "", None))
 
 
-def two_models(rows: int = 20_000, gain: float = 0.6) -> tuple[Scored, Scored, np.ndarray, np.ndarray]:
+def two_models(rows: int = 20_000, gain: float = 0.6) -> tuple[Predictions, Predictions, np.ndarray, np.ndarray]:
     """A better and a worse model of the same rows, which err alike, and the rows' labels and entities."""
     rng = np.random.default_rng(1)
     label = (rng.random(rows) < 0.05).astype(np.int8)
     shared = rng.normal(size=rows)
     worse, better = (1 / (1 + np.exp(3 - shared - (1.5 + by) * label)) for by in (0, gain))
-    return Scored(better, 0.5), Scored(worse, 0.5), label, rng.integers(0, 2_000, rows)
+    return Predictions(better, 0.5), Predictions(worse, 0.5), label, rng.integers(0, 2_000, rows)
 
 
 @pytest.mark.parametrize("by_entity", [False, True])

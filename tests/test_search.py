@@ -21,10 +21,10 @@ from sklearn.metrics import average_precision_score
 
 from fraud_ray.data.rows import PreparedFold, load
 from fraud_ray.errors import FraudRayError
+from fraud_ray.model.bundle import network_logits
 from fraud_ray.model.network import FraudNetwork
 from fraud_ray.settings import Settings, TrainSettings, parse_settings
 from fraud_ray.storage import Storage
-from fraud_ray.training.evaluation import network_logits
 from fraud_ray.training.search import SearchOutcome, Trial, concurrency, search, selection_logits
 from fraud_ray.training.space import EstimatorSearcher, enumerate_space
 from fraud_ray.training.trainer import CURVE, Fitted, keep_to_own_cores, network_shape, refit
@@ -236,7 +236,7 @@ def test_two_workers_give_the_model_of_one_with_the_same_steps(
         fitted = refit(folds[0], settings, 12, storage, f"runs/{workers}-workers", quiet)
         network = FraudNetwork(network_shape(len(FEATURES), (), settings))
         network.load_state_dict(fitted.weights)
-        scores.append(average_precision_score(rows.label, network_logits(network.eval(), rows)))
+        scores.append(average_precision_score(rows.label, network_logits(network.eval(), rows.features, rows.codes)))
         steps.append([row["steps"] for row in fitted.curve])
     assert steps[0] == steps[1] == [24] * 12
     assert min(scores) > 3 * rows.label.mean()

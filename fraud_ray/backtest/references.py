@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -21,7 +20,7 @@ from sklearn.model_selection import ParameterGrid, ParameterSampler
 from fraud_ray.backtest.result import Candidate, Choice
 from fraud_ray.data.rows import PreparedFold, Rows, load
 from fraud_ray.progress import Update
-from fraud_ray.settings import Reference
+from fraud_ray.settings import ReferenceName
 from fraud_ray.storage import Storage
 from fraud_ray.training.loop import Float32
 
@@ -32,7 +31,7 @@ _PROBABILITIES = (1e-7, 1 - 1e-7)
 
 
 def fit_reference(
-    name: Reference,
+    name: ReferenceName,
     selection: Sequence[PreparedFold],
     final: Sequence[PreparedFold],
     trials: int,
@@ -42,7 +41,8 @@ def fit_reference(
 ) -> Candidate:
     """Chooses a reference model's hyperparameters on the selection folds, and fits it on every final fold."""
     began = time.monotonic()
-    points = _points(_KINDS[name].space, trials, seed)
+    space, _ = _KINDS[name]
+    points = _points(space, trials, seed)
     total, done = len(points) * len(selection) + len(final), 0
 
     def holdout_logits(wanted: Sequence[tuple[dict[str, Any], PreparedFold]]) -> list[Float32]:
@@ -76,11 +76,12 @@ def _points(space: Space, trials: int, seed: int) -> list[dict[str, Any]]:
 
 @ray.remote(num_cpus=1)
 def _fit_and_score(
-    name: Reference, point: Mapping[str, Any], seed: int, storage: Storage, fold: PreparedFold
+    name: ReferenceName, point: Mapping[str, Any], seed: int, storage: Storage, fold: PreparedFold
 ) -> Float32:
     fit, holdout = load(storage, fold.fit), load(storage, fold.holdout)
     x = _matrix(fit)
-    model = _KINDS[name].make(point, seed, list(range(fit.features.shape[1], x.shape[1])))
+    _, make = _KINDS[name]
+    model = make(point, seed, list(range(fit.features.shape[1], x.shape[1])))
     model.fit(x, fit.label)
     fraud = model.predict_proba(_matrix(holdout))[:, 1].astype(np.float64)
     return logit(np.clip(fraud, *_PROBABILITIES)).astype(np.float32)
@@ -120,21 +121,15 @@ def _lightgbm(point: Mapping[str, Any], seed: int, codes: list[int]) -> Any:
     return LGBMClassifier(n_jobs=1, random_state=seed, verbose=-1, **point)
 
 
-@dataclass(frozen=True)
-class _Kind:
-    """make: an estimator from a point of the space, a seed, and the positions of the columns that are codes."""
-
-    space: Space
-    make: Callable[[Mapping[str, Any], int, list[int]], Any]
-
-
-_KINDS: dict[Reference, _Kind] = {
-    "logistic_regression": _Kind({"C": (0.001, 0.01, 0.1, 1.0, 10.0, 100.0)}, _logistic_regression),
-    "random_forest": _Kind(
+# An estimator from a point of the space, a seed, and the positions of the columns that are codes.
+_Make = Callable[[Mapping[str, Any], int, list[int]], Any]
+_KINDS: dict[ReferenceName, tuple[Space, _Make]] = {
+    "logistic_regression": ({"C": (0.001, 0.01, 0.1, 1.0, 10.0, 100.0)}, _logistic_regression),
+    "random_forest": (
         {"max_depth": (10, 20, None), "min_samples_leaf": (1, 3, 10), "max_features": ("sqrt", 0.5)},
         _random_forest,
     ),
-    "xgboost": _Kind(
+    "xgboost": (
         {
             "n_estimators": (50, 100, 200),
             "max_depth": (3, 4, 6),
@@ -145,7 +140,7 @@ _KINDS: dict[Reference, _Kind] = {
         },
         _xgboost,
     ),
-    "lightgbm": _Kind(
+    "lightgbm": (
         {
             "n_estimators": (50, 100, 200),
             "num_leaves": (7, 15, 31),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +16,8 @@ from fraud_ray.progress import counted
 from fraud_ray.values import Value
 
 NETWORK = "network"
+# The metrics that picture and tables show, by what their names begin with.
+SHOWN = ("auc_roc", "average_precision", "card_precision", "f1_score", "brier_skill")
 Logits = tuple[npt.NDArray[np.float32], ...]
 
 
@@ -56,6 +59,10 @@ class Contender(Value):
     alerts: Points
 
     @property
+    def in_words(self) -> str:
+        return self.choice.name.replace("_", " ")
+
+    @property
     def metrics(self) -> dict[str, tuple[float, float]]:
         """Mean and standard deviation (of a sample) over the folds, of every metric that all of them have."""
         first, *others = (one.metrics for one in self.evaluations)
@@ -88,6 +95,21 @@ class Backtest(Value):
     notes: tuple[str, ...]
     picture: str
     timings: dict[str, float]
+
+    @property
+    def shown(self) -> list[str]:
+        """The metrics that picture and tables show, of those that the network has."""
+        return [name for prefix in SHOWN for name in self.models[0].metrics if name.startswith(prefix)]
+
+    @property
+    def days(self) -> list[str]:
+        """The first day of each final fold's holdout."""
+        found = ((span, re.search(r"holdout (\S+)", span)) for span in self.folds)
+        return [day[1] if day else span for span, day in found]
+
+    def by_fold(self, metric: str) -> dict[str, list[float | None]]:
+        """A metric by model, in words: a value a final fold, None where it is undefined."""
+        return {model.in_words: [one.metrics.get(metric) for one in model.evaluations] for model in self.models}
 
     def to_json(self) -> dict[str, Any]:
         return {**super().to_json(), "models": [model.to_json() for model in self.models]}

@@ -15,10 +15,11 @@ from fraud_ray.backtest.result import Backtest
 from fraud_ray.cluster import check_resources, check_storage, join_or_start
 from fraud_ray.data.simulate import simulate_if_absent
 from fraud_ray.data.source import open_source
+from fraud_ray.decision.names import metric_name
 from fraud_ray.errors import FraudRayError, SettingsError
 from fraud_ray.progress import Progress
 from fraud_ray.runs import Outcome, Run, open_run
-from fraud_ray.settings import Loaded, Reference, Settings
+from fraud_ray.settings import Loaded, ReferenceName, Settings
 from fraud_ray.storage import Storage
 
 _EXTRA = ("xgboost", "lightgbm")  # references whose packages, of the same names, come with the extra `compare`
@@ -44,15 +45,19 @@ def backtest(loaded: Loaded, progress: Progress) -> Backtest:
         check_resources(settings, progress)
         check_storage(storage)
         # Ray, torch and MLflow take seconds to import, which a concluded backtest does without.
-        from fraud_ray.backtest.stages import Stages
+        from fraud_ray.backtest.stages import fit_beside, fit_network, judge, prepare_folds
+        from fraud_ray.report.panels import draw_by_fold
         from fraud_ray.windows.state import take_in
 
-        stages = Stages(settings, run, progress)
         data, census = take_in(source, settings, storage, progress)
-        folds = stages.prepare(data, census, shifts)
-        network = stages.network(folds)
-        others = [stages.reference(name, folds, network.choice.trials) for name in references]
-        result = stages.judge([network, *others], folds, notes, PICTURE)
+        folds = prepare_folds(data, census, shifts, settings, storage, progress)
+        network = fit_network(folds, settings, run, progress)
+        others = [fit_beside(name, folds, network.choice.trials, settings, run, progress) for name in references]
+        picture = storage.path(run.key(PICTURE))
+        result = judge([network, *others], folds, settings.decision, run, progress, notes, picture)
+        metrics = {metric_name(name): result.by_fold(name) for name in result.shown}
+        title = f"{result.name}: by first day of the holdout"
+        storage.put(run.key(PICTURE), draw_by_fold(title, result.days, metrics, "svg"))
         storage.put_json(run.key(RESULT), result.to_json())
         run.conclude(Outcome(run.name, run.folder, "backtested", report=result.picture, timings=run.timings))
         return result
@@ -76,7 +81,7 @@ def final_shifts(settings: Settings) -> tuple[int, ...]:
     return shifts
 
 
-def split_by_package(names: Sequence[Reference]) -> tuple[tuple[Reference, ...], tuple[str, ...]]:
+def split_by_package(names: Sequence[ReferenceName]) -> tuple[tuple[ReferenceName, ...], tuple[str, ...]]:
     """Those references that can be fitted here, and a note on each of the others."""
     there = tuple(name for name in names if name not in _EXTRA or importlib.util.find_spec(name))
     absent = (name for name in names if name not in there)

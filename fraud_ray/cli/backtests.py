@@ -9,8 +9,8 @@ from rich.table import Table
 from fraud_ray.backtest.result import Backtest, Contender
 from fraud_ray.cli.tables import new_console, new_table
 from fraud_ray.decision.bootstrap import Difference
+from fraud_ray.decision.names import metric_name
 from fraud_ray.progress import counted
-from fraud_ray.report.backtest import holdout_begins, metric_title, shown_metrics
 
 _JUDGED = "average_precision"
 
@@ -32,15 +32,15 @@ def print_backtest(result: Backtest) -> None:
 
 
 def _means_table(result: Backtest) -> Table:
-    names = shown_metrics(result.models[0])
-    titles = [metric_title(name) for name in names]
-    lead = f"{metric_title(_JUDGED)}: lead of the network"
+    names = result.shown
+    titles = [metric_name(name) for name in names]
+    lead = f"{metric_name(_JUDGED)}: lead of the network"
     title = f"Mean ± standard deviation over {counted(len(result.folds), 'final fold')}"
     table = new_table("Model", *titles, lead, right=titles, title=title)
     for model in result.models:
         means = model.metrics
         cells = (f"{means[name][0]:.4f} ± {means[name][1]:.4f}" if name in means else "" for name in names)
-        table.add_row(_shown(model), *cells, _lead(result.differences.get(model.choice.name, {}).get(_JUDGED)))
+        table.add_row(model.in_words, *cells, _lead(result.differences.get(model.choice.name, {}).get(_JUDGED)))
     return table
 
 
@@ -51,10 +51,11 @@ def _lead(difference: Difference | None) -> str:
 
 
 def _folds_table(result: Backtest) -> Table:
-    days = [holdout_begins(span) for span in result.folds]
-    table = new_table("Model", *days, right=days, title=f"{metric_title(_JUDGED)} by first day of the holdout")
-    for model in result.models:
-        table.add_row(_shown(model), *_row(one.metrics.get(_JUDGED) for one in model.evaluations))
+    table = new_table(
+        "Model", *result.days, right=result.days, title=f"{metric_name(_JUDGED)} by first day of the holdout"
+    )
+    for model, values in result.by_fold(_JUDGED).items():
+        table.add_row(model, *_row(values))
     return table
 
 
@@ -72,7 +73,3 @@ def _alerts_table(model: Contender) -> Table:
 
 def _row(values: Iterable[float | None]) -> list[str]:
     return ["" if value is None else f"{value:.4f}" for value in values]
-
-
-def _shown(model: Contender) -> str:
-    return model.choice.name.replace("_", " ")

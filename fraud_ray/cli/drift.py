@@ -53,7 +53,7 @@ def drift(
 
     from fraud_ray.data.baseline import measure_drift
     from fraud_ray.data.source import open_source
-    from fraud_ray.report.drift import draw
+    from fraud_ray.report.panels import draw_drift
     from fraud_ray.storage import Storage
 
     source = open_source(settings.data)
@@ -62,11 +62,11 @@ def drift(
         stage.say(measured.verdict)
     if out is not None:
         out.parent.mkdir(parents=True, exist_ok=True)
-        out.write_bytes(draw(measured, out.suffix.removeprefix(".")))
+        out.write_bytes(draw_drift(measured, out.suffix.removeprefix(".")))
         picture = str(out)
     else:
         storage, key = Storage.at(settings.storage.root), f"drift/{source.as_of or 'undated'}.svg"
-        storage.put(key, draw(measured, "svg"))
+        storage.put(key, draw_drift(measured, "svg"))
         picture = storage.path(key)
     if as_json:
         typer.echo(json.dumps({**measured.to_json(), "picture": picture}, indent=1))

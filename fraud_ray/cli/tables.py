@@ -16,6 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from fraud_ray.cli.settings import YAML_STYLE
+from fraud_ray.decision.names import AT_THRESHOLD, in_order, metric_name
 from fraud_ray.progress import counted
 from fraud_ray.runs import Outcome, RunRecord
 
@@ -23,19 +24,6 @@ if TYPE_CHECKING:
     from fraud_ray.data.drift import ColumnDrift, Drift, Measure
     from fraud_ray.scoring import ScoringResult
 
-_LABELS = {
-    "auc_roc": "ROC AUC",
-    "average_precision": "average precision",
-    "precision": "precision",
-    "recall": "recall",
-    "f1_score": "F1",
-    "amount_recall": "fraud amount caught",
-    "money_saved": "money saved",
-    "brier": "Brier score",
-    "brier_skill": "Brier skill",
-    "calibration_error": "calibration error",
-}
-_AT_THRESHOLD = {"precision", "recall", "f1_score", "amount_recall", "money_saved"}
 _WIDTH_OF_A_PIPE = 160
 
 
@@ -177,7 +165,7 @@ def print_comparison(one: RunRecord, other: RunRecord, changed: Mapping[str, tup
         console.print(table)
     else:
         console.print("the settings and the data are the same")
-    names = _ordered([*one.metrics, *(name for name in other.metrics if name not in one.metrics)])
+    names = in_order([*one.metrics, *(name for name in other.metrics if name not in one.metrics)])
     if not names:
         console.print("neither run has figures yet")
         return
@@ -185,7 +173,7 @@ def print_comparison(one: RunRecord, other: RunRecord, changed: Mapping[str, tup
     for name in names:
         old, new = one.metrics.get(name), other.metrics.get(name)
         difference = "" if old is None or new is None else f"{new - old:+.4f}"
-        table.add_row(_label(name), _number(old), _number(new), difference)
+        table.add_row(metric_name(name), _number(old), _number(new), difference)
     console.print(table)
 
 
@@ -221,11 +209,11 @@ def _metrics_table(evaluation: Mapping[str, Any]) -> Table:
     columns = ["Metric", "Value", "Interval", *(["Best possible"] if best else [])]
     table = new_table(*columns, right={"Value", "Best possible"}, title=title)
     metrics, intervals = evaluation["metrics"], evaluation.get("intervals") or {}
-    for name in _ordered(metrics):
-        at = f" at threshold {evaluation['threshold']:.4f}" if name in _AT_THRESHOLD else ""
+    for name in in_order(metrics):
+        at = f" at threshold {evaluation['threshold']:.4f}" if name in AT_THRESHOLD else ""
         interval = f"{intervals[name][0]:.4f} … {intervals[name][1]:.4f}" if name in intervals else ""
         limit = [_number(best.get(name))] if best else []
-        table.add_row(_label(name) + at, _number(metrics[name]), interval, *limit)
+        table.add_row(metric_name(name) + at, _number(metrics[name]), interval, *limit)
     return table
 
 
@@ -268,15 +256,6 @@ def _version(version: Mapping[str, Any]) -> str:
 def _state(state: str) -> Text:
     colours = {"registered": "green", "rejected": "red", "running": "cyan"}
     return Text(state, colours.get(state, "yellow"))
-
-
-def _ordered(names: Iterable[str]) -> list[str]:
-    order = list(_LABELS)
-    return sorted(names, key=lambda name: order.index(name) if name in order else len(order))
-
-
-def _label(name: str) -> str:
-    return _LABELS.get(name, name.replace("_", " "))
 
 
 def _number(value: float | None) -> str:

@@ -68,7 +68,7 @@ class Difference:
 
 
 @dataclass(frozen=True)
-class Scored:
+class Predictions:
     """What a model says of a holdout: probabilities (rows,), and the threshold from which on it alerts."""
 
     probabilities: Array
@@ -76,8 +76,8 @@ class Scored:
 
 
 def differences(
-    model: Sequence[Scored],
-    others: Mapping[str, Sequence[Scored]],
+    model: Sequence[Predictions],
+    others: Mapping[str, Sequence[Predictions]],
     labels: Sequence[Array],
     entities: Sequence[Array] | None,
     repeats: int,
@@ -112,7 +112,7 @@ def differences(
     return found
 
 
-def _rankings(scored: Sequence[Scored], frauds: Sequence[Bool]) -> list[tuple[Array, Ranking]]:
+def _rankings(scored: Sequence[Predictions], frauds: Sequence[Bool]) -> list[tuple[Array, Ranking]]:
     """For each holdout the order of its rows from the highest score down, and the ranking."""
     found = []
     for one, fraud in zip(scored, frauds, strict=True):

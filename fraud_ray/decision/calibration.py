@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -9,10 +10,10 @@ import numpy as np
 from scipy.optimize import isotonic_regression, minimize
 from scipy.special import expit
 
-from fraud_ray.decision.cuts import Array, Bool, Cuts, Float64, checked, fraud_amounts
+from fraud_ray.decision.cuts import Array, Bool, Cuts, Float64, Holdout, checked, days_of, fraud_amounts
 from fraud_ray.errors import FraudRayError
 from fraud_ray.model.calibration import Calibration
-from fraud_ray.settings import AlertsPerDay, RecallAtPrecision
+from fraud_ray.settings import AlertsPerDay, DecisionSettings, RecallAtPrecision
 
 MAX_KNOTS = 64
 # Above zero, so that a calibration never turns the order of the scores round, and finite in the graph's float32.
@@ -27,6 +28,22 @@ class Costs:
 
     amounts: Array
     per_alert: float
+
+
+def calibrate(
+    holdouts: Sequence[Holdout], logits: Sequence[Array], settings: DecisionSettings
+) -> tuple[Calibration, float]:
+    """The calibration and the threshold that selection holdouts give together.
+
+    logits: an array (rows,) a holdout. Raises what `fit_calibration` and `choose_threshold` raise.
+    """
+    labels, scores = np.concatenate([rows.label for rows in holdouts]), np.concatenate(list(logits))
+    calibration = fit_calibration(scores, labels, settings.calibration)
+    days = sum(days_of(rows) for rows in holdouts) or None
+    costs = None
+    if settings.cost_per_alert is not None and all("amount" in rows.roles for rows in holdouts):
+        costs = Costs(np.concatenate([rows.roles["amount"] for rows in holdouts]), settings.cost_per_alert)
+    return calibration, choose_threshold(calibration.apply(scores), labels, settings.threshold, days, costs)
 
 
 def fit_calibration(logits: Array, labels: Array, method: Literal["none", "platt", "isotonic"]) -> Calibration:

@@ -5,10 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from fraud_ray.decision.bootstrap import Scored, differences
+from fraud_ray.decision.bootstrap import Predictions, differences
 from fraud_ray.decision.cuts import Array, checked
 from fraud_ray.decision.evaluate import confusion_at, rate_metrics
-from fraud_ray.decision.gate import SUBJECTS
+from fraud_ray.decision.gate import bounds
+from fraud_ray.decision.names import METRICS
 from fraud_ray.errors import FraudRayError
 from fraud_ray.settings import Settings
 from fraud_ray.values import Value
@@ -52,7 +53,7 @@ class Comparison(Value):
         """Both figures and what follows, as a sentence."""
         verdict = "the challenger takes its place" if self.is_better else "the champion stays"
         return (
-            f"{SUBJECTS[self.metric]} {self.challenger:.4f} against {self.champion:.4f} of the champion, version "
+            f"{METRICS[self.metric]} {self.challenger:.4f} against {self.champion:.4f} of the champion, version "
             f"{self.version}, on the same {self.rows:,} rows: {self.difference:+.4f} ({self.confidence:.0%} interval "
             f"{self.low:+.4f} to {self.high:+.4f}); {self.margin:g} and an interval above 0 are asked for; "
             f"{verdict}"
@@ -60,7 +61,12 @@ class Comparison(Value):
 
 
 def compare(
-    challenger: Scored, champion: Scored, version: int, labels: Array, entity: Array | None, settings: Settings
+    challenger: Predictions,
+    champion: Predictions,
+    version: int,
+    labels: Array,
+    entity: Array | None,
+    settings: Settings,
 ) -> Comparison:
     """The comparison on rows of these labels (rows,), 0 or 1, and entities (rows,), drawn whole where they are given.
 
@@ -92,15 +98,13 @@ def compare(
 
 def judged_by(settings: Settings) -> str:
     """The metric that decides about promotion: `retrain.metric`, else the first that the gate bounds, else F1."""
-    gate = settings.gate
-    bounds = {"f1_score": gate.min_f1, "average_precision": gate.min_average_precision, "auc_roc": gate.min_auc}
-    bounded = (name for name, bound in bounds.items() if bound is not None)
+    bounded = (metric for _, metric, _, comparison in bounds(settings.gate) if comparison == ">=")
     return settings.retrain.metric or next(bounded, "f1_score")
 
 
-def _metric(model: Scored, labels: Array, name: str) -> float:
+def _metric(model: Predictions, labels: Array, name: str) -> float:
     scores, fraud = checked(model.probabilities, labels)
     found = rate_metrics(scores, fraud, confusion_at(scores, fraud, model.threshold)).get(name)
     if found is None:
-        raise FraudRayError(f"{SUBJECTS[name]} is undefined on the holdout, so champion and challenger do not compare")
+        raise FraudRayError(f"{METRICS[name]} is undefined on the holdout, so champion and challenger do not compare")
     return found

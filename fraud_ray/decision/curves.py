@@ -8,7 +8,7 @@ from typing import Literal
 import numpy as np
 from scipy.stats import binomtest
 
-from fraud_ray.decision.cuts import Array, Bool, Cuts, Float64, checked
+from fraud_ray.decision.cuts import Array, Bool, Cuts, Float64, checked, equal_bins, reliability
 from fraud_ray.values import Value
 
 MAX_POINTS = 200
@@ -58,8 +58,8 @@ class Curves(Value):
         alerts, frauds = (int(np.count_nonzero(which)) for which in (probabilities >= threshold, labels == 1))
         most_alerts = min(len(labels), max(4 * alerts, 2 * frauds))
         return cls(
-            _ranking_curves(probabilities, labels, most_alerts),
-            None if true_probability is None else _ranking_curves(true_probability, labels, most_alerts),
+            ranking_curves(probabilities, labels, most_alerts),
+            None if true_probability is None else ranking_curves(true_probability, labels, most_alerts),
             calibration_points(probabilities, labels, confidence=confidence),
             alert_calibration_points(probabilities, labels, threshold),
             histogram_points(probabilities, labels),
@@ -67,46 +67,37 @@ class Curves(Value):
         )
 
 
-def roc_points(scores: Array, labels: Array) -> Points:
-    """`false_positive_rate` and `recall`, from (0, 0) to (1, 1). Raises ValueError for a single class."""
-    cuts = _of_two_classes(scores, labels)
-    recall, false_positive_rate = _rates(cuts)
-    kept = _spread(recall + false_positive_rate, MAX_POINTS - 1)
-    return {
-        "false_positive_rate": [0.0, *false_positive_rate[kept].tolist()],
-        "recall": [0.0, *recall[kept].tolist()],
-    }
+def ranking_curves(scores: Array, labels: Array, most_alerts: int) -> RankingCurves:
+    """The curves of scores (rows,) and labels (rows,), 0 or 1. Raises ValueError for a single class.
 
-
-def precision_recall_points(scores: Array, labels: Array) -> Points:
-    """`recall`, `precision` and the `threshold` that gives them, from the highest score down.
-
-    Raises ValueError for a single class.
+    roc: `false_positive_rate` and `recall`, from (0, 0) to (1, 1). precision_recall: `recall`, `precision` and the
+    `threshold` that gives them, from the highest score down. alerts: `alerts`, the `frauds` caught by them and the
+    `threshold` that gives both, up to `most_alerts` alerts; the first cut is kept also where it alone gives more.
     """
-    cuts = _of_two_classes(scores, labels)
-    recall, false_positive_rate = _rates(cuts)
-    kept = _spread(recall + false_positive_rate, MAX_POINTS)
-    return {
-        "recall": recall[kept].tolist(),
-        "precision": cuts.precision[kept].tolist(),
-        "threshold": cuts.scores[kept].tolist(),
-    }
-
-
-def alerts_points(scores: Array, labels: Array, most_alerts: int) -> Points:
-    """`alerts`, the `frauds` caught by them and the `threshold` that gives both, up to `most_alerts` alerts.
-
-    The first cut is kept also where it alone gives more. Raises ValueError for a single class.
-    """
-    cuts = _of_two_classes(scores, labels)
+    cuts = Cuts.of(scores, labels)
+    if cuts.frauds in (0, cuts.rows):
+        raise ValueError(f"a curve needs frauds and legitimate rows; all {cuts.rows:,} rows are of one class")
+    recall, false_positive_rate = cuts.hits / cuts.frauds, (cuts.alerts - cuts.hits) / (cuts.rows - cuts.frauds)
+    steps, kept = (_spread(recall + false_positive_rate, points) for points in (MAX_POINTS - 1, MAX_POINTS))
     within = max(1, int(np.searchsorted(cuts.alerts, most_alerts, side="right")))
     alerts, frauds = cuts.alerts[:within], cuts.hits[:within]
-    kept = _spread(alerts / alerts[-1] + frauds / max(frauds[-1], 1), MAX_POINTS)
-    return {
-        "alerts": alerts[kept].tolist(),
-        "frauds": frauds[kept].tolist(),
-        "threshold": cuts.scores[kept].tolist(),
-    }
+    few = _spread(alerts / alerts[-1] + frauds / max(frauds[-1], 1), MAX_POINTS)
+    return RankingCurves(
+        roc={
+            "false_positive_rate": [0.0, *false_positive_rate[steps].tolist()],
+            "recall": [0.0, *recall[steps].tolist()],
+        },
+        precision_recall={
+            "recall": recall[kept].tolist(),
+            "precision": cuts.precision[kept].tolist(),
+            "threshold": cuts.scores[kept].tolist(),
+        },
+        alerts={
+            "alerts": alerts[few].tolist(),
+            "frauds": frauds[few].tolist(),
+            "threshold": cuts.scores[few].tolist(),
+        },
+    )
 
 
 def calibration_points(probabilities: Array, labels: Array, bins: int = 10, confidence: float = 0.95) -> Points:
@@ -128,21 +119,19 @@ def alert_calibration_points(probabilities: Array, labels: Array, threshold: flo
     values, fraud = checked(probabilities, labels)
     alert = values >= threshold
     values, fraud = values[alert], fraud[alert]
-    lower = np.searchsorted(np.sort(values), values, side="left")
-    return _reliability(lower * bins // max(len(values), 1), values, fraud, 0.99, "exact")
+    return _reliability(equal_bins(values, bins), values, fraud, 0.99, "exact")
 
 
 def _reliability(of_row: Array, values: Float64, fraud: Bool, confidence: float, method: IntervalMethod) -> Points:
     """Mean probability and fraud rate, with its interval, of the rows (rows,) of each group; empty ones left out."""
-    rows, probability, frauds = (np.bincount(of_row, weights=weights) for weights in (None, values, fraud))
-    filled = np.flatnonzero(rows)
-    intervals = [share_interval(int(frauds[i]), int(rows[i]), confidence, method) for i in filled]
+    rows, probability, frauds = reliability(of_row, values, fraud)
+    intervals = [share_interval(int(k), int(n), confidence, method) for k, n in zip(frauds, rows, strict=True)]
     return {
-        "probability": (probability[filled] / rows[filled]).tolist(),
-        "fraud_rate": (frauds[filled] / rows[filled]).tolist(),
+        "probability": probability.tolist(),
+        "fraud_rate": (frauds / rows).tolist(),
         "low": [low for low, _ in intervals],
         "high": [high for _, high in intervals],
-        "rows": rows[filled].tolist(),
+        "rows": rows.tolist(),
     }
 
 
@@ -167,25 +156,6 @@ def histogram_points(probabilities: Array, labels: Array, bins: int = 50) -> Poi
         "legitimate": legitimate.tolist(),
         "fraud": frauds.tolist(),
     }
-
-
-def _ranking_curves(scores: Array, labels: Array, most_alerts: int) -> RankingCurves:
-    return RankingCurves(
-        roc_points(scores, labels),
-        precision_recall_points(scores, labels),
-        alerts_points(scores, labels, most_alerts),
-    )
-
-
-def _of_two_classes(scores: Array, labels: Array) -> Cuts:
-    cuts = Cuts.of(scores, labels)
-    if cuts.frauds in (0, cuts.rows):
-        raise ValueError(f"a curve needs frauds and legitimate rows; all {cuts.rows:,} rows are of one class")
-    return cuts
-
-
-def _rates(cuts: Cuts) -> tuple[Float64, Float64]:
-    return cuts.hits / cuts.frauds, (cuts.alerts - cuts.hits) / (cuts.rows - cuts.frauds)
 
 
 def _spread(progress: Float64, points: int) -> Array:

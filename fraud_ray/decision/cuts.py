@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -30,6 +31,35 @@ def checked(scores: Array, labels: Array) -> tuple[Float64, Bool]:
             f"(first at row {broken[0]:,}): training diverged; lower train.learning_rate or raise train.warmup_share"
         )
     return values, fraud
+
+
+class Holdout(Protocol):
+    """What is known of held-out rows, as `data.rows.Rows` says it: each array (rows,), roles and slices by name."""
+
+    @property
+    def label(self) -> Array: ...
+    @property
+    def roles(self) -> Mapping[str, Array]: ...
+    @property
+    def slices(self) -> Mapping[str, Array]: ...
+
+
+def days_of(rows: Holdout) -> int:
+    """On how many days the rows lie; 0 where they have no timestamp."""
+    timestamp = rows.roles.get("timestamp")
+    return 0 if timestamp is None else len(np.unique(timestamp.astype("datetime64[D]")))
+
+
+def reliability(of_row: Array, values: Float64, fraud: Bool) -> tuple[Array, Float64, Array]:
+    """Rows, mean probability and frauds, each (groups,), of groups, without empty ones; of_row: (rows,)."""
+    rows, probability, frauds = (np.bincount(of_row, weights=weights) for weights in (None, values, fraud))
+    filled = rows > 0
+    return rows[filled], probability[filled] / rows[filled], frauds[filled]
+
+
+def equal_bins(values: Float64, bins: int) -> Array:
+    """Of which bin, of about equal count, each of values (rows,) is; equal values share one, so a bin may be empty."""
+    return np.searchsorted(np.sort(values), values, side="left") * bins // max(len(values), 1)
 
 
 def fraud_amounts(amounts: Array, fraud: Bool) -> Float64:

@@ -7,9 +7,8 @@ from dataclasses import dataclass, field
 import numpy as np
 from sklearn.metrics import average_precision_score, brier_score_loss, roc_auc_score
 
-from fraud_ray.data.rows import Rows
 from fraud_ray.decision.bootstrap import intervals
-from fraud_ray.decision.cuts import Array, Bool, Cuts, Float64, checked, fraud_amounts
+from fraud_ray.decision.cuts import Array, Bool, Cuts, Float64, Holdout, checked, equal_bins, fraud_amounts, reliability
 from fraud_ray.progress import counted
 from fraud_ray.settings import DecisionSettings
 from fraud_ray.values import Value
@@ -61,7 +60,7 @@ class Evaluation(Value):
         return f"{counted(self.rows, 'holdout row')}, {counted(self.frauds, 'fraud')}: {figures}"
 
 
-def evaluate(probabilities: Array, rows: Rows, threshold: float, settings: DecisionSettings) -> Evaluation:
+def evaluate(probabilities: Array, rows: Holdout, threshold: float, settings: DecisionSettings) -> Evaluation:
     """The evaluation of probabilities (rows,), an alert being a row at or above the threshold.
 
     Card Precision needs entity and timestamp among the rows' roles, money an amount, precision at k at least k rows;
@@ -169,29 +168,14 @@ def best_possible(true_probability: Array, labels: Array) -> dict[str, float]:
     }
 
 
-def calibration_bins(probabilities: Array, labels: Array, bins: int = 10) -> tuple[Array, Float64, Float64]:
-    """Rows, mean probability and fraud rate of bins of equal count, each (bins,) or shorter.
-
-    Rows of equal probability share a bin, so that the order of the rows changes nothing; a bin may end up empty, and is
-    left out.
-    """
-    values, fraud = checked(probabilities, labels)
-    lower = np.searchsorted(np.sort(values), values, side="left")
-    of_row = lower * bins // len(values)
-    rows, probability, frauds = (
-        np.bincount(of_row, weights=weights, minlength=bins) for weights in (None, values, fraud)
-    )
-    filled = rows > 0
-    return rows[filled], probability[filled] / rows[filled], frauds[filled] / rows[filled]
-
-
 def calibration_error(probabilities: Array, labels: Array, bins: int = 10) -> float:
     """Expected calibration error: the mean distance of probability from fraud rate over bins of equal count, by rows.
 
     Source: Naeini, Cooper, Hauskrecht, "Obtaining Well Calibrated Probabilities Using Bayesian Binning" (2015).
     """
-    rows, probability, fraud_rate = calibration_bins(probabilities, labels, bins)
-    return float(np.average(np.abs(probability - fraud_rate), weights=rows))
+    values, fraud = checked(probabilities, labels)
+    rows, probability, frauds = reliability(equal_bins(values, bins), values, fraud)
+    return float(np.average(np.abs(probability - frauds / rows), weights=rows))
 
 
 def precision_at_k(scores: Array, labels: Array, k: int) -> float:

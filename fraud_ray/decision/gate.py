@@ -7,19 +7,10 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from fraud_ray.decision.evaluate import Evaluation
+from fraud_ray.decision.names import METRICS
 from fraud_ray.progress import counted
 from fraud_ray.settings import GateSettings, SliceGate
 from fraud_ray.values import Value
-
-# Each metric as a sentence names it.
-SUBJECTS = {
-    "f1_score": "F1",
-    "average_precision": "average precision",
-    "auc_roc": "ROC AUC",
-    "calibration_error": "calibration error",
-    "precision": "precision",
-    "recall": "recall",
-}
 
 
 @dataclass(frozen=True)
@@ -88,9 +79,8 @@ def decide(evaluation: Evaluation, gate: GateSettings, champion: Evaluation | No
     """
     metrics = evaluation.metrics
     checks = [
-        _check(name, SUBJECTS[metric], metrics.get(metric), bound, comparison)
-        for name, metric, bound, comparison in _bounds(gate)
-        if bound is not None
+        _check(name, METRICS[metric], metrics.get(metric), bound, comparison)
+        for name, metric, bound, comparison in bounds(gate)
     ]
     if gate.slices:
         checks += _slice_checks(evaluation, gate.slices)
@@ -99,13 +89,15 @@ def decide(evaluation: Evaluation, gate: GateSettings, champion: Evaluation | No
     return GateDecision(tuple(checks))
 
 
-def _bounds(gate: GateSettings) -> tuple[tuple[str, str, float | None, Literal[">=", "<="]], ...]:
-    return (
+def bounds(gate: GateSettings) -> list[tuple[str, str, float, Literal[">=", "<="]]]:
+    """Setting, metric, bound and comparison of every bound on all rows that is set."""
+    possible: tuple[tuple[str, str, float | None, Literal[">=", "<="]], ...] = (
         ("min_f1", "f1_score", gate.min_f1, ">="),
         ("min_average_precision", "average_precision", gate.min_average_precision, ">="),
         ("min_auc", "auc_roc", gate.min_auc, ">="),
         ("max_calibration_error", "calibration_error", gate.max_calibration_error, "<="),
     )
+    return [(name, metric, bound, comparison) for name, metric, bound, comparison in possible if bound is not None]
 
 
 def _check(
@@ -118,7 +110,7 @@ def _check(
 
 
 def _slice_checks(evaluation: Evaluation, gate: SliceGate) -> list[Check]:
-    subject = SUBJECTS[gate.metric]
+    subject = METRICS[gate.metric]
     judged = [part for part in evaluation.slices if part.frauds >= gate.min_frauds]
     if not judged:
         note = f"no slice of decision.slices has {counted(gate.min_frauds, 'fraud')}, so none is judged"
@@ -141,14 +133,14 @@ def _champion_check(evaluation: Evaluation, champion: Evaluation | None) -> Chec
     value = evaluation.metrics.get(metric)
     if champion is None:
         note = "there is no champion to compare with"
-        return Check(name, SUBJECTS[metric], value, None, ">=", passed=True, note=note)
+        return Check(name, METRICS[metric], value, None, ">=", passed=True, note=note)
     if (champion.rows, champion.frauds) != (evaluation.rows, evaluation.frauds):
         raise ValueError(
             f"the champion was evaluated on {champion.rows:,} rows with {champion.frauds:,} frauds, the challenger on "
             f"{evaluation.rows:,} with {evaluation.frauds:,}; compare them on the same holdout"
         )
     bound = champion.metrics.get(metric, math.nan)
-    return _check(name, SUBJECTS[metric], value, bound, ">=", note="the champion's on the same rows")
+    return _check(name, METRICS[metric], value, bound, ">=", note="the champion's on the same rows")
 
 
 def _told_apart(value: float, bound: float) -> tuple[str, str]:

@@ -15,6 +15,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from safetensors.torch import load_file, save_file
 
@@ -98,6 +100,18 @@ class Bundle:
             metrics=info["metrics"],
             origin=info["origin"],
         )
+
+
+def network_logits(
+    network: FraudNetwork, features: npt.NDArray[np.float32], codes: npt.NDArray[np.int32], batch_rows: int = 8_192
+) -> npt.NDArray[np.float32]:
+    """Logits float32 (rows,) of encoded rows: features (rows, F), codes (rows, C)."""
+    scored = [np.empty(0, np.float32)]
+    with torch.no_grad():
+        for start in range(0, len(features), batch_rows):
+            cut = slice(start, start + batch_rows)
+            scored.append(network(torch.tensor(features[cut]), torch.tensor(codes[cut])).numpy())
+    return np.concatenate(scored)
 
 
 def load_profile(folder: Path) -> Profile | None:

@@ -11,8 +11,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from fraud_ray.data.rows import PreparedFold, load, raw_table
-from fraud_ray.decision.bootstrap import Scored
-from fraud_ray.decision.comparison import Comparison, compare
+from fraud_ray.decision.comparison import Comparison, Predictions, compare
 from fraud_ray.decision.evaluate import Evaluation, evaluate
 from fraud_ray.errors import FraudRayError
 from fraud_ray.model.bundle import GRAPH, load_profile
@@ -84,5 +83,5 @@ def compare_with_champion(
     if known is None or graph is None:
         return None
     scorer, raw, rows = GraphScorer(graph), raw_table(storage, final.holdout), load(storage, final.holdout, True)
-    challenger, stays = Scored(scorer.score(raw), scorer.threshold), Scored(*known.score(raw))
+    challenger, stays = Predictions(scorer.score(raw), scorer.threshold), Predictions(*known.score(raw))
     return compare(challenger, stays, known.version.version, rows.label, rows.roles.get("entity"), settings)

@@ -15,8 +15,9 @@ from fraud_ray.data.rows import PreparedFold
 from fraud_ray.decision.curves import Curves
 from fraud_ray.decision.evaluate import Evaluation, SliceEvaluation
 from fraud_ray.decision.gate import GateDecision
+from fraud_ray.decision.names import AT_THRESHOLD, in_order, metric_name
 from fraud_ray.progress import counted
-from fraud_ray.report import pictures, training
+from fraud_ray.report import canvas, pictures, training
 from fraud_ray.report.pictures import Picture
 from fraud_ray.runs import RunRecord
 from fraud_ray.settings import Range, Settings, without_passwords
@@ -26,20 +27,6 @@ if TYPE_CHECKING:
     from fraud_ray.decision.comparison import Comparison
     from fraud_ray.registry.versions import RegisteredVersion
     from fraud_ray.training.search import SearchOutcome
-
-LABELS = {
-    "average_precision": "Average precision",
-    "auc_roc": "ROC AUC",
-    "f1_score": "F1",
-    "precision": "Precision",
-    "recall": "Recall",
-    "amount_recall": "Fraud amount caught",
-    "money_saved": "Money saved",
-    "brier": "Brier score",
-    "brier_skill": "Brier skill",
-    "calibration_error": "Calibration error",
-}
-AT_THRESHOLD = {"f1_score", "precision", "recall", "amount_recall", "money_saved"}
 
 
 @dataclass(frozen=True)
@@ -98,18 +85,10 @@ class ReportValues:
     @property
     def metrics(self) -> list[tuple[str, float, tuple[float, float] | None, float | None]]:
         """Label, value, interval and best possible of each metric."""
-        evaluation = self.evaluation
-        known = [*LABELS, *(name for name in evaluation.metrics if name not in LABELS)]
+        evaluation, best = self.evaluation, self.evaluation.best_possible or {}
         return [
-            (
-                LABELS.get(name, name.replace("_", " ").capitalize())
-                + (" at threshold" if name in AT_THRESHOLD else ""),
-                evaluation.metrics[name],
-                evaluation.intervals.get(name),
-                (evaluation.best_possible or {}).get(name),
-            )
-            for name in known
-            if name in evaluation.metrics
+            (_label(name), evaluation.metrics[name], evaluation.intervals.get(name), best.get(name))
+            for name in in_order(evaluation.metrics)
         ]
 
     @cached_property
@@ -177,7 +156,7 @@ def _training_pictures(values: ReportValues) -> list[Picture]:
     found, search = values.found, values.settings.search
     drawn = [training.selection_scores(found), training.losses(found, values.refit_curve)]
     if search.space and len(found.trials) > 1:
-        drawn.append(training.parallel_coordinates(found, search, training.importances(found, search)))
+        drawn.append(training.parallel_coordinates(found, search))
     return drawn
 
 
@@ -202,8 +181,21 @@ def _template() -> jinja2.Template:
         masked=without_passwords,
         setting=_shown,
     )
-    environment.globals.update(recall_interval=pictures.recall_interval, slice_name=pictures.slice_name)
+    environment.globals.update(
+        recall_interval=pictures.recall_interval,
+        slice_name=pictures.slice_name,
+        accent=canvas.ACCENT,
+        ink=canvas.INK,
+        muted=canvas.MUTED,
+        line=canvas.LINE,
+    )
     return environment.get_template("template.html.j2")
+
+
+def _label(name: str) -> str:
+    """A metric at the beginning of a line."""
+    words = metric_name(name)
+    return f"{words[0].upper()}{words[1:]}{' at threshold' if name in AT_THRESHOLD else ''}"
 
 
 def _shown(value: Any) -> str:

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
 from markupsafe import Markup
+from matplotlib.axes import Axes
+from matplotlib.ticker import NullLocator, PercentFormatter
 
 from fraud_ray.decision.curves import Curves, Points, share_interval
 from fraud_ray.decision.evaluate import Evaluation, SliceEvaluation
-from fraud_ray.report.plot import CHARACTER, WIDTH, Axis, Plot, number, percent
+from fraud_ray.report.canvas import ACCENT, INK, MUTED, inline, number, shortened
 
 MOST_SLICES = 25
 
@@ -27,20 +31,18 @@ def alerts(curves: Curves, evaluation: Evaluation) -> Picture:
     per, unit = alert_unit(curves, evaluation)
     confusion = evaluation.confusion
     raised, caught = (confusion.tp + confusion.fp) / per, confusion.tp / max(evaluation.frauds, 1)
-    known = [curves.model, *([curves.best_possible] if curves.best_possible else [])]
-    most = max([raised, *(alerts / per for ranking in known for alerts in ranking.alerts["alerts"])])
-    title = f"Alerts {unit} against frauds caught"
-    plot = Plot(title, Axis(f"alerts {unit}", 0, most), Axis("frauds caught (recall)", 0, 1, percent))
 
-    for kind, points in _by_kind(curves, "alerts"):
-        xs = [0.0, *(alerts / per for alerts in points["alerts"])]
-        plot.line(xs, [0.0, *(frauds / evaluation.frauds for frauds in points["frauds"])], kind)
-    plot.segment((raised, 0), (raised, caught), "rule")
-    plot.dot(raised, caught)
-    plot.label(
-        [f"threshold {evaluation.threshold:.4f}", f"{rate(raised)} alerts, {caught:.1%} caught"], (raised, caught)
-    )
-    plot.key(_key(curves), (most, 0))
+    def draw(plot: Axes) -> None:
+        for points, style in _models(curves, "alerts"):
+            xs, ys = np.array([0, *points["alerts"]]) / per, np.array([0, *points["frauds"]]) / evaluation.frauds
+            plot.plot(xs, ys, **style)
+        plot.set(xlabel=f"alerts {unit}", title="frauds caught (recall)", ylim=(0, 1.02))
+        plot.set_xlim(0, max(raised, plot.dataLim.x1))
+        plot.xaxis.set_major_formatter(number)
+        plot.yaxis.set_major_formatter(PercentFormatter(1, 0))
+        plot.plot([raised, raised], [0, caught], ":", color=INK, linewidth=1)
+        _mark(plot, evaluation, raised, caught, f"{rate(raised)} alerts, {caught:.1%} caught")
+
     precision = evaluation.metrics.get("precision")
     caption = "No alert is raised at the threshold."
     if precision is not None:
@@ -48,116 +50,114 @@ def alerts(curves: Curves, evaluation: Evaluation) -> Picture:
             f"At the threshold {rate(raised)} alerts {unit} catch {caught:.1%} of the frauds; "
             f"{1 - precision:.1%} of the alerts are false."
         )
-    return Picture(title, caption, plot.svg())
+    return Picture(f"Alerts {unit} against frauds caught", caption, inline(draw))
 
 
 def precision_recall(curves: Curves, evaluation: Evaluation) -> Picture:
-    plot = Plot("Precision and recall", Axis("recall", 0, 1, percent), Axis("precision", 0, 1, percent))
-    for kind, points in _by_kind(curves, "precision_recall"):
-        plot.line(points["recall"], points["precision"], kind)
     metrics = evaluation.metrics
-    if "precision" in metrics and "recall" in metrics:
-        here = metrics["recall"], metrics["precision"]
-        plot.dot(*here)
-        lines = [f"threshold {evaluation.threshold:.4f}", f"precision {here[1]:.1%}", f"recall {here[0]:.1%}"]
-        plot.label(lines, here)
-    plot.key(_key(curves), (0, 0))
+
+    def draw(plot: Axes) -> None:
+        for points, style in _models(curves, "precision_recall"):
+            plot.plot(points["recall"], points["precision"], **style)
+        _shares(plot, "recall", "precision")
+        if "precision" in metrics and "recall" in metrics:
+            recall, precision = metrics["recall"], metrics["precision"]
+            _mark(plot, evaluation, recall, precision, f"precision {precision:.1%}\nrecall {recall:.1%}")
+        else:
+            plot.legend(reverse=True)
+
     base_rate = evaluation.frauds / evaluation.rows
     limit = f"; best possible {evaluation.best_possible['average_precision']:.4f}" if evaluation.best_possible else ""
     caption = f"Average precision {_with_interval(evaluation, 'average_precision')}{limit}. Chance is {base_rate:.2%}."
-    return Picture("Precision and recall", caption, plot.svg())
+    return Picture("Precision and recall", caption, inline(draw))
 
 
 def roc(curves: Curves, evaluation: Evaluation) -> Picture:
-    plot = Plot(
-        "ROC curve",
-        Axis("legitimate rows alerted (false positive rate)", 0, 1, percent),
-        Axis("frauds caught (recall)", 0, 1, percent),
-    )
-    plot.segment((0, 0), (1, 1), "chance")
-    for kind, points in _by_kind(curves, "roc"):
-        plot.line(points["false_positive_rate"], points["recall"], kind)
     confusion = evaluation.confusion
-    here = confusion.fp / (confusion.fp + confusion.tn), confusion.tp / (confusion.tp + confusion.fn)
-    plot.dot(*here)
-    plot.label([f"threshold {evaluation.threshold:.4f}", f"recall {here[1]:.1%}", f"{here[0]:.2%} of legitimate"], here)
-    plot.key([*_key(curves), ("chance", "chance")], (1, 0))
-    return Picture("ROC curve", f"Area {_with_interval(evaluation, 'auc_roc')}.", plot.svg())
+    alarms, recall = confusion.fp / (confusion.fp + confusion.tn), confusion.tp / (confusion.tp + confusion.fn)
+
+    def draw(plot: Axes) -> None:
+        plot.plot([0, 1], [0, 1], color=MUTED, linewidth=0.8, label="chance")
+        for points, style in _models(curves, "roc"):
+            plot.plot(points["false_positive_rate"], points["recall"], **style)
+        _shares(plot, "legitimate rows alerted (false positive rate)", "frauds caught (recall)")
+        _mark(plot, evaluation, alarms, recall, f"recall {recall:.1%}\n{alarms:.2%} of legitimate")
+
+    return Picture("ROC curve", f"Area {_with_interval(evaluation, 'auc_roc')}.", inline(draw))
 
 
 def calibration(curves: Curves, evaluation: Evaluation, confidence: float) -> Picture:
     points = curves.calibration
-    plot = Plot(
-        "Calibration",
-        Axis("probability given (mean of a step)", 0, 1, percent),
-        Axis("fraud rate found; above: rows of the step", 0, 1.08, percent),
-    )
-    plot.segment((0, 0), (1, 1), "chance")
-    columns = (points[name] for name in ("probability", "fraud_rate", "low", "high", "rows"))
-    ends = 0.0  # of the last count; one that would meet it is left out
-    for probability, fraud_rate, low, high, rows in zip(*columns, strict=True):
-        plot.segment((probability, low), (probability, high), "whisker")
-        plot.dot(probability, fraud_rate)
-        count = _compact(rows)
-        middle, _ = plot.at(probability, 0)
-        half = CHARACTER * len(count) / 2
-        if middle - half > ends:
-            plot.text_units(middle, plot.top + 8, count, anchor="middle")
-            ends = middle + half
-    plot.key([("chance", "perfect")], (1, 0))
+    probability, found, low, high = (np.array(points[name]) for name in ("probability", "fraud_rate", "low", "high"))
+
+    def draw(plot: Axes) -> None:
+        plot.plot([0, 1], [0, 1], color=MUTED, linewidth=0.8, label="perfect")
+        plot.vlines(probability, low, high, color=ACCENT, alpha=0.55)
+        plot.plot(probability, found, "o", color=ACCENT, clip_on=False)
+        _shares(plot, "probability given (mean of a step)", "fraud rate found; above: rows of the step")
+        plot.set_title(plot.get_title("left"), pad=22)
+        ends = -1.0  # of the last count; one that would meet it is left out
+        for at, rows in zip(probability, points["rows"], strict=True):
+            count = _compact(rows)
+            half = 0.004 + 0.011 * len(count)
+            if at - half > ends:
+                plot.annotate(count, (at, 1), (0, 4), textcoords="offset points", ha="center", color=MUTED)
+                ends = at + half
+        plot.legend(loc="lower right")
+
     error = evaluation.metrics["calibration_error"]
     caption = f"Expected calibration error {error:.4f}. Bars are {confidence:.0%} intervals (Wilson)."
-    return Picture("Calibration", caption, plot.svg())
+    return Picture("Calibration", caption, inline(draw))
 
 
 def scores(curves: Curves, evaluation: Evaluation) -> Picture:
     points = curves.histogram
     edges = [*points["low"], points["high"][-1]]
-    highest = max(*points["legitimate"], *points["fraud"], 10)
-    plot = Plot(
-        "Score distribution",
-        Axis("probability", 0, 1, percent),
-        Axis("rows a step, logarithmic", 0.8, 1.3 * highest, number, log=True),
-    )
-    plot.steps(edges, points["legitimate"], "area")
-    plot.steps(edges, points["fraud"], "line")
-    plot.segment((evaluation.threshold, 0.8), (evaluation.threshold, 1.3 * highest), "rule")
-    plot.label([f"threshold {evaluation.threshold:.4f}"], (evaluation.threshold, highest))
-    legitimate = evaluation.rows - evaluation.frauds
-    plot.key([("line", f"{evaluation.frauds:,} frauds"), ("area", f"{legitimate:,} legitimate")], (1, highest))
+    highest, lowest = max(*points["legitimate"], *points["fraud"], 10), 0.8
+
+    def draw(plot: Axes) -> None:
+        legitimate, frauds = (np.maximum(points[name], lowest) for name in ("legitimate", "fraud"))
+        plot.set_yscale("log")
+        rows = f"{evaluation.rows - evaluation.frauds:,} legitimate"
+        plot.stairs(legitimate, edges, baseline=lowest, fill=True, color=MUTED, alpha=0.35, label=rows)
+        plot.stairs(frauds, edges, color=ACCENT, linewidth=1.8, label=f"{evaluation.frauds:,} frauds")
+        plot.set(xlabel="probability", title="rows a step, logarithmic", xlim=(0, 1), ylim=(lowest, 2 * highest))
+        plot.xaxis.set_major_formatter(PercentFormatter(1, 0))
+        plot.yaxis.set_major_formatter(number)
+        plot.yaxis.set_minor_locator(NullLocator())
+        plot.axvline(evaluation.threshold, linestyle=":", color=INK, linewidth=1, label=_threshold(evaluation))
+        plot.legend(reverse=True)
+
     caption = f"Holdout rows by probability, in {len(points['low'])} steps; alerts lie right of the threshold."
-    return Picture("Score distribution", caption, plot.svg())
+    return Picture("Score distribution", caption, inline(draw))
 
 
 def slices(column: str, parts: list[SliceEvaluation], evaluation: Evaluation, confidence: float) -> Picture:
     """Recall by the values of a column: those with most frauds, most of them first."""
     shown = sorted((part for part in parts if part.frauds), key=lambda part: -part.frauds)[:MOST_SLICES]
-    names = [_cut(slice_name(part), 16) for part in shown]
-    left = 12 + CHARACTER * max(map(len, names), default=0)
-    plot = Plot(
-        f"Recall by {column}",
-        Axis("frauds caught (recall)", 0, 1, percent, most_ticks=4),
-        Axis("", len(shown), 0, most_ticks=0),
-        height=60 + 24 * len(shown),
-        left=left,
-        right=66,
-    )
     overall = evaluation.metrics.get("recall", 0.0)
-    plot.segment((overall, 0), (overall, len(shown)), "rule")
-    for row, (part, name) in enumerate(zip(shown, names, strict=True)):
-        recall = part.metrics["recall"]
-        low, high = recall_interval(part, confidence)
-        plot.segment((low, row + 0.5), (high, row + 0.5), "whisker")
-        plot.dot(recall, row + 0.5)
-        _, y = plot.at(0, row + 0.5)
-        plot.text_units(left - 8, y + 4, name, "name", "end")
-        plot.text_units(WIDTH, y + 4, f"{round(recall * part.frauds):,} of {part.frauds:,}", anchor="end")
+
+    def draw(plot: Axes) -> None:
+        places = np.arange(len(shown))
+        recall = [part.metrics["recall"] for part in shown]
+        low, high = np.array([recall_interval(part, confidence) for part in shown]).T
+        plot.axvline(overall, linestyle=":", color=INK, linewidth=1)
+        plot.hlines(places, low, high, color=ACCENT, alpha=0.55)
+        plot.plot(recall, places, "o", color=ACCENT)
+        plot.set(xlabel="frauds caught (recall)", xlim=(-0.02, 1.02), ylim=(len(shown) - 0.4, -0.6))
+        plot.xaxis.set_major_formatter(PercentFormatter(1, 0))
+        plot.set_yticks(places, [shortened(slice_name(part)) for part in shown], color=INK)
+        plot.grid(visible=False)
+        for place, part in enumerate(shown):
+            text = f"{round(recall[place] * part.frauds):,} of {part.frauds:,}"
+            plot.annotate(text, (1, place), (60, 0), textcoords="offset points", ha="right", va="center", color=MUTED)
+
     rest = sum(part.frauds > 0 for part in parts) - len(shown)
     caption = (
         f"Share of frauds caught at the threshold, with {confidence:.0%} intervals (Wilson); dotted: all rows, "
         f"{overall:.1%}." + (f" The {rest:,} values with fewest frauds are in the table only." if rest else "")
     )
-    return Picture(f"Recall by {column}", caption, plot.svg())
+    return Picture(f"Recall by {column}", caption, inline(draw, height=60 + 24 * len(shown)))
 
 
 def recall_interval(part: SliceEvaluation, confidence: float) -> tuple[float, float]:
@@ -179,14 +179,29 @@ def rate(value: float) -> str:
     return f"{value:,.0f}" if value >= 100 or value == round(value) else f"{value:.1f}"
 
 
-def _by_kind(curves: Curves, name: str) -> list[tuple[str, Points]]:
-    """Kind of line and points of a curve: the best possible where it is known, and over it the model's."""
-    best = [("reference", getattr(curves.best_possible, name))] if curves.best_possible else []
-    return [*best, ("line", getattr(curves.model, name))]
+def _models(curves: Curves, name: str) -> list[tuple[Points, dict[str, Any]]]:
+    """A curve's points and how to draw them: of the best possible where it is known, and over it the model's."""
+    model = {"color": ACCENT, "linewidth": 2, "label": "model"}
+    best = {"color": MUTED, "linewidth": 1.2, "linestyle": "--", "label": "best possible"}
+    beneath = [(getattr(curves.best_possible, name), best)] if curves.best_possible else []
+    return [*beneath, (getattr(curves.model, name), model)]
 
 
-def _key(curves: Curves) -> list[tuple[str, str]]:
-    return [("line", "model"), *([("reference", "best possible")] if curves.best_possible else [])]
+def _shares(plot: Axes, across: str, up: str) -> None:
+    """Both axes from 0 to 100 %."""
+    plot.set(xlabel=across, title=up, xlim=(-0.01, 1.01), ylim=(-0.01, 1.02))
+    for axis in (plot.xaxis, plot.yaxis):
+        axis.set_major_formatter(PercentFormatter(1, 0))
+
+
+def _mark(plot: Axes, evaluation: Evaluation, x: float, y: float, gives: str) -> None:
+    """The point of the threshold, and beside what the lines are, where there is room, what it gives."""
+    plot.plot(x, y, "o", color=ACCENT, clip_on=False, label=f"{_threshold(evaluation)}\n{gives}")
+    plot.legend(reverse=True)
+
+
+def _threshold(evaluation: Evaluation) -> str:
+    return f"threshold {evaluation.threshold:.4f}"
 
 
 def _with_interval(evaluation: Evaluation, name: str) -> str:
@@ -199,7 +214,3 @@ def _compact(count: float) -> str:
         if count >= size:
             return f"{count / size:.1f}{unit}" if count < 10 * size else f"{count / size:.0f}{unit}"
     return f"{count:.0f}"
-
-
-def _cut(text: str, most: int) -> str:
-    return text if len(text) <= most else text[: most - 1] + "…"

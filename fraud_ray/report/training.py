@@ -6,145 +6,132 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
+from fraud_ray.decision.importance import forest_importance
 from fraud_ray.progress import counted
+from fraud_ray.report.canvas import ACCENT, INK, MUTED, TEXT, inline, number
 from fraud_ray.report.pictures import Picture
-from fraud_ray.report.plot import CHARACTER, WIDTH, Axis, Plot, number
 from fraud_ray.settings import Options, Range, SearchSettings
 
 if TYPE_CHECKING:
     from fraud_ray.training.search import SearchOutcome
 
-FEWEST_TRIALS = 4  # for importances
 MOST_PLAIN_LINES = 30
-ROW_HEIGHT = 64
+ROW_HEIGHT = 64  # points
+MOST_CHARACTERS = 40  # of a row's ticks
 
 
 def losses(found: SearchOutcome, refit_curve: Sequence[Mapping[str, Any]]) -> Picture:
-    curves = {"best trial": found.best.curve, "refit": refit_curve}
-    drawn = {name: [(e["epoch"], e["loss"]) for e in curve if e["loss"] > 0] for name, curve in curves.items()}
-    everything = [point for points in drawn.values() for point in points]
-    low, high = (choose(loss for _, loss in everything) for choose in (min, max))
-    plot = Plot(
-        "Loss by epoch",
-        _epochs(max(epoch for epoch, _ in everything)),
-        Axis("mean loss, logarithmic", low / 1.1, high * 1.1, log=True),
-    )
-    for kind, (name, points) in zip(("reference", "line"), drawn.items(), strict=True):
-        plot.line([epoch for epoch, _ in points], [loss for _, loss in points], kind)
-        plot.dot(*points[-1], "dot" if name == "refit" else "dot muted", 3)
-    for kind, (name, points) in zip(("note muted", "note accent"), drawn.items(), strict=True):
-        plot.label([f"{name} {points[-1][1]:.4f}"], points[-1], kind)
+    """Mean loss by epoch, of the best trial and of the refit."""
+
+    def draw(plot: Axes) -> None:
+        plot.set_yscale("log")
+        for name, curve, colour in (("best trial", found.best.curve, MUTED), ("refit", refit_curve, ACCENT)):
+            points = [(row["epoch"], row["loss"]) for row in curve if row["loss"] > 0]
+            plot.plot(*zip(*points, strict=True), color=colour, linewidth=1.8, label=f"{name} {points[-1][1]:.4f}")
+            plot.plot(*points[-1], "o", color=colour)
+        plot.set_title("mean loss, logarithmic")
+        plot.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        plot.yaxis.set_major_formatter(number)
+        plot.yaxis.set_minor_locator(NullLocator())
+        _epochs(plot)
+        plot.legend()
+
     caption = f"The refit takes the {counted(len(refit_curve), 'epoch')} that were best on the selection holdouts."
-    return Picture("Loss by epoch", caption, plot.svg())
+    return Picture("Loss by epoch", caption, inline(draw))
 
 
 def selection_scores(found: SearchOutcome) -> Picture:
     """Average precision on the selection holdouts, of all trials by epoch."""
     curves = {t.id: [(e["epoch"], e["average_precision"]) for e in t.curve] for t in found.trials if t.curve}
-    best = curves[found.best.id]
-    low, high = (choose(score for _, score in best) for choose in (min, max))
-    margin = max(0.05 * (high - low), 0.005)
-    last = max(epoch for points in curves.values() for epoch, _ in points)
-    plot = Plot(
-        "Selection AP by epoch",
-        _epochs(last),
-        Axis("average precision", max(0, low - margin), min(1, high + margin)),
-    )
-    for id_, points in curves.items():
-        if id_ != found.best.id:
-            plot.line([epoch for epoch, _ in points], [score for _, score in points], _other(len(curves)))
-    plot.line([epoch for epoch, _ in best], [score for _, score in best])
+    best = curves.pop(found.best.id)
     top = found.best.best_epoch, found.best.average_precision or 0.0
-    plot.dot(*top)
-    plot.label([f"{top[1]:.4f} at epoch {top[0]:,}"], top, "note accent")
-    others = len(curves) - 1
-    if others:
-        plot.key([("line", "best trial"), ("other", counted(others, "other"))], (last, low))
-    return Picture("Selection AP by epoch", "Mean over the selection holdouts; early epochs may lie below.", plot.svg())
+
+    def draw(plot: Axes) -> None:
+        for position, points in enumerate(curves.values()):
+            label = "" if position else counted(len(curves), "other")
+            plot.plot(*zip(*points, strict=True), color=MUTED, linewidth=1, alpha=_faint(len(curves)), label=label)
+        plot.plot(*zip(*best, strict=True), color=ACCENT, linewidth=2, label="best trial")
+        low, high = (choose(score for _, score in best) for choose in (min, max))
+        margin = max(0.05 * (high - low), 0.005)
+        plot.set(title="average precision", ylim=(max(0, low - margin), min(1, high + margin)))
+        plot.yaxis.set_major_formatter(number)
+        _epochs(plot)
+        plot.plot(*top, "o", color=ACCENT, clip_on=False, label=f"{top[1]:.4f} at epoch {top[0]:,}")
+        plot.legend(reverse=True)
+
+    return Picture(
+        "Selection AP by epoch", "Mean over the selection holdouts; early epochs may lie below.", inline(draw)
+    )
 
 
-def parallel_coordinates(found: SearchOutcome, search: SearchSettings, weights: Mapping[str, float]) -> Picture:
+def parallel_coordinates(found: SearchOutcome, search: SearchSettings) -> Picture:
     """One line a trial, from hyperparameter to hyperparameter down to its score; the best is marked.
 
-    A line passes by a hyperparameter whose condition did not hold.
-
-    weights: importances by name; the most important stands next to the score.
+    The most important hyperparameter stands next to the score. A line passes by one whose condition did not hold.
     """
     judged = [trial for trial in found.trials if trial.average_precision is not None]
+    weights = importances(found, search)
     names = sorted(search.space, key=lambda name: weights.get(name, 0.0))
-    plot = Plot(
-        "Search by parallel coordinates",
-        Axis("", 0, 1, most_ticks=0),
-        Axis("", len(names) + 1, 0, most_ticks=0),
-        height=ROW_HEIGHT * (len(names) + 1) + 8,
-        left=30 + CHARACTER * max(len("importance 100%"), *map(len, names)),
-    )
-    at_score = [trial.average_precision or 0.0 for trial in judged]
-    low, high = min(at_score), max(at_score)
-    score_axis = Axis("", low, high if high > low else low + 1e-3, lambda value: f"{value:.4f}")
-    middle = 0.5
-    lines = []
-    for rank, trial in enumerate(judged):
-        spread = rank / max(len(judged) - 1, 1) - 0.5
-        rows = [row for row, name in enumerate(names) if name in trial.hyperparameters]
-        xs = [_position(trial.hyperparameters[names[row]], search.space[names[row]], spread) for row in rows]
-        lines.append([*zip(xs, rows, strict=True), (score_axis.share(trial.average_precision or 0.0), len(names))])
-    # From worst to best, so that the best lies on top.
-    for rank, line in reversed(list(enumerate(lines))):
-        shade = "line" if rank == 0 else f"{_other(len(lines))} tone-{4 * rank // len(lines)}"
-        plot.line([x for x, _ in line], [row + middle for _, row in line], shade)
-    for row, name in enumerate(names):
-        weight = f"importance {weights[name]:.0%}" if name in weights else ""
-        _draw_row(plot, row + middle, name, weight, _ticks(search.space[name]))
-    _draw_row(
-        plot, len(names) + middle, "selection AP", "", [(x, score_axis.shown(v)) for x, v in ((0, low), (1, high))]
-    )
-    for x, row in lines[0]:
-        plot.dot(x, row + middle, radius=4)
+    scores = [trial.average_precision or 0.0 for trial in judged]
+    low, high = min(scores), max(scores)
+
+    def line(rank: int) -> tuple[list[float], list[int]]:
+        chosen, spread = judged[rank].hyperparameters, rank / max(len(judged) - 1, 1) - 0.5
+        rows = [row for row, name in enumerate(names) if name in chosen]
+        xs = [position(chosen[names[row]], search.space[names[row]], spread) for row in rows]
+        return [*xs, (scores[rank] - low) / (high - low or 1.0)], [*rows, len(names)]
+
+    def draw(plot: Axes) -> None:
+        plot.set(xlim=(-0.02, 1.02), ylim=(len(names) + 0.5, -0.3))
+        plot.spines[:].set_visible(False)
+        plot.set_xticks([])
+        for rank in reversed(range(1, len(judged))):  # from worst to best, so that the best lies on top
+            alpha = _faint(len(judged)) * (1.6, 1.0, 0.6, 0.4)[4 * rank // len(judged)]
+            plot.plot(*line(rank), color=MUTED, linewidth=1, alpha=alpha)
+        plot.plot(*line(0), "o-", color=ACCENT, linewidth=2)
+        shares = [f"\nimportance {weights[name]:.0%}" if name in weights else "" for name in names]
+        labels = [name + share for name, share in zip(names, shares, strict=True)]
+        plot.set_yticks(range(len(names) + 1), [*labels, "selection AP"], color=INK)
+        plot.grid(color=MUTED, linewidth=0.8, alpha=0.5)
+        ends = [(0.0, f"{low:.4f}"), (1.0, f"{high:.4f}")]
+        for row, ticks in enumerate([*(_ticks(search.space[name]) for name in names), ends]):
+            for x, text in ticks:
+                side = "left" if x < 0.05 else "right" if x > 0.95 else "center"
+                place: dict[str, Any] = {
+                    "textcoords": "offset points",
+                    "ha": side,
+                    "va": "top",
+                    "color": MUTED,
+                    "fontsize": TEXT - 1,
+                }
+                plot.annotate(text, (x, row), (0, -6), **place)
+
     meaning = " Importance: share of what a random forest explains of the score." if weights else ""
     caption = f"A line a trial ({len(judged):,} with a score), the best in colour.{meaning}"
-    return Picture("Search", caption, plot.svg())
+    return Picture("Search", caption, inline(draw, ROW_HEIGHT * (len(names) + 1) + 8))
 
 
 def importances(found: SearchOutcome, search: SearchSettings) -> dict[str, float]:
-    """How much each hyperparameter says about the selection AP; the shares add up to 1.
-
-    The mean decrease of variance over the splits of a random forest. Empty for fewer than FEWEST_TRIALS trials, for
-    trials that all score the same, and where fewer than two hyperparameters vary. One that is absent from a trial,
-    as its condition does not hold, is missing to the forest.
-    Source: Breiman, "Random Forests" (2001).
-    """
-    from sklearn.ensemble import RandomForestRegressor
-
+    """How much each hyperparameter says about the selection AP; empty where that cannot be said."""
     judged = [trial for trial in found.trials if trial.average_precision is not None]
     points = {
-        name: [_position(t.hyperparameters[name], options) if name in t.hyperparameters else math.nan for t in judged]
+        name: [position(t.hyperparameters[name], options) if name in t.hyperparameters else math.nan for t in judged]
         for name, options in search.space.items()
     }
-    varied = [name for name, values in points.items() if len({str(value) for value in values}) > 1]
-    scores = [trial.average_precision for trial in judged]
-    if len(judged) < FEWEST_TRIALS or len(varied) < 2 or len(set(scores)) == 1:
-        return {}
-    # Leaves grow with the trials, so that chance differences are not split on.
-    forest = RandomForestRegressor(200, min_samples_leaf=max(1, len(judged) // 25), random_state=search.seed)
-    forest.fit(np.array([points[name] for name in varied]).T, scores)
-    return dict(zip(varied, forest.feature_importances_.tolist(), strict=True))
+    return forest_importance(points, [trial.average_precision or 0.0 for trial in judged], search.seed)
 
 
-def _other(lines: int) -> str:
-    """The kind of a line beside the best: fainter among many."""
-    return "other" if lines <= MOST_PLAIN_LINES else "other many"
-
-
-def _position(value: Any, options: Options, spread: float = 0.0) -> float:
+def position(value: Any, options: Options, spread: float = 0.0) -> float:
     """Where a value stands between 0 and 1.
 
     spread: -0.5 to 0.5; sets lines through the same listed value side by side, in a band that lies within as well.
     """
     if isinstance(options, Range):
-        return Axis("", options.low, options.high, log=options.log).share(value)
+        low, high, at = (math.log(x) if options.log else x for x in (options.low, options.high, value))
+        return (at - low) / (high - low)
     values = options.plain
     band = min(0.12, 0.3 / len(values))
     share = 0.5 if len(values) == 1 else values.index(value) / (len(values) - 1)
@@ -154,29 +141,21 @@ def _position(value: Any, options: Options, spread: float = 0.0) -> float:
 def _ticks(options: Options) -> list[tuple[float, str]]:
     if isinstance(options, Range):
         return [(0.0, number(options.low)), (1.0, number(options.high))]
-    values = options.plain
-    shown = [", ".join(map(str, v)) if isinstance(v, list) else number(v) if _is_number(v) else str(v) for v in values]
-    ticks = [(_position(value, options), text) for value, text in zip(values, shown, strict=True)]
-    fits = CHARACTER * max(map(len, shown)) < 0.6 * WIDTH / max(len(shown) - 1, 1)
-    return ticks if fits else [ticks[0], ticks[-1]]
+    ticks = [(position(value, options), _shown(value)) for value in options.plain]
+    return ticks if sum(len(text) + 2 for _, text in ticks) <= MOST_CHARACTERS else [ticks[0], ticks[-1]]
 
 
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+def _shown(value: Any) -> str:
+    if isinstance(value, list):
+        return ", ".join(map(str, value))
+    return number(value) if isinstance(value, int | float) and not isinstance(value, bool) else str(value)
 
 
-def _draw_row(plot: Plot, row: float, name: str, remark: str, ticks: list[tuple[float, str]]) -> None:
-    plot.segment((0, row), (1, row), "axis")
-    _, y = plot.at(0, row)
-    plot.text_units(0, y + (-3 if remark else 4), name, "name")
-    if remark:
-        plot.text_units(0, y + 12, remark)
-    for x, text in ticks:
-        middle, _ = plot.at(x, row)
-        half = CHARACTER * len(text) / 2
-        plot.text_units(min(max(middle, plot.left - 22 + half), WIDTH - half), y + 17, text, "tick over", "middle")
+def _faint(lines: int) -> float:
+    """How opaque a line beside the best is: less so among many."""
+    return 0.4 if lines <= MOST_PLAIN_LINES else 0.15
 
 
-def _epochs(last: int) -> Axis:
-    first = min(1, last - 1)
-    return Axis("epoch", first, last, most_ticks=min(6, last - first))
+def _epochs(plot: Axes) -> None:
+    plot.set_xlabel("epoch")
+    plot.xaxis.set_major_locator(MaxNLocator(6, integer=True))

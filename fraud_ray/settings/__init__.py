@@ -11,7 +11,7 @@ from fraud_ray.settings.decision import (
     DriftSettings,
     GateSettings,
     RecallAtPrecision,
-    Reference,
+    ReferenceName,
     SliceGate,
 )
 from fraud_ray.settings.load import Loaded, load_settings, locate_registry, parse_settings
@@ -37,7 +37,7 @@ __all__ = [
     "PrepareSettings",
     "Range",
     "RecallAtPrecision",
-    "Reference",
+    "ReferenceName",
     "RegistrySettings",
     "SearchSettings",
     "Settings",

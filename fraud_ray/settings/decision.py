@@ -16,7 +16,7 @@ from pydantic import (
 
 from fraud_ray.settings.base import NO_EFFECT, Frozen, Probability, Share, alternatives, is_number
 
-Reference = Literal["logistic_regression", "random_forest", "xgboost", "lightgbm"]
+ReferenceName = Literal["logistic_regression", "random_forest", "xgboost", "lightgbm"]
 
 
 class RecallAtPrecision(Frozen):
@@ -100,7 +100,7 @@ class GateSettings(Frozen):
 class BacktestSettings(Frozen):
     shift_days: Annotated[tuple[NonNegativeInt, ...], Field(min_length=1)] = (0, 7, 14, 21)
     """One final fold an entry, that many days before the final fold of a run."""
-    references: tuple[Reference, ...] = typing.get_args(Reference)
+    references: tuple[ReferenceName, ...] = typing.get_args(ReferenceName)
     """Models fitted beside the network on the same folds and columns, with as many trials; those whose package is not
     installed are left out (extra `compare`)."""
 

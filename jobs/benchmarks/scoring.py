@@ -20,14 +20,12 @@ import ray
 from benchmarks.harness import Row, Sample, Target, Unit, in_turn, one_thread
 from benchmarks.training import products_per_second
 from benchmarks.world import MILLION, World
-from fraud_ray.data.rows import Rows
-from fraud_ray.model.bundle import Bundle, open_graph
+from fraud_ray.model.bundle import Bundle, network_logits, open_graph
 from fraud_ray.model.encoder import FeatureColumn
 from fraud_ray.model.scorer import graph_inputs
 from fraud_ray.registry.versions import write_model
 from fraud_ray.scoring import open_model, score_partitions
 from fraud_ray.settings import RegistrySettings
-from fraud_ray.training.evaluation import network_logits
 
 BATCHES = (1_024, 8_192, 65_536, 524_288)  # of which pyfunc gets its best
 PEERS_ROWS, PEERS_FILES = 524_288, 8
@@ -40,7 +38,6 @@ def in_memory(world: World) -> list[Row]:
     scorer, network = open_graph(world.bundle), bundle.network()
     table = _raw(world.cards(2 * MILLION), scorer.columns)
     features, codes = bundle.encoder.apply(table)
-    encoded = Rows(features, codes, np.zeros(len(features), np.int8))
     few = table.slice(0, PEERS_ROWS).to_pandas()
     model = _pyfunc(world)
     batch_size = _best_batch(model, few)
@@ -49,7 +46,7 @@ def in_memory(world: World) -> list[Row]:
         samples = in_turn(
             {
                 "ours": _rate(lambda: scorer.score(table), len(features)),
-                "torch": _rate(lambda: network_logits(network, encoded), len(features)),
+                "torch": _rate(lambda: network_logits(network, features, codes), len(features)),
                 "pyfunc": _rate(lambda: _predict(model, few, batch_size), len(few)),
             },
             repeats=3,

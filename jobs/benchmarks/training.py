@@ -20,9 +20,9 @@ from torch.nn import functional as F
 from benchmarks.harness import GIB, Row, Target, in_turn, peak_memory, proportional_bytes
 from benchmarks.world import MILLION, World, one_hot
 from fraud_ray.data.rows import PreparedFold, Rows, RowSet
+from fraud_ray.model.bundle import network_logits
 from fraud_ray.model.network import FraudNetwork
 from fraud_ray.settings import TrainSettings
-from fraud_ray.training.evaluation import network_logits
 from fraud_ray.training.trainer import load_fitted, make_job, network_shape, place, run_job
 
 SEEDS = 5
@@ -48,7 +48,7 @@ def _step(world: World, fold: PreparedFold, fit_rows: Rows, holdout: Rows, place
         network = FraudNetwork(network_shape(fit_rows.features.shape[1], fold.encoder.code_sizes, settings))
         network.load_state_dict(load_fitted(world.storage, "step").weights)
         shutil.rmtree(world.storage.path("step"))
-        logits = torch.from_numpy(network_logits(network.eval(), holdout))
+        logits = torch.from_numpy(network_logits(network.eval(), holdout.features, holdout.codes))
         losses["ours"].append(float(F.binary_cross_entropy_with_logits(logits, held_out[1])))
         return speed
 

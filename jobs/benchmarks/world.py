@@ -22,10 +22,9 @@ from fraud_ray.data.rows import PreparedFold, Rows, load
 from fraud_ray.data.source import Source, open_source
 from fraud_ray.data.world import generate
 from fraud_ray.decision.calibration import fit_calibration
-from fraud_ray.model.bundle import Bundle
+from fraud_ray.model.bundle import Bundle, network_logits
 from fraud_ray.settings import PrepareSettings, Settings, SimulateSettings, TrainSettings, load_settings
 from fraud_ray.storage import Storage
-from fraud_ray.training.evaluation import network_logits
 from fraud_ray.training.feed import ResidentFeed, Slot
 from fraud_ray.training.loop import FoldFit, fit
 from fraud_ray.training.trainer import network_shape
@@ -93,7 +92,7 @@ class World:
         settings = TrainSettings(batch_size=1_024)
         fitted = open_fit(fold, fit_rows, settings)
         fit([fitted], settings, silent, 1)
-        logits = network_logits(fitted.network.eval(), holdout)
+        logits = network_logits(fitted.network.eval(), holdout.features, holdout.codes)
         shape = network_shape(len(fold.encoder.feature_names), fold.encoder.code_sizes, settings)
         calibration = fit_calibration(logits, holdout.label, "platt")
         folder = self.scratch / "bundle"

@@ -1,4 +1,4 @@
-"""From trained weights to a bundle with a calibration, a threshold and its figures on the final holdout."""
+"""From trained weights to a stored bundle with a calibration, a threshold and its figures on the final holdout."""
 
 from __future__ import annotations
 
@@ -8,24 +8,24 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import ray
 import torch
 
 from fraud_ray.cluster import answer
 from fraud_ray.data.prepare import Prepared
-from fraud_ray.data.rows import PreparedFold, Rows, load, raw_table
-from fraud_ray.decision.calibration import Costs, choose_threshold, fit_calibration
+from fraud_ray.data.rows import PreparedFold, load, raw_table
+from fraud_ray.decision.calibration import calibrate
 from fraud_ray.decision.curves import Curves
+from fraud_ray.decision.cuts import days_of
 from fraud_ray.decision.evaluate import Evaluation, evaluate
 from fraud_ray.decision.importance import permutation_importance
 from fraud_ray.errors import FraudRayError
-from fraud_ray.model.bundle import Bundle
+from fraud_ray.model.bundle import Bundle, network_logits
 from fraud_ray.model.calibration import Calibration
-from fraud_ray.model.network import FraudNetwork
 from fraud_ray.settings import DecisionSettings, Settings, TrainSettings
 from fraud_ray.storage import Storage
+from fraud_ray.training.loop import Float32
 from fraud_ray.training.search import SearchOutcome, selection_logits
 from fraud_ray.training.trainer import Fitted, network_shape
 
@@ -83,7 +83,7 @@ def assemble(
     storage: Storage,
     folder: str,
     selection: Sequence[PreparedFold],
-    selection_logits: Sequence[np.ndarray[Any, np.dtype[np.float32]]],
+    selection_logits: Sequence[Float32],
     final: PreparedFold,
     weights: dict[str, torch.Tensor],
     train: TrainSettings,
@@ -95,13 +95,13 @@ def assemble(
     folder: key below the storage root at which the bundle's files are put. selection_logits: one array a selection
     fold, of the winner at its best epoch. origin: where the model comes from, kept in the bundle.
     """
-    calibration, threshold = calibrate(storage, selection, selection_logits, decision)
-    bundle = bundle_of(final, weights, train, calibration, threshold)
-    rows = load(storage, final.holdout, with_roles=True)
-    probabilities = calibration.apply(network_logits(bundle.network(), rows))
+    holdouts = [load(storage, fold.holdout, with_roles=True) for fold in selection]
+    bundle = bundle_of(final, weights, train, *calibrate(holdouts, selection_logits, decision))
+    rows, threshold = load(storage, final.holdout, with_roles=True), bundle.threshold
+    probabilities = bundle.calibration.apply(network_logits(bundle.network(), rows.features, rows.codes))
     evaluation = evaluate(probabilities, rows, threshold, decision)
     evaluation = replace(evaluation, importance=_importance(storage, bundle, selection[0], decision))
-    truth, days = rows.roles.get("true_probability"), _days(rows) or None
+    truth, days = rows.roles.get("true_probability"), days_of(rows) or None
     curves = Curves.of(probabilities, rows.label, threshold, truth, days, decision.confidence)
     if final.profile is not None:
         bundle = replace(bundle, profile=final.profile.with_scores(probabilities))
@@ -120,9 +120,8 @@ def _importance(
         return {}
     network = bundle.network()
 
-    def score(table: pa.Table) -> np.ndarray[Any, np.dtype[np.float32]]:
-        features, codes = bundle.encoder.apply(table)
-        return network_logits(network, Rows(features, codes, np.zeros(len(features), np.int8)))
+    def score(table: pa.Table) -> Float32:
+        return network_logits(network, *bundle.encoder.apply(table))
 
     columns = [column.name for column in bundle.encoder.columns]
     labels = load(storage, selection.holdout).label
@@ -140,36 +139,3 @@ def bundle_of(
     """The model that was trained on a fold with these settings."""
     shape = network_shape(len(fold.encoder.feature_names), fold.encoder.code_sizes, train)
     return Bundle(fold.encoder, shape, weights, calibration, threshold, train.model_dump(mode="json"))
-
-
-def calibrate(
-    storage: Storage,
-    selection: Sequence[PreparedFold],
-    logits: Sequence[np.ndarray[Any, np.dtype[np.float32]]],
-    decision: DecisionSettings,
-) -> tuple[Calibration, float]:
-    """The calibration and the threshold that the pooled selection holdouts give."""
-    holdouts = [load(storage, fold.holdout, with_roles=True) for fold in selection]
-    labels = np.concatenate([rows.label for rows in holdouts])
-    scores = np.concatenate(list(logits))
-    calibration = fit_calibration(scores, labels, decision.calibration)
-    days = sum(_days(rows) for rows in holdouts) or None
-    costs = None
-    if decision.cost_per_alert is not None and all("amount" in rows.roles for rows in holdouts):
-        costs = Costs(np.concatenate([rows.roles["amount"] for rows in holdouts]), decision.cost_per_alert)
-    return calibration, choose_threshold(calibration.apply(scores), labels, decision.threshold, days, costs)
-
-
-def network_logits(network: FraudNetwork, rows: Rows, batch_rows: int = 8_192) -> np.ndarray[Any, np.dtype[np.float32]]:
-    """Logits float32 (rows,) of encoded rows."""
-    scored = [np.empty(0, np.float32)]
-    with torch.no_grad():
-        for start in range(0, len(rows), batch_rows):
-            cut = slice(start, start + batch_rows)
-            scored.append(network(torch.tensor(rows.features[cut]), torch.tensor(rows.codes[cut])).numpy())
-    return np.concatenate(scored)
-
-
-def _days(rows: Rows) -> int:
-    timestamp = rows.roles.get("timestamp")
-    return 0 if timestamp is None else len(np.unique(timestamp.astype("datetime64[D]")))

@@ -1,0 +1,31 @@
+"""Metrics in words; light to import, since every command that prints figures does."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+# In the order in which people are shown them; precision at k and the like follow.
+METRICS = {
+    "auc_roc": "ROC AUC",
+    "average_precision": "average precision",
+    "precision": "precision",
+    "recall": "recall",
+    "f1_score": "F1",
+    "amount_recall": "fraud amount caught",
+    "money_saved": "money saved",
+    "brier": "Brier score",
+    "brier_skill": "Brier skill",
+    "calibration_error": "calibration error",
+}
+AT_THRESHOLD = {"precision", "recall", "f1_score", "amount_recall", "money_saved"}
+
+
+def metric_name(name: str) -> str:
+    """A metric as a sentence names it."""
+    return METRICS.get(name, name.replace("_", " "))
+
+
+def in_order(names: Iterable[str]) -> list[str]:
+    """Names of metrics in the order in which people are shown them."""
+    order = list(METRICS)
+    return sorted(names, key=lambda name: order.index(name) if name in METRICS else len(order))
