@@ -24,7 +24,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pyarrow import fs
 
-from fraud_ray.cluster import inside_ray_job, join_or_start
+from fraud_ray.cluster import join_or_start
 from fraud_ray.data.contract import ContractViolation, Violation, check_type
 from fraud_ray.data.output import list_written, writing
 from fraud_ray.data.source import (
@@ -210,12 +210,7 @@ def score_partitions(
 
 
 def locate(source: str, target: str) -> tuple[str, str]:
-    """Both as absolute paths or URIs. Raises SettingsError for an output that would be lost, or read again."""
-    if inside_ray_job() and absolute(target) != target.rstrip("/"):
-        raise SettingsError(
-            f"the output {target} is relative to this Ray job's folder, which ends with it; name a "
-            "folder on a shared volume, or a URI"
-        )
+    """Both as absolute paths or URIs. Raises SettingsError for an output that would be read again."""
     source, target = absolute(source), absolute(target)
     if f"{target}/".startswith(f"{source}/"):
         raise SettingsError(f"the output {target} lies in the input {source}; name a folder outside of it")

@@ -6,8 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -136,46 +134,6 @@ def test_a_ray_started_here_serves_its_dashboard_only_when_asked(dashboard: bool
     )
     assert ran.returncode == 0, ran.stderr
     assert ran.stdout.splitlines() == told
-
-
-WITHOUT_A_SHELL = """
-import os
-import socket
-from contextlib import suppress
-import typer
-from fraud_ray.cli.faults import Commands
-
-app = typer.Typer(cls=Commands)
-app.callback()(lambda: None)
-
-@app.command()
-def talk() -> None:
-    from fraud_ray.cluster import join_or_start
-    from fraud_ray.settings import ClusterSettings
-    with join_or_start(ClusterSettings(cpus=1)):
-        from ray._private.utils import push_error_to_driver
-        from ray._private.worker import global_worker
-        for number in map(int, os.listdir("/proc/self/fd")):
-            with suppress(OSError), socket.socket(fileno=os.dup(number)) as connection:
-                if str(connection.getpeername()).endswith("/raylet"):
-                    connection.shutdown(socket.SHUT_RDWR)
-        push_error_to_driver(global_worker, "a kind", "a message that does not arrive")
-
-app()
-"""
-
-
-def test_a_command_whose_shell_has_ended_still_says_what_went_wrong(tmp_path: Path) -> None:
-    program, log = tmp_path / "talk.py", tmp_path / "log"
-    program.write_text(WITHOUT_A_SHELL)
-    line = f"'{sys.executable}' '{program}' talk > '{log}' 2>&1 &"
-    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
-    subprocess.run(["sh", "-c", line], env=environment, check=True)
-    deadline = time.monotonic() + 60
-    while "unexpected" not in (told := log.read_text() if log.exists() else ""):
-        assert time.monotonic() < deadline, told
-        time.sleep(0.2)
-    assert "error: unexpected OSError: Broken pipe" in told
 
 
 INSIDE_A_JOB = {

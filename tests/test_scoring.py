@@ -294,15 +294,6 @@ def test_the_output_may_not_lie_in_the_input(tmp_path: Path, model: Model) -> No
             score_partitions(model, str(tmp_path), str(target))
 
 
-def test_a_ray_job_does_not_score_into_its_own_folder(
-    tmp_path: Path, model: Model, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")
-    write_months(tmp_path)
-    with pytest.raises(SettingsError, match="the output scored is relative to this Ray job's folder"):
-        score_partitions(model, str(tmp_path), "scored")
-
-
 # Which model.
 
 

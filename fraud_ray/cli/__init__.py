@@ -70,7 +70,10 @@ app.command()(submit.submit)
 app.add_typer(jobs.app, name="jobs")
 
 
-def main(arguments: Sequence[str] | None = None) -> NoReturn:
-    """Runs a command and ends the process with its exit code; arguments: by default the process's own."""
-    app(args=arguments, prog_name="fraud-ray")
+def main(arguments: Sequence[str] | None = None, in_job: bool = False) -> NoReturn:
+    """Runs a command and ends the process with its exit code; arguments: by default the process's own.
+
+    in_job: it is a Ray job, whose working folder and disk end with it; relative places to store in are refused.
+    """
+    app(args=arguments, prog_name="fraud-ray", obj=in_job)
     raise SystemExit(0)
