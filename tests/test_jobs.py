@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import shlex
 import signal
 import subprocess
 import time
@@ -74,7 +73,7 @@ def test_a_submitted_job_is_read_and_stopped_and_its_run_could_go_on(
     assert "storage.root is .fraud_ray, relative to the working folder of this Ray job" in lost.stdout
 
     overrides = local(simulated, store, [*SEARCH, "train.epochs=60"])[1]
-    begun = ray(ray_up, *submit, "--no-wait", "--submission-id", "april-1", *line, *map(shlex.quote, sets(overrides)))
+    begun = ray(ray_up, *submit, "--no-wait", "--submission-id", "april-1", *line, *sets(overrides))
     assert begun.returncode == 0, begun.stderr
     wait_until((store / "runs/april/search").exists)
     assert ray(ray_up, "job", "stop", "april-1").returncode == 0

@@ -24,7 +24,6 @@ from fraud_ray.cli import (
     runs,
     score,
     settings,
-    submit,
     ui,
 )
 from fraud_ray.cli.faults import Commands
@@ -66,7 +65,7 @@ app.add_typer(models.app, name="models")
 app.add_typer(audit.app, name="audit")
 app.add_typer(cache.app, name="cache")
 app.command()(ui.ui)
-app.command()(submit.submit)
+app.command()(jobs.submit)
 app.add_typer(jobs.app, name="jobs")
 
 

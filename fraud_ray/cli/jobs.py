@@ -1,4 +1,4 @@
-"""`fraud-ray jobs`: what was submitted to KubeRay."""
+"""`fraud-ray submit` and `fraud-ray jobs`: runs as jobs on KubeRay."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from fraud_ray.cli.options import AsJson, Overrides, settings_of
-from fraud_ray.cli.tables import print_facts, print_json, print_settings, print_table
+from fraud_ray.cli.options import AsJson, Config, Overrides, settings_of
+from fraud_ray.cli.options import Name as RunName
+from fraud_ray.cli.tables import print_facts, print_json, print_next, print_settings, print_table
 
 if TYPE_CHECKING:
     from fraud_ray.submission.kuberay import Attempt, KubeRayJobs
@@ -23,12 +24,51 @@ ConfigOfCluster = Annotated[
 Name = Annotated[str, typer.Argument(metavar="NAME", help="A job's name, or a run's, whose newest job is meant.")]
 
 
+def submit(
+    config: Config,
+    overrides: Overrides = None,
+    name: RunName = None,
+    retrain: Annotated[
+        bool, typer.Option("--retrain", help="Submit `fraud-ray retrain` in place of `fraud-ray run`.")
+    ] = False,
+    render: Annotated[
+        bool, typer.Option("--render", help="Print the manifests, for kubectl apply -f - or Git, and end.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Submit a run, or a retraining, as a RayJob with a cluster of its own.
+
+    The same command again answers with the job that is under way or done; after a failure, or a stop, it makes the
+    next attempt, which resumes. Invalid settings end it before anything is submitted.
+    """
+    from fraud_ray.submission import kuberay
+    from fraud_ray.submission.order import order
+    from fraud_ray.submission.render import fill, render_overlay, to_yaml
+
+    template = render_overlay(settings_of(config, overrides).cluster.overlay)
+    placed = order(config, overrides or [], name, template.line, retrain)
+    documents = fill(template, placed, 1)
+    if render:
+        typer.echo(to_yaml(documents), nl=False)
+        return
+    attempt, is_new = kuberay.submit(kuberay.KubeRayJobs(template), placed)
+    if as_json:
+        print_json({**_as_values(attempt), "new": is_new})
+        return
+    told = "submitted as job" if is_new else f"is {attempt.state} as job"
+    typer.echo(f"run '{attempt.run}' {told} {attempt.name}")
+    overlays = [override for override in overrides or () if override.startswith("cluster.overlay=")]
+    options = ["-c", str(config), *(word for override in overlays for word in ("--set", override))]
+    commands = (("what it prints", ["logs", "-f"]), ("its settings", ["show"]), ("end it", ["stop"]))
+    print_next((purpose, ["jobs", *words, attempt.name, *options]) for purpose, words in commands)
+
+
 @app.command(name="list")
 def list_all(config: ConfigOfCluster, overrides: Overrides = None, as_json: AsJson = False) -> None:
     """List all jobs, oldest first."""
     found = _jobs(config, overrides).attempts()
     if as_json:
-        print_json([{k: v for k, v in as_values(attempt).items() if k != "settings"} for attempt in found])
+        print_json([{k: v for k, v in _as_values(attempt).items() if k != "settings"} for attempt in found])
         return
     rows = ([attempt.name, attempt.run, attempt.state, _time(attempt)] for attempt in found)
     print_table(["Job", "Run", "State", "Created (UTC)"], rows, empty="no jobs yet")
@@ -39,7 +79,7 @@ def show(name: Name, config: ConfigOfCluster, overrides: Overrides = None, as_js
     """Show a job: its state, and the settings that it was submitted with, every default filled in."""
     _, found = _find(name, config, overrides)
     if as_json:
-        print_json(as_values(found))
+        print_json(_as_values(found))
         return
     facts = {"job": found.name, "run": found.run, "state": found.state, "created": _time(found)}
     print_facts({**facts, **({"message": found.message} if found.message else {})})
@@ -68,7 +108,7 @@ def stop(name: Name, config: ConfigOfCluster, overrides: Overrides = None) -> No
     typer.echo(f"stopping {found.name}; run '{found.run}' goes on from here when it is submitted again")
 
 
-def as_values(attempt: Attempt) -> dict[str, Any]:
+def _as_values(attempt: Attempt) -> dict[str, Any]:
     """An attempt as JSON types."""
     return {**dataclasses.asdict(attempt), "created": attempt.created and attempt.created.isoformat()}
 
