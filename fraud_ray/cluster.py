@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fraud_ray.errors import FraudRayError, ServerError, SettingsError
+from fraud_ray.errors import FraudRayError, ServerError, SettingsError, as_raised
 from fraud_ray.progress import Progress, Stage, counted
 from fraud_ray.settings import ClusterSettings, Settings
 from fraud_ray.storage import Storage
@@ -54,9 +54,7 @@ def answer(task: Any, timeout_s: float | None = None) -> Any:
     try:
         return ray.get(task, timeout=timeout_s)
     except ray.exceptions.RayTaskError as fault:
-        if isinstance(fault.cause, FraudRayError):
-            raise fault.cause from None
-        raise
+        raise as_raised(fault) from None
 
 
 def refuse_relative_folders(settings: Settings) -> None:

@@ -42,3 +42,9 @@ class RunHeldError(FraudRayError):
 
 class RunDiffersError(SettingsError):
     """The run exists with other settings or other data."""
+
+
+def as_raised(fault: BaseException) -> BaseException:
+    """A fault as it was raised; a FraudRayError comes wrapped from a Ray task, with the task's trace in its text."""
+    cause = getattr(fault, "cause", None)
+    return cause if isinstance(cause, FraudRayError) else fault

@@ -18,7 +18,7 @@ from typing import Any
 import ray
 import torch
 
-from fraud_ray.cluster import check_resources, join_or_start
+from fraud_ray.cluster import answer, check_resources, join_or_start
 from fraud_ray.data.folds import plan_folds
 from fraud_ray.data.prepare import prepare
 from fraud_ray.data.rows import PreparedFold, load
@@ -102,7 +102,7 @@ def reproduce(storage: Storage, name: str, progress: Progress, cluster: ClusterS
         with progress.stage("compare") as stage:
             shape = network_shape(len(fold.encoder.feature_names), fold.encoder.code_sizes, train)
             again = replace(original, encoder=fold.encoder, shape=shape, weights=weights)
-            metrics = ray.get(ray.remote(num_cpus=1)(_metrics).remote(again, scratch, fold, settings.decision))
+            metrics = answer(ray.remote(num_cpus=1)(_metrics).remote(again, scratch, fold, settings.decision))
             tensors = tuple(
                 compare(n, original.weights.get(n), weights.get(n)) for n in {**original.weights, **weights}
             )

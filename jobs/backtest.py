@@ -1,4 +1,4 @@
-"""`fraud-ray backtest` as a Ray job: ray job submit --working-dir . -- python jobs/backtest.py -c FILE"""
+"""`fraud-ray backtest` as a Ray job: `ray job submit --working-dir . -- exec python jobs/backtest.py -c FILE`."""
 
 import sys
 from pathlib import Path
@@ -8,4 +8,4 @@ if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
     from fraud_ray.cli import main
 
-    main(["backtest", *sys.argv[1:]], as_job=True)
+    main(["backtest", *sys.argv[1:]], in_job=True)

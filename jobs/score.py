@@ -1,4 +1,4 @@
-"""`fraud-ray score` as a Ray job, with its options: ray job submit --working-dir . -- python jobs/score.py --model …"""
+"""`fraud-ray score` as a Ray job: `ray job submit --working-dir . -- exec python jobs/score.py --model …`."""
 
 import sys
 from pathlib import Path
@@ -8,4 +8,4 @@ if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
     from fraud_ray.cli import main
 
-    main(["score", *sys.argv[1:]], as_job=True)
+    main(["score", *sys.argv[1:]], in_job=True)

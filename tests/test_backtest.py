@@ -13,7 +13,7 @@ import pytest
 
 from fraud_ray.backtest import references, stages, story
 from fraud_ray.backtest.result import NETWORK, Backtest, Choice
-from fraud_ray.cli.backtests import print_backtest
+from fraud_ray.cli.backtest import print_backtest
 from fraud_ray.errors import SettingsError
 from fraud_ray.progress import Quiet
 from fraud_ray.runs import list_runs

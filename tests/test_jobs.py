@@ -1,4 +1,4 @@
-"""Jobs on a Ray that is up, with a token: `fraud-ray submit --to ray`, and a RayJob's own command line, as rendered."""
+"""Jobs on a Ray that is up, with a token: `ray job submit` with a script of jobs/, and a RayJob's own command line."""
 
 from __future__ import annotations
 
@@ -40,14 +40,10 @@ def sets(overrides: list[str]) -> list[str]:
     return [word for override in overrides for word in ("--set", override)]
 
 
-def fraud_ray(environment: dict[str, str], *arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [str(BIN / "fraud-ray"), *arguments]
-    return subprocess.run(command, cwd=REPOSITORY, env=environment, capture_output=True, text=True, timeout=300)
-
-
-def told(done: subprocess.CompletedProcess[str]) -> Any:
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout)
+def ray(up: Head, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Ray's own command, as a user types it in the repository."""
+    command = [str(BIN / "ray"), *arguments]
+    return subprocess.run(command, cwd=REPOSITORY, env=up.environment, capture_output=True, text=True, timeout=300)
 
 
 def wait_until(condition: Callable[[], Any], seconds: float = 180) -> None:
@@ -67,57 +63,24 @@ def lease(store: Path, run: str) -> dict[str, Any]:
     return json.loads(newest.read_text())
 
 
-def test_without_its_token_nothing_is_listed_or_submitted(ray_up: Head) -> None:
-    stranger = {k: v for k, v in ray_up.environment.items() if k not in {"RAY_AUTH_TOKEN", "RAY_AUTH_MODE"}}
-    stranger["HOME"] = "/nonexistent"  # where a token might lie
-    for arguments in (["list"], ["stop", "march"]):
-        done = fraud_ray(stranger, "jobs", *arguments, "--to", "ray")
-        assert done.returncode == 1
-        assert "asks for its token: set RAY_AUTH_TOKEN, or give --token-file" in done.stderr
-    wrong = fraud_ray({**stranger, "RAY_AUTH_TOKEN": "0" * 32}, "jobs", "list", "--to", "ray")
-    assert wrong.returncode == 1
-    assert "asks for its token" in wrong.stderr
-
-
-def test_a_submitted_job_is_watched_read_and_stopped_and_its_run_could_go_on(
-    ray_up: Head, simulated: Path, store: Path, tmp_path: Path
+def test_a_submitted_job_is_read_and_stopped_and_its_run_could_go_on(
+    ray_up: Head, simulated: Path, store: Path
 ) -> None:
-    token = tmp_path / "token"
-    token.write_text(f"{ray_up.token}\n")
-    known = {k: v for k, v in ray_up.environment.items() if k not in {"RAY_AUTH_TOKEN", "RAY_AUTH_MODE"}}
-    where = ["--to", "ray", "--token-file", str(token)]
-    overrides = sets(local(simulated, store, [*SEARCH, "train.epochs=60"])[1])
-    order = ["submit", "-c", "configs/local.yaml", *overrides, "--name", "april", *where]
+    submit = ("job", "submit", "--working-dir", ".")
+    line = ("--", "exec", "python", "jobs/pipeline.py", "-c", "configs/local.yaml", "--name", "april")
+    lost = ray(ray_up, *submit, "--submission-id", "lost", *line)
+    assert lost.returncode == 1
+    assert "storage.root is .fraud_ray, relative to the working folder of this Ray job" in lost.stdout
 
-    invalid = fraud_ray(known, *order, "--set", "train.epochs=0")
-    assert invalid.returncode == 2
-    assert "train.epochs should be greater than 0" in invalid.stderr
-    outside = fraud_ray(known, *order, "-c", str(tmp_path / "local.yaml"))
-    assert outside.returncode == 2
-    assert told(fraud_ray(known, "jobs", "list", *where, "--json")) == []
-
-    submitted = told(fraud_ray(known, *order, "--json"))
-    assert (submitted["name"], submitted["new"]) == ("april-1", True)
-    assert told(fraud_ray(known, *order, "--json"))["new"] is False
-    with subprocess.Popen(
-        [BIN / "fraud-ray", "jobs", "logs", "april", "--follow", *where],
-        cwd=REPOSITORY,
-        env=known,
-        stdout=subprocess.PIPE,
-        text=True,
-    ) as following:
-        wait_until((store / "runs/april/search").exists)
-        shown = told(fraud_ray(known, "jobs", "show", "april", *where, "--json"))
-        assert shown["state"] == "running"
-        assert shown["settings"]["train"]["epochs"] == 60
-        assert shown["settings"]["storage"]["root"] == str(store)
-        assert fraud_ray(known, "jobs", "stop", "april", *where).returncode == 0
-        read = following.communicate(timeout=60)[0]
+    overrides = local(simulated, store, [*SEARCH, "train.epochs=60"])[1]
+    begun = ray(ray_up, *submit, "--no-wait", "--submission-id", "april-1", *line, *sets(overrides))
+    assert begun.returncode == 0, begun.stderr
+    wait_until((store / "runs/april/search").exists)
+    assert ray(ray_up, "job", "stop", "april-1").returncode == 0
+    assert _ended(ray_up, "april-1") == "STOPPED"
+    read = ray(ray_up, "job", "logs", "april-1").stdout
     assert re.search("✓ prepare .* fit and .* holdout rows", read)
     assert "terminated; a run goes on from here with the same command" in read
-    listed = told(fraud_ray(known, "jobs", "list", *where, "--json"))
-    assert [(job["name"], job["run"], job["state"]) for job in listed] == [("april-1", "april", "stopped")]
-    assert "✓ prepare" in fraud_ray(known, "jobs", "logs", "april-1", *where).stdout
     assert lease(store, "april")["released"]
     assert not (store / "runs/april/outcome.json").exists()
 
@@ -191,7 +154,8 @@ def _render(kubectl: Path, *options: str) -> dict[str, Any]:
     """The RayJob of run `june`, as `fraud-ray submit --render` prints it."""
     environment = {**os.environ, "PATH": f"{kubectl.parent}{os.pathsep}{os.environ['PATH']}"}
     order = ["submit", "-c", "configs/cluster.yaml", "--name", "june", "--render", *options]
-    printed = fraud_ray(environment, *order)
+    command = [str(BIN / "fraud-ray"), *order]
+    printed = subprocess.run(command, cwd=REPOSITORY, env=environment, capture_output=True, text=True, timeout=60)
     assert printed.returncode == 0, printed.stderr
     return next(document for document in yaml.safe_load_all(printed.stdout) if document["kind"] == "RayJob")
 

@@ -119,7 +119,7 @@ def test_rendered_manifests_are_read_back_unchanged_and_keep_the_schemas(
 def test_the_entrypoint_keeps_what_the_overlay_sets_and_ends_with_what_the_user_sets() -> None:
     job, _ = rendered(submit("--render", *sets("train.workers=2", "train.resources_per_worker={CPU: 2}")))
     line = CommandLine.parse(shlex.split(job["spec"]["entrypoint"]), "here")
-    assert line.program == ("python", "jobs/pipeline.py")
+    assert line.program == ("exec", "python", "jobs/pipeline.py")
     assert (line.config, line.name) == ("configs/cluster.yaml", "march")
     assert line.overrides[:2] == ("cluster.autoscaling=false", "train.use_gpu=false")
     assert line.overrides[-2:] == ("train.workers=2", "train.resources_per_worker={CPU: 2}")
@@ -343,7 +343,7 @@ def test_the_schedule_submits_the_newest_months_retraining_once(
     assert list(api.bodies(RAYJOBS)) == ["fraud-2024-01-1", "fraud-2024-02-1"]
     assert len(api.bodies(CONFIG_MAPS)) == 1
     entrypoint = api.bodies(RAYJOBS)["fraud-2024-01-1"]["spec"]["entrypoint"]
-    assert entrypoint.startswith("python jobs/retrain.py -c configs/cluster.yaml ")
+    assert entrypoint.startswith("exec python jobs/retrain.py -c configs/cluster.yaml ")
     assert entrypoint.endswith("--name fraud-2024-01"), "settled: a retry in March is still January's run"
 
 

@@ -24,7 +24,6 @@ from fraud_ray.cli import (
     runs,
     score,
     settings,
-    submit,
     ui,
 )
 from fraud_ray.cli.faults import Commands
@@ -66,15 +65,14 @@ app.add_typer(models.app, name="models")
 app.add_typer(audit.app, name="audit")
 app.add_typer(cache.app, name="cache")
 app.command()(ui.ui)
-app.command()(submit.submit)
+app.command()(jobs.submit)
 app.add_typer(jobs.app, name="jobs")
 
 
-def main(arguments: Sequence[str] | None = None, as_job: bool = False) -> NoReturn:
-    """Runs a command and ends the process with its exit code.
+def main(arguments: Sequence[str] | None = None, in_job: bool = False) -> NoReturn:
+    """Runs a command and ends the process with its exit code; arguments: by default the process's own.
 
-    arguments: by default the process's own. as_job: as the entry point of a Ray job, whose working folder ends with it:
-    commands get it as their context's `obj`, refuse to store there, and print the trace of an unexpected fault.
+    in_job: it is a Ray job, whose working folder and disk end with it; relative places to store in are refused.
     """
-    app(args=arguments, prog_name="fraud-ray", obj=as_job)
+    app(args=arguments, prog_name="fraud-ray", obj=in_job)
     raise SystemExit(0)

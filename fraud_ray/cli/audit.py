@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
-import json
-from typing import Annotated
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+from rich.text import Text
 
 from fraud_ray.cli.options import AsJson, ConfigOrDefaults, Overrides, registry_of, storage_of
+from fraud_ray.cli.tables import as_yaml, moment, print_json, print_line, print_table
 from fraud_ray.errors import EXIT_FAULT
+
+if TYPE_CHECKING:
+    from fraud_ray.registry.audit import Record
 
 app = typer.Typer(no_args_is_help=True, help="Show the audit record, and verify that nobody changed it.")
 
@@ -22,18 +27,21 @@ def show(
     as_json: AsJson = False,
 ) -> None:
     """List all records: who did what, when, with which command; or show one whole."""
-    from fraud_ray.cli.records import print_record, print_records
     from fraud_ray.registry.audit import read, read_all
 
     storage = storage_of(config, overrides)
-    found = read_all(storage) if number is None else read(storage, number)
+    if number is not None:
+        record = read(storage, number)
+        if as_json:
+            print_json(dataclasses.asdict(record))
+        else:
+            print_line(as_yaml({"sha256": record.sha256, **record.facts}))
+        return
+    found = read_all(storage)
     if as_json:
-        shown = [dataclasses.asdict(r) for r in found] if isinstance(found, list) else dataclasses.asdict(found)
-        typer.echo(json.dumps(shown, indent=1))
-    elif isinstance(found, list):
-        print_records(found, storage.path("audit"))
+        print_json([dataclasses.asdict(record) for record in found])
     else:
-        print_record(found)
+        print_records(found, f"no audit records yet at {storage.path('audit')}")
 
 
 @app.command()
@@ -42,17 +50,40 @@ def verify(config: ConfigOrDefaults = None, overrides: Overrides = None, as_json
 
     Ends with exit code 1 if there are any.
     """
-    from fraud_ray.cli.records import print_faults
     from fraud_ray.registry import anchors
     from fraud_ray.registry.audit import newest
 
     storage, tracking = registry_of(config, overrides)
     faults = anchors.verify(tracking, storage)
     if as_json:
-        typer.echo(json.dumps([dataclasses.asdict(fault) for fault in faults], indent=1))
+        print_json([dataclasses.asdict(fault) for fault in faults])
     elif faults:
-        print_faults(faults)
+        for fault in faults:
+            print_line(Text.assemble(f"record {fault.number} ", (fault.what, "bold red"), f": {fault.reason}"))
     else:
         last = newest(storage)
-        typer.echo(f"records 1 to {last.number} are as they were written" if last else "there are no records yet")
+        print_line(f"records 1 to {last.number} are as they were written" if last else "there are no records yet")
     raise typer.Exit(EXIT_FAULT if faults else 0)
+
+
+def print_records(records: Sequence[Record], empty: str = "") -> None:
+    """Audit records, a line each; empty: what is said where there are none."""
+    rows = (
+        [str(r.number), moment(r.facts.get("time", "")), _in_words(r), f"{r.facts['user']} on {r.facts['host']}"]
+        for r in records
+    )
+    print_table(["Record", "Time (UTC)", "What", "By"], rows, right={"Record"}, empty=empty)
+
+
+def _in_words(record: Record) -> str:
+    """A record in a sentence."""
+    replaced = record.facts.get("replaced")
+    instead = f" instead of version {replaced}" if replaced else ""
+    version = f"{record.model} version {record.version}"
+    if record.event == "run":
+        outcome = version if record.model else record.facts["reason"]
+        return f"run {record.facts['run']} {record.facts['status']}: {outcome}"
+    if record.event == "register":
+        held = [alias for alias, holder in record.facts["aliases"].items() if holder == record.version]
+        return f"{version} registered" + (f" as {', '.join(held)}" if held else "")
+    return f"{version} {'promoted' if record.event == 'promote' else 'restored'} to champion{instead}"

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from datetime import timedelta
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from fraud_ray.cli.options import AsJson, ConfigOrDefaults, Overrides, storage_of
+from fraud_ray.cli.tables import print_json, print_table
 from fraud_ray.progress import counted
 
 if TYPE_CHECKING:
@@ -21,7 +21,6 @@ app = typer.Typer(no_args_is_help=True, help="List and prune the prepared data t
 @app.command(name="list")
 def list_all(config: ConfigOrDefaults = None, overrides: Overrides = None, as_json: AsJson = False) -> None:
     """List what is kept, oldest first."""
-    from fraud_ray.cli.tables import new_console, new_table
     from fraud_ray.data.cache import in_words, list_entries
     from fraud_ray.windows.kept import list_kept
 
@@ -29,17 +28,17 @@ def list_all(config: ConfigOrDefaults = None, overrides: Overrides = None, as_js
     found: list[Entry | Kept] = [*list_entries(storage), *list_kept(storage)]
     entries = sorted(found, key=lambda entry: entry.made)
     if as_json:
-        typer.echo(json.dumps([_summary(entry) for entry in entries], indent=1))
+        print_json([_summary(entry) for entry in entries])
         return
-    console = new_console()
-    if not entries:
-        console.print(f"nothing is kept at {storage.root}", soft_wrap=True, highlight=False)
-        return
-    table = new_table("Kind", "Entry", "Made (UTC)", "Age", "Parts", "Size", right={"Parts", "Size"})
-    for entry in entries:
-        made, parts = f"{entry.made:%Y-%m-%d %H:%M:%S}", f"{len(entry.parts):,}"
-        table.add_row(entry.kind, entry.key[:12], made, in_words(entry.age), parts, _size(entry.size))
-    console.print(table)
+    print_table(
+        ["Kind", "Entry", "Made (UTC)", "Age", "Parts", "Size"],
+        (
+            [e.kind, e.key[:12], f"{e.made:%Y-%m-%d %H:%M:%S}", in_words(e.age), f"{len(e.parts):,}", _size(e.size)]
+            for e in entries
+        ),
+        right={"Parts", "Size"},
+        empty=f"nothing is kept at {storage.root}",
+    )
 
 
 @app.command()
@@ -66,8 +65,7 @@ def prune(
     files = pruned.files + of_windows.files
     kept_for = sorted({*pruned.kept_for, *of_windows.kept_for})
     if as_json:
-        removed = [_summary(entry) for entry in entries]
-        typer.echo(json.dumps({"removed": removed, "files": files, "kept_for": kept_for}, indent=1))
+        print_json({"removed": [_summary(entry) for entry in entries], "files": files, "kept_for": kept_for})
         return
     freed = _size(sum(entry.size for entry in entries))
     typer.echo(f"removed {counted(len(entries), 'entry', 'entries')} with {freed}, {counted(files, 'file')} in all")

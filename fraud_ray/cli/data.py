@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from datetime import datetime
 from typing import Annotated
 
 import typer
 
-from fraud_ray.cli.options import AsJson, Config, Overrides
+from fraud_ray.cli.options import AsJson, Config, Overrides, settings_of
+from fraud_ray.cli.tables import print_json
 from fraud_ray.progress import counted
 
 
@@ -39,7 +39,7 @@ def simulate(
         shown = f"{counted(written.rows, 'row')}, {counted(written.frauds, 'fraud')}"
         stage.say(f"{shown} in {counted(written.files, 'file')}")
     if as_json:
-        typer.echo(json.dumps(dataclasses.asdict(written), indent=1))
+        print_json(dataclasses.asdict(written))
         return
     typer.echo(
         f"{out}: {shown}; best possible average precision "
@@ -53,14 +53,11 @@ def validate(config: Config, overrides: Overrides = None, as_json: AsJson = Fals
     Ends with exit code 4 if anything does.
     """
     from fraud_ray.cli.display import Display, stdout_for_the_result
-    from fraud_ray.settings import load_settings
-
-    settings = load_settings(config, overrides or ()).settings
-
     from fraud_ray.cluster import join_or_start
     from fraud_ray.data import contract
     from fraud_ray.data.source import open_source
 
+    settings = settings_of(config, overrides)
     source = open_source(settings.data)
     with stdout_for_the_result(), join_or_start(settings.cluster), Display().stage("validate") as stage:
         census = contract.validate(source, settings.raw_data, stage.update)
@@ -68,7 +65,7 @@ def validate(config: Config, overrides: Overrides = None, as_json: AsJson = Fals
     span = [str(moment) for moment in (census.first, census.last) if moment]
     if as_json:
         found = {"partitions": len(source.partitions), "rows": census.rows, "frauds": census.frauds, "span": span}
-        typer.echo(json.dumps({**found, "fingerprint": source.fingerprint}, indent=1))
+        print_json({**found, "fingerprint": source.fingerprint})
         return
     shown = f"{counted(census.rows, 'row')}, {counted(census.frauds, 'fraud')} ({census.frauds / census.rows:.3%})"
     typer.echo(shown + (", " if span else "") + " to ".join(span))

@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from rich.text import Text
 
-from fraud_ray.cli.options import AsJson, Config, Overrides
+from fraud_ray.cli.options import AsJson, Config, Overrides, load
+from fraud_ray.cli.tables import number, print_json, print_line, print_table
 from fraud_ray.errors import EXIT_DONE, EXIT_DRIFTED, SettingsError
 
 if TYPE_CHECKING:
+    from fraud_ray.data.drift import ColumnDrift, Drift, Measure
     from fraud_ray.model.profile import Baseline
     from fraud_ray.settings import Settings
 
 
 def drift(
-    ctx: typer.Context,
+    context: typer.Context,
     config: Config,
     overrides: Overrides = None,
     against: Annotated[
@@ -39,18 +41,12 @@ def drift(
     Bounds are settings (drift.max_ks and others); drift.days picks the newest days.
     Ends with exit code 5 if anything has drifted.
     """
-    from fraud_ray.cli.display import Display, stdout_for_the_result
-    from fraud_ray.settings import load_settings
-
     if out is not None and out.suffix not in {".svg", ".png"}:
         raise typer.BadParameter("ends with neither .svg nor .png", param_hint="--out")
-    settings = load_settings(config, overrides or ()).settings
+    settings = load(context, config, overrides).settings
 
-    from fraud_ray.cluster import join_or_start, refuse_relative_folders
-
-    if ctx.obj:
-        refuse_relative_folders(settings)
-
+    from fraud_ray.cli.display import Display, stdout_for_the_result
+    from fraud_ray.cluster import join_or_start
     from fraud_ray.data.baseline import measure_drift
     from fraud_ray.data.source import open_source
     from fraud_ray.report.panels import draw_drift
@@ -69,11 +65,9 @@ def drift(
         storage.put(key, draw_drift(measured, "svg"))
         picture = storage.path(key)
     if as_json:
-        typer.echo(json.dumps({**measured.to_json(), "picture": picture}, indent=1))
+        print_json({**measured.to_json(), "picture": picture})
     else:
-        from fraud_ray.cli.tables import print_drift
-
-        print_drift(measured, picture)
+        _print(measured, picture)
     raise typer.Exit(EXIT_DRIFTED if measured.drifted else EXIT_DONE)
 
 
@@ -93,3 +87,42 @@ def _baseline(against: str, settings: Settings) -> Baseline:
             "with fraud-ray run, or compare with other partitions: --against PATH"
         )
     return found
+
+
+def _print(drift: Drift, picture: str) -> None:
+    """All columns, the worst first, with what the reference has, and where the picture lies."""
+    bounds = {measure.name: measure.bound for column in drift.columns for measure in column.measures}
+    effects = ["\n".join([*name.split(), f"≤ {bound:g}"]) for name, bound in bounds.items()]
+    rows: list[list[str | Text]] = []
+    for column in drift.columns:
+        found = {measure.name: measure for measure in column.measures}
+        rows.append(
+            [
+                Text(column.name, "bold red" if column.has_drifted else ""),
+                *(_effect(found.get(name)) for name in bounds),
+                _p_value(column),
+                "" if column.means is None else f"{column.means[0]:.4g} → {column.means[1]:.4g}",
+                "" if column.missing is None else f"{column.missing[0]:.2%} → {column.missing[1]:.2%}",
+            ]
+        )
+    title = f"{drift.rows[1]:,} rows against {drift.reference} ({drift.rows[0]:,} rows)"
+    print_table(["Column", *effects, "p-value", "Mean or rate", "Missing"], rows, right=effects, title=title)
+    for column in drift.columns:
+        if column.new:
+            shown = ", ".join(f"{value} {share:.2%}" for value, share in column.new.items())
+            print_line(f"{column.name}: new categories {shown}")
+    for name, reason in drift.not_compared.items():
+        print_line(f"{name} was not compared: {reason}")
+    print_line(f"the worst columns as a picture: {picture}")
+    names = ", ".join(column.name for column in drift.drifted)
+    print_line(Text(f"drifted: {names}", "bold red") if names else Text("no drift", "bold green"))
+
+
+def _p_value(column: ColumnDrift) -> str:
+    if column.p_value is None:
+        return ""
+    return f"{column.test} {column.p_value:.2g}" if column.p_value else f"{column.test} < 1e-300"
+
+
+def _effect(measure: Measure | None) -> Text:
+    return Text("") if measure is None else Text(number(measure.value), "bold red" if measure.is_exceeded else "")

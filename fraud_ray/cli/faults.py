@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import sys
 import tempfile
@@ -17,32 +16,29 @@ from rich.console import Console
 from rich.text import Text
 from typer.core import TyperGroup
 
-from fraud_ray.errors import EXIT_FAULT, FraudRayError
+from fraud_ray.errors import EXIT_FAULT, FraudRayError, as_raised
 
-EXIT_INTERRUPTED = 128 + signal.SIGINT
-EXIT_TERMINATED = 128 + signal.SIGTERM
-
+_SIGNALS = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated"}
 _AGAIN = "a run goes on from here with the same command"
 _LONGEST_LINE = 500
-_LATER_S = 0.05
+_REPEAT_S = 0.5
 
 
 class Commands(TyperGroup):
     """The group of all commands; ends the process as this module says."""
 
     def invoke(self, ctx: Any) -> Any:
-        _outlive_the_shell()
-        with _interrupted_by_sigterm() as terminated:
+        with _interruptible() as came:
             try:
                 return super().invoke(ctx)
-            except (Exception, KeyboardInterrupt) as fault:
-                if terminated.is_set():
-                    raise _ended(Text(f"terminated; {_AGAIN}"), EXIT_TERMINATED) from fault
-                if isinstance(fault, KeyboardInterrupt):
-                    raise _ended(Text(f"interrupted; {_AGAIN}"), EXIT_INTERRUPTED) from fault
-                if isinstance(fault, FraudRayError):
-                    raise _failed(_message(fault), _own(fault).exit_code) from fault
-                if isinstance(fault, typer.Exit | typer.Abort | typer.TyperException | BrokenPipeError):
+            except (Exception, KeyboardInterrupt, SystemExit) as fault:
+                number = came[0] if came else _signal_of(fault)
+                if number is not None:
+                    raise _ended(Text(f"{_SIGNALS[number]}; {_AGAIN}"), 128 + number) from fault
+                own = as_raised(fault)
+                if isinstance(own, FraudRayError):
+                    raise _failed(str(own), own.exit_code) from fault
+                if isinstance(fault, SystemExit | typer.Exit | typer.Abort | typer.TyperException | BrokenPipeError):
                     raise
                 raise _failed(f"{_message(fault)}\n{_trace(ctx)}", EXIT_FAULT) from fault
 
@@ -56,75 +52,60 @@ def _ended(message: Text, exit_code: int) -> typer.Exit:
     return typer.Exit(exit_code)
 
 
-def _own(fault: FraudRayError) -> FraudRayError:
-    """The fault as it was raised; from a Ray task it comes wrapped, with the task's trace in its text."""
-    cause = getattr(fault, "cause", None)
-    return cause if isinstance(cause, FraudRayError) else fault
-
-
-def _message(fault: Exception) -> str:
-    if isinstance(fault, FraudRayError):
-        return str(_own(fault))
+def _message(fault: BaseException) -> str:
     lines = str(fault).strip().splitlines() or [""]
     return f"unexpected {type(fault).__name__}: {lines[-1].strip()[:_LONGEST_LINE]}"
 
 
 def _trace(ctx: Any) -> str:
-    """The trace itself, or where it was written; inside a Ray job, whose disk nobody sees, the trace too."""
-    if ctx.params.get("debug") or ctx.obj:
+    """The trace itself, or where it was written; of a job, whose disk nobody sees, the trace too."""
+    if ctx.params.get("debug") or ctx.obj:  # True: in a job
         return traceback.format_exc()
     with tempfile.NamedTemporaryFile("w", prefix="fraud-ray-", suffix=".log", delete=False) as file:
         file.write(traceback.format_exc())
     return f"Its trace is in {file.name}; fraud-ray --debug … shows it."
 
 
-def _outlive_the_shell() -> None:
-    """Keeps Ray from ending this process without a word where the shell that started it has ended.
-
-    That is so when a Ray job is stopped, whose shell gets the signal too. Ray tells a process by its parent, which is
-    init then, that its node is dead; one message that does not arrive, as of a task that was under way while it
-    disconnects, and it ends at once. The variable, read when Ray is imported, names a process to look at instead.
-    """
-    os.environ["RAY_RAYLET_PID"] = str(os.getpid())
+def _signal_of(fault: BaseException) -> signal.Signals | None:
+    """The signal that ended a command past our handler: ray.init puts one of its own in its place for a while."""
+    if isinstance(fault, KeyboardInterrupt):
+        return signal.SIGINT
+    return signal.SIGTERM if isinstance(fault, SystemExit) and fault.code == signal.SIGTERM else None
 
 
 @contextmanager
-def _interrupted_by_sigterm() -> Iterator[threading.Event]:
-    """Makes the first SIGTERM a KeyboardInterrupt, so that leases are released, and servers and Ray ended, on the way
-    out, which later ones do not disturb; the event tells it from Ctrl-C.
+def _interruptible() -> Iterator[list[signal.Signals]]:
+    """Makes Ctrl-C and SIGTERM a KeyboardInterrupt, so that leases are released, and servers and Ray ended, on the way
+    out; yields the signals that have come.
 
     KeyboardInterrupt, because Ray's waiting calls lose every other exception that a signal handler raises. One that is
-    raised while an object is being deleted is lost all the same (deleting a handle of a Ray actor takes milliseconds),
-    so Python's hook for such exceptions has it raised again.
+    raised while an object is being deleted, or that a library swallows, is lost all the same, so an alarm raises it
+    again until the main thread handles one. While it does, neither the alarm nor a second Ctrl-C disturbs it.
     """
-    terminated = threading.Event()
+    came: list[signal.Signals] = []
     if threading.current_thread() is not threading.main_thread():
-        yield terminated
+        yield came
         return
 
     def interrupt(number: int, frame: object) -> None:
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
-        terminated.set()
-        raise KeyboardInterrupt
+        if number in _SIGNALS:
+            came.append(signal.Signals(number))
+            signal.setitimer(signal.ITIMER_REAL, _REPEAT_S, _REPEAT_S)
+        if not _is_on_the_way_out():
+            raise KeyboardInterrupt
 
-    def interrupt_again(lost: sys.UnraisableHookArgs) -> None:
-        if not isinstance(lost.exc_value, KeyboardInterrupt):
-            hook(lost)
-            return
-        number = signal.SIGINT
-        if terminated.is_set():
-            number = signal.SIGTERM
-            signal.signal(number, interrupt)
-        threading.Timer(_LATER_S, send, (number,)).start()  # not from here, where it would be lost again
-
-    def send(number: signal.Signals) -> None:
-        if sys.unraisablehook is interrupt_again:
-            os.kill(os.getpid(), number)
-
-    hook, before = sys.unraisablehook, signal.signal(signal.SIGTERM, interrupt)
-    sys.unraisablehook = interrupt_again
+    before = {number: signal.signal(number, interrupt) for number in (*_SIGNALS, signal.SIGALRM)}
     try:
-        yield terminated
+        yield came
     finally:
-        sys.unraisablehook = hook
-        signal.signal(signal.SIGTERM, before)
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _is_on_the_way_out() -> bool:
+    """Whether the main thread, which runs signal handlers, is handling a KeyboardInterrupt, or what became of one."""
+    fault = sys.exception()
+    while fault is not None and not isinstance(fault, KeyboardInterrupt):
+        fault = fault.__context__
+    return fault is not None

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
-import json
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from fraud_ray.cli.audit import print_records
 from fraud_ray.cli.options import AsJson, ConfigOrDefaults, Overrides, registry_of
+from fraud_ray.cli.outcomes import code_in_words, print_gate
+from fraud_ray.cli.tables import moment, print_facts, print_json, print_settings, print_table
+from fraud_ray.progress import counted
 
 if TYPE_CHECKING:
+    from fraud_ray.registry.audit import Record
     from fraud_ray.registry.history import VersionHistory
     from fraud_ray.registry.promotion import Move
 
@@ -20,15 +25,14 @@ app = typer.Typer(no_args_is_help=True, help="List, show, promote and roll back 
 @app.command(name="list")
 def list_all(config: ConfigOrDefaults = None, overrides: Overrides = None, as_json: AsJson = False) -> None:
     """List all versions, the newest first."""
-    from fraud_ray.cli.records import print_versions
     from fraud_ray.registry.history import history
 
     storage, tracking = registry_of(config, overrides)
     histories = history(tracking, storage)
     if as_json:
-        _print_json([_summary(one) for one in histories])
+        print_json([_summary(one) for one in histories])
     else:
-        print_versions(histories, tracking.registry.model_name)
+        _print_versions(histories, tracking.registry.model_name)
 
 
 @app.command()
@@ -39,7 +43,6 @@ def show(
     as_json: AsJson = False,
 ) -> None:
     """Show a version: its data, code, settings and checks, who made it, and who let it go live and when."""
-    from fraud_ray.cli.records import print_version
     from fraud_ray.registry.history import find_version, history
     from fraud_ray.registry.versions import tags_of_version
 
@@ -49,9 +52,9 @@ def show(
     if as_json:
         origin = found.origin.facts if found.origin else None
         moves = [record.facts for record in found.moves]
-        _print_json({**_summary(found), "tags": tags, "origin": origin, "moves": moves})
+        print_json({**_summary(found), "tags": tags, "origin": origin, "moves": moves})
     else:
-        print_version(found, tags)
+        _print_version(found, tags)
 
 
 @app.command()
@@ -64,24 +67,24 @@ def promote(
     as_json: AsJson = False,
 ) -> None:
     """Make a version the champion, by default the challenger; `rollback` takes it back."""
-    from fraud_ray.registry import promotion as lifecycle
+    from fraud_ray.registry import promotion
 
     storage, tracking = registry_of(config, overrides)
-    _print_move(lifecycle.promote(tracking, storage, version), as_json)
+    _print_move(promotion.promote(tracking, storage, version), as_json)
 
 
 @app.command()
 def rollback(config: ConfigOrDefaults = None, overrides: Overrides = None, as_json: AsJson = False) -> None:
     """Make the version champion again that was it before; repeated, the one before that."""
-    from fraud_ray.registry import promotion as lifecycle
+    from fraud_ray.registry import promotion
 
     storage, tracking = registry_of(config, overrides)
-    _print_move(lifecycle.rollback(tracking, storage), as_json)
+    _print_move(promotion.rollback(tracking, storage), as_json)
 
 
 def _print_move(move: Move, as_json: bool) -> None:
     if as_json:
-        _print_json(dataclasses.asdict(move))
+        print_json(dataclasses.asdict(move))
         return
     champion = f"{move.model} version {move.version}"
     if move.record is None:
@@ -96,5 +99,52 @@ def _summary(one: VersionHistory) -> dict[str, Any]:
     return {**dataclasses.asdict(one.version), "uri": one.version.uri, "aliases": one.aliases}
 
 
-def _print_json(value: Any) -> None:
-    typer.echo(json.dumps(value, indent=1))
+def _print_versions(histories: Sequence[VersionHistory], model: str) -> None:
+    rows = []
+    for one in histories:
+        origin = one.origin.facts if one.origin else {}
+        metrics = origin.get("metrics", {})
+        figures = (f"{metrics[name]:.4f}" if name in metrics else "" for name in ("average_precision", "f1_score"))
+        made, aliases = moment(origin.get("time", "")), ", ".join(one.aliases)
+        rows.append([str(one.version.version), aliases, one.version.run or "", made, origin.get("user", ""), *figures])
+    columns = ["Version", "Aliases", "Run", "Made (UTC)", "By", "AP", "F1"]
+    print_table(columns, rows, right={"Version", "AP", "F1"}, title=model, empty=f"no version of {model} yet")
+
+
+def _print_version(one: VersionHistory, tags: Mapping[str, str]) -> None:
+    """One version as an examiner asks: data, code, settings, checks, who made it, and who let it go live.
+
+    tags: the registry's own of the version, which are all that is known where the audit record does not know its run.
+    """
+    aliases = f", {', '.join(one.aliases)}" if one.aliases else ""
+    named = {"version": f"{one.version.name} version {one.version.version}{aliases}", "run": str(one.version.run)}
+    if one.origin is None:
+        unknown = "the audit record in this storage does not know its run; the registry's tags say:"
+        print_facts({**named, "origin": unknown, **tags})
+    else:
+        print_facts({**named, **_origin(one.origin)})
+        print_settings(one.origin.facts["settings"])
+        print_gate(one.origin.facts["checks"])
+    if one.moves:
+        print_records(one.moves)
+
+
+def _origin(record: Record) -> dict[str, str]:
+    facts = record.facts
+    started, data = facts["started"], facts["data"]
+    rows = f"{counted(data['rows'], 'row')} in {counted(data['partitions'], 'partition')}"
+    shown = {
+        "made": f"{started['created']} by {started['user']} on {started['host']}",
+        "command": started["command"],
+        "code": code_in_words(started),
+        "data": f"{data['path']}, {rows}; {data['fold']}",
+        "data hash": data["fingerprint"],
+        "seeds": ", ".join(f"{key} {seed}" for key, seed in facts["seeds"].items()),
+        "bundle": ", ".join(f"{name} {value}" for name, value in facts["bundle"].items()),
+        "figures": ", ".join(f"{key} {value:.4f}" for key, value in facts["metrics"].items()),
+        "settings hash": facts["settings_hash"],
+        "audit record": f"{record.number}, {record.sha256}",
+    }
+    concluded = f"{facts['time']} by {facts['user']} on {facts['host']}; {code_in_words(facts)}"
+    is_other = any(facts[key] != started[key] for key in ("user", "host", "git", "versions"))
+    return {**shown, **({"concluded": concluded} if is_other else {})}

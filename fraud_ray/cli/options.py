@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from fraud_ray.errors import SettingsError
+
 if TYPE_CHECKING:
     from fraud_ray.registry.tracking import Tracking
-    from fraud_ray.settings import ClusterSettings, RegistrySettings, StorageSettings
+    from fraud_ray.settings import ClusterSettings, Loaded, RegistrySettings, Settings, StorageSettings
     from fraud_ray.storage import Storage
 
 Config = Annotated[
@@ -35,6 +38,35 @@ NoCache = Annotated[
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, and nothing else, on stdout.")]
 
 
+def load(
+    context: typer.Context,
+    config: Path,
+    overrides: list[str] | None,
+    name: str | None = None,
+    no_cache: bool = False,
+) -> Loaded:
+    """A configuration with what the options say. Raises SettingsError where a job would lose what it stores."""
+    from fraud_ray.cluster import refuse_relative_folders
+    from fraud_ray.settings import load_settings
+
+    named = [f"run.name={json.dumps(name)}"] if name is not None else []
+    fresh = ["cache.max_staleness=PT0S"] if no_cache else []
+    loaded = load_settings(config, [*(overrides or ()), *named, *fresh])
+    if context.obj:  # in a job
+        try:
+            refuse_relative_folders(loaded.settings)
+        except SettingsError as fault:
+            raise SettingsError(f"{fault}\nBy hand, outside of a job: fraud-ray {context.info_name}") from fault
+    return loaded
+
+
+def settings_of(config: Path, overrides: list[str] | None) -> Settings:
+    """A configuration's settings."""
+    from fraud_ray.settings import load_settings
+
+    return load_settings(config, overrides or ()).settings
+
+
 def storage_of(config: Path | None, overrides: list[str] | None) -> Storage:
     """Where the runs lie that a command is about."""
     from fraud_ray.storage import Storage
@@ -57,11 +89,11 @@ def sections_of(
     config: Path | None, overrides: list[str] | None
 ) -> tuple[StorageSettings, RegistrySettings, ClusterSettings]:
     """What a configuration says of the places a command is about; without one, the defaults."""
-    from fraud_ray.settings import ClusterSettings, RegistrySettings, StorageSettings, load_settings
+    from fraud_ray.settings import ClusterSettings, RegistrySettings, StorageSettings
 
     if config is None:
         if overrides:
             raise typer.BadParameter("goes with -c FILE", param_hint="--set")
         return StorageSettings(), RegistrySettings(), ClusterSettings()
-    settings = load_settings(config, overrides or ()).settings
+    settings = settings_of(config, overrides)
     return settings.storage, settings.registry, settings.cluster

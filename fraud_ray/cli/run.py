@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal, NoReturn
 
 import typer
 
-from fraud_ray.cli.options import AsJson, Config, Name, NoCache, Overrides
+from fraud_ray.cli.options import AsJson, Config, Name, NoCache, Overrides, load
+from fraud_ray.cli.outcomes import print_outcome
+from fraud_ray.cli.tables import print_json, print_next
 
 if TYPE_CHECKING:
     from fraud_ray.runs import Outcome
@@ -19,7 +20,7 @@ Stage = Literal[
 
 
 def run(
-    ctx: typer.Context,
+    context: typer.Context,
     config: Config,
     overrides: Overrides = None,
     name: Name = None,
@@ -36,11 +37,11 @@ def run(
     The same command again answers at once with the outcome of a concluded run, and goes on with an interrupted one.
     Ends with exit code 3 if the gate rejects the model.
     """
-    _run(ctx, "run", config, overrides or [], name, no_cache, as_json, until)
+    _run(context, config, overrides or [], name, no_cache, as_json, until)
 
 
 def retrain(
-    ctx: typer.Context,
+    context: typer.Context,
     config: Config,
     overrides: Overrides = None,
     name: Name = None,
@@ -53,36 +54,28 @@ def retrain(
     promoted if the paired bootstrap shows it better by retrain.margin; else the champion stays, also where the gate
     rejects the new model, and the exit code is 0. Where there is no champion yet, it is as `run`.
     """
-    _run(ctx, "retrain", config, overrides or [], name, no_cache, as_json)
+    _run(context, config, overrides or [], name, no_cache, as_json, retrain=True)
 
 
 def _run(
-    ctx: typer.Context,
-    command: Literal["run", "retrain"],
+    context: typer.Context,
     config: Path,
     overrides: list[str],
     name: str | None,
     no_cache: bool,
     as_json: bool,
     until: str | None = None,
+    retrain: bool = False,
 ) -> NoReturn:
-    from fraud_ray.cli.display import Display, stdout_for_the_result
-    from fraud_ray.cli.tables import print_next, print_outcome
-    from fraud_ray.cluster import refuse_relative_folders
-    from fraud_ray.settings import load_settings
-
-    named = [f"run.name={json.dumps(name)}"] if name is not None else []
-    fresh = ["cache.max_staleness=PT0S"] if no_cache else []
-    loaded = load_settings(config, [*overrides, *named, *fresh])
-    if ctx.obj:
-        refuse_relative_folders(loaded.settings)
+    loaded = load(context, config, overrides, name, no_cache)
 
     from fraud_ray import pipeline
+    from fraud_ray.cli.display import Display, stdout_for_the_result
 
     with stdout_for_the_result():
-        outcome = pipeline.run(loaded, Display(), until, retrain=command == "retrain")
+        outcome = pipeline.run(loaded, Display(), until, retrain=retrain)
     if as_json:
-        typer.echo(json.dumps(outcome.to_json(), indent=1))
+        print_json(outcome.to_json())
     else:
         print_outcome(outcome)
         print_next(_next(outcome, config, overrides, name))

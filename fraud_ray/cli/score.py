@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from fraud_ray.cli.options import AsJson, Overrides, sections_of
+from fraud_ray.cli.options import AsJson, Overrides, load, sections_of
+from fraud_ray.cli.tables import print_json, print_line, print_table
+from fraud_ray.errors import SettingsError
+from fraud_ray.progress import counted
+
+if TYPE_CHECKING:
+    from fraud_ray.scoring import ScoringResult
 
 
 def score(
-    ctx: typer.Context,
+    context: typer.Context,
     model: Annotated[
         str,
         typer.Option(
@@ -69,16 +74,13 @@ def score(
     transaction: integrated gradients of the network, summed over a column's encodings.
     """
     from fraud_ray.cli.display import Display, stdout_for_the_result
-    from fraud_ray.cli.tables import print_scored
-    from fraud_ray.cluster import refuse_relative
-    from fraud_ray.progress import counted
     from fraud_ray.raw_scoring import score_raw
     from fraud_ray.scoring import open_model, score_partitions
     from fraud_ray.settings import StorageSettings, locate_registry
     from fraud_ray.storage import Storage
 
-    if ctx.obj:
-        refuse_relative("--output", target)
+    if context.obj:  # in a job
+        _refuse_relative(context, config, overrides, target)
     storage, where, cluster = sections_of(config, overrides)
     where = where if registry is None else where.model_copy(update={"uri": registry})
     where = locate_registry(where, StorageSettings(), "the default settings")
@@ -90,6 +92,39 @@ def score(
             scored = score_partitions(opened, source, target, cluster, stage.update)
         stage.say(f"{counted(scored.partitions - scored.kept, 'partition')} scored, {scored.kept:,} kept")
     if as_json:
-        typer.echo(json.dumps(scored.to_json(), indent=1))
+        print_json(scored.to_json())
     else:
-        print_scored(scored)
+        _print(scored)
+
+
+def _refuse_relative(context: typer.Context, config: Path | None, overrides: list[str] | None, target: str) -> None:
+    """Raises SettingsError for places that end with a job's working folder."""
+    from fraud_ray.data.source import absolute
+
+    if config is not None:
+        load(context, config, overrides)
+    if absolute(target) != target.rstrip("/"):
+        raise SettingsError(
+            f"the output {target} is relative to this Ray job's folder, which ends with it; name a "
+            "folder on a shared volume, or a URI\nBy hand, outside of a job: fraud-ray score"
+        )
+
+
+def _print(scored: ScoringResult) -> None:
+    """What was scored, by which model, and where it lies."""
+    cells = {
+        "Rows": f"{scored.rows:,}",
+        "Alerts": f"{scored.alerts:,}",
+        "Rate": f"{scored.alert_rate:.3%}",
+        "Threshold": f"{scored.threshold:.4f}",
+        "Rows/s": f"{scored.rows_per_second:,.0f}",
+        "Model": scored.model,
+    }
+    print_table([*cells], [[*cells.values()]], right={"Rows", "Alerts", "Rate", "Rows/s"})
+    kept = f", {scored.kept:,} of them kept from before" if scored.kept else ""
+    print_line(f"{counted(scored.partitions, 'partition')}{kept}, at {scored.output}")
+    if scored.state:
+        before = f"counted before: {counted(scored.counted, 'partition')}; " if scored.counted else ""
+        print_line(f"{before}window state {scored.state}")
+    if scored.foreign:
+        print_line(f"beside them: {counted(scored.foreign, 'parquet file')} that the input does not have", "yellow")

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from fraud_ray.cli.options import AsJson, Overrides
-
-YAML_STYLE: dict[str, Any] = {"sort_keys": False, "default_flow_style": None, "width": 110, "allow_unicode": True}
+from fraud_ray.cli.tables import as_yaml, print_json
 
 
 def show(
@@ -25,8 +23,6 @@ def show(
     ] = False,
 ) -> None:
     """Print a configuration with every default filled in, or the reference of all settings."""
-    import yaml
-
     from fraud_ray.settings import load_settings
 
     if schema:
@@ -38,7 +34,10 @@ def show(
     resolved = loaded.settings.resolved()
     for note in loaded.notes:
         typer.echo(note, err=True)
-    typer.echo(json.dumps(resolved, indent=1) if as_json else yaml.safe_dump(resolved, **YAML_STYLE).rstrip())
+    if as_json:
+        print_json(resolved)
+    else:
+        typer.echo(as_yaml(resolved))
 
 
 def reference_table() -> str:

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from fraud_ray.cli.options import Config, Overrides
+from fraud_ray.cli.options import Config, Overrides, settings_of
 
 
 def ui(
@@ -20,11 +20,10 @@ def ui(
     port: Annotated[int | None, typer.Option(help="Port on 127.0.0.1; by default 5000, or TensorBoard's 6006.")] = None,
 ) -> None:
     """Serve MLflow's pages on the store of a configuration, until interrupted."""
-    from fraud_ray.settings import load_settings
-    from fraud_ray.storage import Storage
-
-    settings = load_settings(config, overrides or ()).settings
+    settings = settings_of(config, overrides)
     if tensorboard:
+        from fraud_ray.storage import Storage
+
         runs = Storage.at(settings.storage.root).path("runs")
         command = [sys.executable, "-m", "tensorboard.main", "--logdir", runs, "--port", str(port or 6006)]
     else:

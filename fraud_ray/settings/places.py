@@ -48,7 +48,7 @@ class ClusterSettings(Frozen):
     wait_s: PositiveFloat = 900
     """autoscaling: seconds to wait for resources."""
     overlay: str | None = None
-    """Folder below cluster/overlays whose RayJob `fraud-ray submit --to kuberay` fills in."""
+    """Folder below cluster/overlays whose RayJob `fraud-ray submit` fills in."""
     image: str | None = None
     """Image of a submitted run's pods; by default the overlay's."""
 

@@ -1,4 +1,8 @@
-"""Jobs on Kubernetes: one RayJob an attempt, each with a cluster of its own, which KubeRay makes and takes down."""
+"""Runs as jobs on Kubernetes: a RayJob an attempt, each with a cluster of its own, which KubeRay makes and removes.
+
+A second submission of a run that is under way or done answers with that attempt; one that failed or was stopped is
+followed by the next, which resumes the run from its storage.
+"""
 
 from __future__ import annotations
 
@@ -6,35 +10,49 @@ import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import datetime
-from typing import Any
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any, Literal
 
 import urllib3
 import yaml
 from kubernetes import client, config
 from kubernetes.client.exceptions import ApiException
 
-from fraud_ray.errors import ServerError
-from fraud_ray.submission.jobs import Attempt, State, by_age
+from fraud_ray.errors import RunDiffersError, ServerError, SettingsError
+from fraud_ray.runs import differences
+from fraud_ray.settings import parse_settings
 from fraud_ray.submission.order import Order
-from fraud_ray.submission.render import (
-    ATTEMPT_LABEL,
-    RUN_LABEL,
-    SETTINGS_ANNOTATION,
-    Document,
-    Template,
-    fill,
-)
+from fraud_ray.submission.render import ATTEMPT_LABEL, RUN_LABEL, SETTINGS_ANNOTATION, Document, Template, fill
 
-_PATIENCE: dict[str, Any] = {
-    "_request_timeout": 30
-}  # seconds, per try; a log that is followed may be silent for longer
+State = Literal["pending", "running", "succeeded", "failed", "stopped"]
+_STANDING = {"pending", "running", "succeeded"}
+_CONTENDERS = 3
+_PATIENCE: dict[str, Any] = {"_request_timeout": 30}  # seconds, per try; a followed log may be silent for longer
 _RAYJOBS: dict[str, Any] = {"group": "ray.io", "version": "v1", "plural": "rayjobs", **_PATIENCE}
 _CONFLICT, _NOT_FOUND = 409, 404
+_ADVICE = {
+    401: "; log in again",
+    403: "; ask for a role that may do this in the namespace",
+    404: "; is KubeRay installed, and has the overlay been applied?",
+}
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """One job that `submit` made. settings: the run's, resolved, as JSON types."""
+
+    name: str
+    run: str
+    number: int
+    state: State
+    created: datetime | None
+    message: str
+    settings: dict[str, Any]
 
 
 class KubeRayJobs:
-    """RayJobs in the namespace of an overlay; fits jobs.Jobs."""
+    """The RayJobs in the namespace of an overlay. Methods raise ServerError where the API is silent or refuses."""
 
     def __init__(self, template: Template) -> None:
         """Takes the cluster and the account of the kubeconfig, or those of the pod that this runs in."""
@@ -51,13 +69,15 @@ class KubeRayJobs:
         self.core: Any = client.CoreV1Api()
 
     def attempts(self) -> list[Attempt]:
+        """All attempts at all runs, in the order of their creation."""
         with self._reported():
             found = self.objects.list_namespaced_custom_object(
                 **_RAYJOBS, namespace=self.namespace, label_selector=RUN_LABEL
             )
-        return sorted((_attempt(job) for job in found["items"]), key=by_age)
+        return sorted((_attempt(job) for job in found["items"]), key=_age)
 
     def create(self, order: Order, number: int) -> bool:
+        """Starts an attempt; False if somebody else has made the attempt of that number meanwhile."""
         job, settings = fill(self.template, order, number)
         with self._reported():
             self._create_settings(settings)
@@ -72,6 +92,7 @@ class KubeRayJobs:
             return True
 
     def logs(self, attempt: Attempt, follow: bool) -> Iterator[str]:
+        """What the run has printed, piece by piece; follow: until it ends."""
         with self._reported():
             # KubeRay calls the submitter's Job like the RayJob; its pod prints the driver's log.
             pods = self.core.list_namespaced_pod(
@@ -91,6 +112,7 @@ class KubeRayJobs:
                 yield piece.decode(errors="replace")
 
     def stop(self, attempt: Attempt) -> None:
+        """Ends the attempt by SIGTERM, on which a run lets go of its lease; what it concluded is kept."""
         with self._reported():
             # By its finalizer KubeRay first stops the Ray job, then takes the cluster down.
             self.objects.delete_namespaced_custom_object(**_RAYJOBS, namespace=self.namespace, name=attempt.name)
@@ -117,6 +139,52 @@ class KubeRayJobs:
             raise ServerError(
                 f"Kubernetes at {host} does not answer: {fault}; check KUBECONFIG and the network"
             ) from fault
+
+
+def submit(jobs: KubeRayJobs, order: Order) -> tuple[Attempt, bool]:
+    """The attempt that is under way or succeeded, else a new one; and whether it is new.
+
+    Raises RunDiffersError if such an attempt has other settings.
+    """
+    for _ in range(_CONTENDERS):
+        known = [attempt for attempt in jobs.attempts() if attempt.run == order.run]
+        standing = next((attempt for attempt in reversed(known) if attempt.state in _STANDING), None)
+        if standing:
+            _require_same_settings(standing, order)
+            return standing, False
+        number = 1 + max((attempt.number for attempt in known), default=0)
+        if jobs.create(order, number):
+            return find(jobs, order.attempt_name(number)), True
+    raise ServerError(f"attempts at run '{order.run}' are being made and ended by somebody else; look with jobs list")
+
+
+def find(jobs: KubeRayJobs, name: str) -> Attempt:
+    """The attempt of this name, or the newest attempt at the run of this name.
+
+    Raises SettingsError that names the jobs there are.
+    """
+    known = jobs.attempts()
+    found = [a for a in known if a.name == name] or [a for a in known if a.run == name]
+    if not found:
+        there = ", ".join(attempt.name for attempt in known) or "none yet"
+        raise SettingsError(f"no job and no run '{name}'; there are: {there}")
+    return max(found, key=lambda attempt: attempt.number)
+
+
+def _require_same_settings(standing: Attempt, order: Order) -> None:
+    there = parse_settings(standing.settings, standing.name)
+    changed = differences(there.identity(), order.settings.identity())
+    if changed:
+        lines = [f"  {key}: {old} there, {new} now" for key, (old, new) in changed.items()]
+        raise RunDiffersError(
+            "\n".join([f"run '{order.run}' is {standing.state} as job {standing.name}, and differs in", *lines])
+            + f"\nGive this one another name with --name, or end that one first (fraud-ray jobs stop {standing.name})"
+        )
+
+
+def _age(attempt: Attempt) -> tuple[datetime, int]:
+    """Sorts attempts; one that has no time yet is the newest."""
+    return attempt.created or datetime.max.replace(tzinfo=UTC), attempt.number
 
 
 def _load_account() -> None:
@@ -159,9 +227,4 @@ def _told(fault: ApiException) -> str:
         message = json.loads(fault.body or "")["message"]
     except (TypeError, ValueError, KeyError):
         message = fault.reason or "no reason given"
-    advice = {
-        401: "; log in again",
-        403: "; ask for a role that may do this in the namespace",
-        404: "; is KubeRay installed, and has the overlay been applied?",
-    }
-    return f"{message} ({fault.status}){advice.get(fault.status, '')}"
+    return f"{message} ({fault.status}){_ADVICE.get(fault.status or 0, '')}"

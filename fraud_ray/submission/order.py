@@ -14,7 +14,7 @@ from fraud_ray.errors import DataError, ServerError, SettingsError
 from fraud_ray.runs import run_name
 from fraud_ray.settings import Loaded, Settings, load_settings
 
-_RUN, _RETRAIN = ("python", "jobs/pipeline.py"), ("python", "jobs/retrain.py")
+_RETRAIN = ("exec", "python", "jobs/retrain.py")
 
 
 @dataclass(frozen=True)
@@ -61,20 +61,13 @@ class CommandLine:
         return (*self.program, "-c", self.config, *overrides, *named)
 
 
-def order(
-    config: Path,
-    overrides: Sequence[str],
-    name: str | None,
-    template: CommandLine | None = None,
-    retrain: bool = False,
-) -> Order:
+def order(config: Path, overrides: Sequence[str], name: str | None, base: CommandLine, retrain: bool = False) -> Order:
     """The run, or the retraining, of this configuration with these overrides.
 
-    template: the command line that the job has by itself; its overrides come first, its name last. name: may hold the
-    data's date, which is looked up; a run without any name gets its default one. Raises SettingsError for invalid
-    settings, folders that no job can see, and a name that depends on data which cannot be read from here.
+    base: the command line of the overlay's job; its overrides come first, its name last. name: may hold the data's
+    date, which is looked up; a run without any name gets its default one. Raises SettingsError for invalid settings,
+    folders that no job can see, and a name that depends on data which cannot be read from here.
     """
-    base = template or CommandLine(_RUN, config.as_posix())
     every = (*base.overrides, *overrides)
     loaded = load_settings(config, every)
     pattern = name or loaded.settings.run.name or base.name
