@@ -25,6 +25,7 @@ _ENVIRONMENT = {
     "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",  # reports wait for the controller's poll, 2 s apart by default
     "TUNE_DISABLE_SIGINT_HANDLER": "1",  # Tune would end an interrupted search as if it were whole
+    "RAY_AIR_NEW_OUTPUT": "0",  # of Tune's two reporters only the older one keeps quiet at verbosity 0
 }
 _LOCAL_ENVIRONMENT = {
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # nobody takes this machine away

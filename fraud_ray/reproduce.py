@@ -33,9 +33,10 @@ from fraud_ray.registry.promotion import bundle_hashes
 from fraud_ray.runs import RunRecord, differences, provenance, read_run
 from fraud_ray.settings import ClusterSettings, DecisionSettings, Settings, parse_settings
 from fraud_ray.storage import Storage
+from fraud_ray.training.build import network_shape
 from fraud_ray.training.evaluation import fetch_bundle, network_logits
 from fraud_ray.training.search import SearchOutcome, Trial
-from fraud_ray.training.trainer import network_shape, refit
+from fraud_ray.training.trainer import refit
 
 _CHANGES = ", with changes"
 

@@ -23,7 +23,7 @@ from fraud_ray.model.graph import load_exporter
 from fraud_ray.model.network import FraudNetwork
 from fraud_ray.settings import DecisionSettings, TrainSettings
 from fraud_ray.storage import Storage
-from fraud_ray.training.trainer import network_shape
+from fraud_ray.training.build import network_shape
 
 
 def get_ready() -> None:
