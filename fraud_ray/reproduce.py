@@ -117,7 +117,7 @@ def _winner(storage: Storage, name: str) -> Trial:
     stored = storage.get_json(f"runs/{name}/stages/search.json")
     if stored is None:
         raise SettingsError(f"{storage.path(f'runs/{name}')} holds no search any more, which names the winner")
-    return SearchOutcome.from_json(stored["value"]).best
+    return SearchOutcome.from_json(stored["value"], storage).best
 
 
 def _prepared(source: Source, settings: Settings, scratch: Storage, progress: Progress) -> PreparedFold:

@@ -205,7 +205,9 @@ class Stages:
                     future.result()
                 return found
 
-            found = self.run.once("search", compute, SearchOutcome.to_json, SearchOutcome.from_json)
+            found = self.run.once(
+                "search", compute, SearchOutcome.to_json, lambda stored: SearchOutcome.from_json(stored, self.storage)
+            )
             stage.say(str(found))
             return found
 

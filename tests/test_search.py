@@ -169,7 +169,7 @@ def test_the_best_trial_wins_by_its_mean_over_the_folds_and_its_logits_are_kept(
     assert outcome.best.average_precision == max(e["average_precision"] for e in outcome.best.curve)
     assert [len(z) for z in selection_logits(outcome, storage)] == [1_000, 1_000]
     assert {t.id for t in told} == {t.id for t in outcome.trials}
-    assert SearchOutcome.from_json(outcome.to_json()) == outcome
+    assert SearchOutcome.from_json(outcome.to_json(), storage) == outcome
     assert list(Path(storage.root).glob("runs/grid/tune/*/events*")), "TensorBoard has nothing to show"
 
     again, told_again = searched(folds, settings, storage, "runs/grid")
@@ -279,7 +279,7 @@ def test_training_goes_on_after_a_worker_was_killed(
 
 
 REFIT = """
-import os, sys
+import sys, time
 from fraud_ray.cluster import join_or_start
 from fraud_ray.settings import ClusterSettings, TrainSettings
 from fraud_ray.storage import Storage
@@ -296,7 +296,7 @@ with join_or_start(ClusterSettings(cpus=1)):
     except KeyboardInterrupt:
         print("interrupted")
     while ray.available_resources().get("CPU") != 1:
-        pass
+        time.sleep(0.1)
     print("nothing is reserved")
 """
 

@@ -82,7 +82,9 @@ class Stages:
             def compute() -> SearchOutcome:
                 return search(folds.selection, settings, storage, run.key("search"), lambda _: None, stage.update)
 
-            found = run.once("search", compute, SearchOutcome.to_json, SearchOutcome.from_json)
+            found = run.once(
+                "search", compute, SearchOutcome.to_json, lambda stored: SearchOutcome.from_json(stored, storage)
+            )
             stage.say(str(found))
         best = found.best
         train = settings.train_with(best.hyperparameters)

@@ -7,7 +7,7 @@ checkpoint. No state of Tune's own is read back.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -47,10 +47,6 @@ class Trial:
     curve: tuple[dict[str, Any], ...] = ()
     fault: str | None = None
 
-    @classmethod
-    def from_json(cls, stored: dict[str, Any]) -> Trial:
-        return cls(**{**stored, "curve": tuple(stored["curve"])})
-
 
 @dataclass(frozen=True, repr=False)
 class SearchOutcome:
@@ -70,12 +66,19 @@ class SearchOutcome:
         )
 
     def to_json(self) -> dict[str, Any]:
-        return asdict(self)
+        """Which trials, by id: what they came to is in the ledger."""
+        return {"trials": [trial.id for trial in self.trials], "folder": self.folder, "reused": self.reused}
 
     @classmethod
-    def from_json(cls, stored: dict[str, Any]) -> SearchOutcome:
-        trials = tuple(Trial.from_json(trial) for trial in stored["trials"])
-        return cls(Trial.from_json(stored["best"]), trials, stored["folder"], stored["reused"])
+    def from_json(cls, stored: dict[str, Any], storage: Storage) -> SearchOutcome:
+        """What `to_json` gave, with the trials of the ledger. Raises FraudRayError where one is gone."""
+        ledger = _read_ledger(storage, stored["folder"])
+        gone = [name for name in stored["trials"] if name not in ledger]
+        if gone:
+            where = storage.path(_ledger_key(stored["folder"], gone[0]))
+            raise FraudRayError(f"{where} is gone; delete the run's folder and run again")
+        trials = tuple(ledger[name] for name in stored["trials"])
+        return cls(trials[0], trials, stored["folder"], stored["reused"])
 
 
 def search(
@@ -92,7 +95,8 @@ def search(
     also for those of an earlier start. Raises FraudRayError when every trial failed.
     """
     space, train = settings.search, settings.train
-    known = {trial.id: trial for trial in _read_ledger(storage, folder) if trial.status != "failed"}
+    ledger = _read_ledger(storage, folder)
+    known = {name: trial for name, trial in ledger.items() if trial.status != "failed"}
     for trial in known.values():
         finished(trial)
     plan = None if space.algorithm == "tpe" and space.space else enumerate_space(settings)
@@ -101,9 +105,8 @@ def search(
     update(len(known), total, f"{counted(len(known), 'trial')} kept" if known else "")
     if open_points or (plan is None and len(known) < total):
         folds = [place(fold, train, storage, with_holdout=True) for fold in selection]
-        watcher = _Watcher(storage, folder, total, known, finished, update)
+        watcher = _Watcher(storage, folder, total, known, ledger, finished, update)
         _run_tune(open_points, known, folds, settings, storage, folder, watcher)
-    ledger = {t.id: t for t in _read_ledger(storage, folder)}
     wanted = ledger if plan is None else {trial_id(p) for p in plan}
     trials = [t for t in ledger.values() if t.id in wanted]
     judged = [t for t in trials if t.average_precision is not None]
@@ -166,10 +169,11 @@ class _Watcher(tune.Callback):
         folder: str,
         total: int,
         known: dict[str, Trial],
+        ledger: dict[str, Trial],
         finished: Callable[[Trial], None],
         update: Callable[[float, float, str], None],
     ) -> None:
-        self.storage, self.folder, self.total = storage, folder, total
+        self.storage, self.folder, self.total, self.ledger = storage, folder, total, ledger
         self.finished, self.update = finished, update
         self.done = len(known)
         self.best = max((t.average_precision or 0.0 for t in known.values()), default=0.0)
@@ -213,6 +217,7 @@ class _Watcher(tune.Callback):
             curve=tuple(curve),
             fault=fault,
         )
+        self.ledger[name] = result
         self.storage.put_json(_ledger_key(self.folder, name), asdict(result))
         self.running.pop(trial.trial_id, None)
         self.done += 1
@@ -280,11 +285,11 @@ def _ledger_key(folder: str, name: str) -> str:
     return f"{folder}/ledger/{name}.json"
 
 
-def _read_ledger(storage: Storage, folder: str) -> Iterable[Trial]:
-    for key in storage.keys(f"{folder}/ledger"):
-        stored = storage.get_json(key)
-        if stored is not None:
-            yield Trial.from_json(stored)
+def _read_ledger(storage: Storage, folder: str) -> dict[str, Trial]:
+    """Concluded trials by id."""
+    stored = (storage.get_json(key) for key in storage.keys(f"{folder}/ledger"))
+    trials = (Trial(**{**one, "curve": tuple(one["curve"])}) for one in stored if one is not None)
+    return {trial.id: trial for trial in trials}
 
 
 def _last_line(error_file: str | None) -> str:

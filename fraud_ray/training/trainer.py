@@ -8,7 +8,6 @@ named; a trial in a process of Tune's puts it there itself.
 from __future__ import annotations
 
 import io
-import signal
 import tempfile
 import threading
 from collections.abc import Callable, Iterator, Mapping
@@ -85,9 +84,17 @@ def refit(
     training failed more often than `settings.max_failures`.
     """
     placed = [place(fold, settings, storage, with_holdout=False)]
-    told = _Progress(storage, folder)
+    resources, told = settings.resources_per_worker, _Progress(storage, folder)
     with _watched(storage, folder, epochs, update):
-        train_on_workers(settings, epochs, placed, storage, folder, settings.resources_per_worker, told)
+        # Not here, where Ray Train would take Ctrl-C for itself, and end the process with exit code 0.
+        fitting = _train_remotely.remote(settings, epochs, placed, storage, folder, resources, told)
+        try:
+            ray.get(fitting)
+        except ray.exceptions.RayTaskError as fault:
+            raise fault.cause from None
+        except BaseException:
+            ray.cancel(fitting, force=True)  # with which its controller ends, and so its ranks
+            raise
     return load_fitted(storage, folder)
 
 
@@ -149,13 +156,15 @@ def train_on_workers(
         ),
     )
     try:
-        with _interruptible():
-            trainer.fit()
+        trainer.fit()
     except ray.train.TrainingFailedError as fault:
         raise FraudRayError(
             f"training failed {settings.max_failures + 1} times, the last time with: {_last_line(fault)}; "
             f"the checkpoint is kept, the same command resumes (train.max_failures sets how often it is tried)"
         ) from fault
+
+
+_train_remotely = ray.remote(num_cpus=0, max_retries=0)(train_on_workers)
 
 
 def train_one_rank(job: dict[str, Any]) -> None:
@@ -281,21 +290,6 @@ def _open_fold(fold: Placed, settings: TrainSettings, storage: Storage, slot: Sl
 
 def _rows(reference: ray.ObjectRef[Rows]) -> Rows:
     return ray.get(reference)
-
-
-@contextmanager
-def _interruptible() -> Iterator[None]:
-    """Raises KeyboardInterrupt upon Ctrl-C, at which Ray Train ends its ranks, and then the process with 0."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    handler = signal.getsignal(signal.SIGINT)
-    try:
-        yield
-    except SystemExit as ended:
-        raise KeyboardInterrupt from ended
-    finally:
-        signal.signal(signal.SIGINT, handler)
 
 
 class _Progress(ray.train.UserCallback):
