@@ -91,7 +91,7 @@ def refit(
         try:
             ray.get(fitting)
         except ray.exceptions.RayTaskError as fault:
-            raise fault.cause from None
+            raise fault.cause if isinstance(fault.cause, FraudRayError) else fault from None
         except BaseException:
             ray.cancel(fitting, force=True)  # with which its controller ends, and so its ranks
             raise
