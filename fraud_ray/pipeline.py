@@ -68,7 +68,7 @@ def _train(run: Run, loaded: Loaded, source: Source, mlflow: Writer, retrain: bo
     from fraud_ray.report.panels import draw_drift
     from fraud_ray.training.assemble import evaluate_on_worker, read_curves
     from fraud_ray.training.search import SearchOutcome, search
-    from fraud_ray.training.trainer import refit
+    from fraud_ray.training.trainer import load_fitted, refit
     from fraud_ray.windows.state import with_windows
 
     settings, storage, tracking = loaded.settings, run.storage, mlflow.tracking
@@ -92,21 +92,27 @@ def _train(run: Run, loaded: Loaded, source: Source, mlflow: Writer, retrain: bo
             run.plan += drift.heed(settings.drift.action, f"{run.folder}/drift.svg")
             return drift.verdict
 
-        drift = run.stage("drift", partial(measure_drift, baseline, data, settings), Drift, say=heed)
+        drift = run.stage("drift", partial(measure_drift, baseline, data, settings), Drift.from_json, say=heed)
 
     prepared = run.stage("prepare", partial(prepare, data, folds, settings, storage))
     claim(storage, run.name, prepared.key, prepared.writer, is_new=not prepared.cached)
     place = storage, run.key("search"), mlflow.tell_trial
-    found = run.stage("search", partial(search, prepared.selection, settings, *place), SearchOutcome)
+    found = run.stage(
+        "search",
+        partial(search, prepared.selection, settings, *place),
+        partial(SearchOutcome.from_json, storage=storage),
+    )
     train, epochs = settings.train_with(found.best.hyperparameters), found.best.best_epoch
-    fitted = run.stage("refit", partial(refit, prepared.final, train, epochs, storage, run.key("refit")))
+    folder = run.key("refit")
+    fit = partial(refit, prepared.final, train, epochs, storage, folder)
+    fitted = run.stage("refit", fit, lambda _: load_fitted(storage, folder))
 
     origin: dict[str, Any] = {"run": run.name, **source.origin, "settings": settings_hash(settings)}
     origin |= {"windows": windows.carried} if windows else {}
     judge = partial(evaluate_on_worker, prepared, found, fitted, settings, storage, run.key, origin)
-    evaluation = run.stage("evaluate", lambda _: judge(), Evaluation)
+    evaluation = run.stage("evaluate", lambda _: judge(), Evaluation.from_json)
     rival = evaluate_champion(tracking, storage, prepared.final, settings)
-    decision = run.stage("gate", lambda _: decide(evaluation, settings.gate, rival), GateDecision)
+    decision = run.stage("gate", lambda _: decide(evaluation, settings.gate, rival), GateDecision.from_json)
     mlflow.tell("log_curve", fitted.curve)
     mlflow.tell("log_metrics", evaluation.metrics)
     mlflow.tell("log_json", evaluation.to_json(), "evaluation.json")
@@ -131,10 +137,12 @@ def _train(run: Run, loaded: Loaded, source: Source, mlflow: Writer, retrain: bo
         example, tags = prepared.final.encoder.typical_rows().to_pandas(), {"fraud_ray.fingerprint": source.fingerprint}
         told = example, {**tags, "fraud_ray.settings": settings_hash(settings)}, model_card(values)
         register = partial(mlflow.ask, register_stored, storage, run.key("bundle"), *told)
-        version = run.stage("register", lambda _: register(), RegisteredVersion)
+        version = run.stage("register", lambda _: register(), RegisteredVersion.from_json)
         mlflow.ask(record_registration, storage, version)
     if retrain and version and version.alias != CHAMPION:
         challenge = partial(compare_with_champion, tracking, storage, prepared.final, run.key("bundle"), settings)
-        comparison = run.stage("challenge", lambda _: challenge(), Comparison | None)
+        comparison = run.stage(
+            "challenge", lambda _: challenge(), lambda stored: stored and Comparison.from_json(stored)
+        )
         version = mlflow.ask(promote_if_better, storage, version, comparison)
     return conclude(run, replace(values, version=version, comparison=comparison, timings=run.timings), mlflow, retrain)

@@ -32,8 +32,9 @@ from fraud_ray.registry.promotion import bundle_hashes
 from fraud_ray.runs import RunRecord, differences, provenance, read_run
 from fraud_ray.settings import ClusterSettings, DecisionSettings, Settings, parse_settings
 from fraud_ray.storage import Storage
+from fraud_ray.training.build import network_shape
 from fraud_ray.training.search import SearchOutcome, Trial
-from fraud_ray.training.trainer import network_shape, refit
+from fraud_ray.training.trainer import refit
 from fraud_ray.windows.state import take_in
 
 _CHANGES = ", with changes"
@@ -115,7 +116,7 @@ def _winner(storage: Storage, name: str) -> Trial:
     stored = storage.get_json(f"runs/{name}/stages/search.json")
     if stored is None:
         raise SettingsError(f"{storage.path(f'runs/{name}')} holds no search any more, which names the winner")
-    return SearchOutcome.from_json(stored["value"]).best
+    return SearchOutcome.from_json(stored["value"], storage).best
 
 
 def _prepared(source: Source, settings: Settings, scratch: Storage, progress: Progress) -> PreparedFold:

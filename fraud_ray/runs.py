@@ -23,8 +23,6 @@ from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import Any, TypeVar
 
-from pydantic import TypeAdapter
-
 from fraud_ray.errors import EXIT_DONE, EXIT_REJECTED, RunDiffersError, SettingsError
 from fraud_ray.lease import Lease, hold, holder_of, user_name
 from fraud_ray.progress import Progress, Quiet, Update
@@ -138,15 +136,15 @@ class Run:
         self,
         name: str,
         compute: Callable[[Update], T],
-        kind: Any = None,
+        read: Callable[[Any], T] | None = None,
         say: Callable[[T], object] = str,
     ) -> T:
         """The value of a stage, which has a line that tells how far it is and, at its end, what `say` makes of it.
 
-        kind: the value's type, where it is kept in the run (see `once`).
+        read: where the value is kept in the run (see `once`).
         """
         with self.progress.stage(name) as line:
-            value = self.once(name, lambda: compute(line.update), kind) if kind else compute(line.update)
+            value = self.once(name, lambda: compute(line.update), read) if read else compute(line.update)
             line.say(str(say(value)))
         self.skip(name)
         return value
@@ -161,22 +159,22 @@ class Run:
         if stage == self.until:
             raise StoppedAfter(stage)
 
-    def once(self, stage: str, compute: Callable[[], T], kind: Any) -> T:
-        """The stage's value: read back, as `kind`, if an earlier start concluded it, else computed and kept as JSON.
+    def once(self, stage: str, compute: Callable[[], T], read: Callable[[Any], T]) -> T:
+        """The stage's value: if an earlier start concluded it, what `read` makes of what was kept; else it is computed.
 
-        Raises RunHeldError at either end of the stage if another process has taken the run over meanwhile.
+        Kept is what the value's `to_json` gives, or a value of JSON types itself. Raises RunHeldError at either end of
+        the stage if another process has taken the run over meanwhile.
         """
         self.check_held()
         stored = self.storage.kept(self._stage_key(stage))
         if stored is not None:
             self.timings[stage] = stored["seconds"]
-            kept: T = TypeAdapter(kind).validate_python(stored["value"])
-            return kept
+            return read(stored["value"])
         began = time.monotonic()
         value = compute()
         self.check_held()
         self.timings[stage] = round(time.monotonic() - began, 3)
-        told = value.to_json() if isinstance(value, Value) else TypeAdapter(kind).dump_python(value)
+        told = value.to_json() if hasattr(value, "to_json") else value
         concluded = {"seconds": self.timings[stage], "finished": now(), "value": told}
         self.storage.keep(self._stage_key(stage), concluded)
         return value

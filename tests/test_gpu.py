@@ -14,9 +14,10 @@ from fraud_ray.model.network import FraudNetwork
 from fraud_ray.settings import TrainSettings
 from fraud_ray.storage import Storage
 from fraud_ray.training import capture
+from fraud_ray.training.build import build_fold, network_shape
 from fraud_ray.training.feed import Feed, ResidentFeed, Slot, StreamedFeed
 from fraud_ray.training.loop import FoldFit, fit
-from fraud_ray.training.trainer import load_fitted, network_shape, refit
+from fraud_ray.training.trainer import load_fitted, refit
 from tests.prepared import made_fold, made_rows, stored
 from tests.test_loop import FIT, HOLDOUT, NETWORKS, SHAPE, silent
 
@@ -31,8 +32,8 @@ def test_a_network_learns_on_the_device_as_well_as_on_a_cpu(precision: str) -> N
     scores = {}
     for device in (CUDA, torch.device("cpu")):
         torch.manual_seed(settings.seed)
-        fold = FoldFit(SHAPE, ResidentFeed(FIT, Slot(batch_size=128), device), HOLDOUT, settings, device)
-        scores[device.type] = fit([fold], settings, silent, 10).average_precision
+        fold = build_fold(SHAPE, ResidentFeed(FIT, Slot(batch_size=128), device), HOLDOUT, settings, device)
+        scores[device.type] = fit([fold], 10, None, silent).average_precision
     assert scores["cuda"] == pytest.approx(scores["cpu"], abs=0.05)
 
 
@@ -40,7 +41,7 @@ def opened(settings: TrainSettings, rows: Rows, sizes: tuple[int, ...]) -> FoldF
     torch.manual_seed(settings.seed)
     slot = Slot(batch_size=settings.batch_size, negative_share=settings.negative_share, seed=settings.seed)
     shape = network_shape(rows.features.shape[1], sizes, settings)
-    return FoldFit(shape, ResidentFeed(rows, slot, CUDA), None, settings, CUDA)
+    return build_fold(shape, ResidentFeed(rows, slot, CUDA), None, settings, CUDA)
 
 
 def with_codes(rows: Rows, size: int) -> Rows:
@@ -49,7 +50,7 @@ def with_codes(rows: Rows, size: int) -> Rows:
 
 
 @pytest.mark.parametrize("network", NETWORKS)
-@pytest.mark.parametrize("others", [{}, {"precision": "bf16", "loss": "focal", "negative_share": 0.5}])
+@pytest.mark.parametrize("others", [{}, {"precision": "bf16", "schedule": "cosine", "negative_share": 0.5}])
 def test_a_captured_step_trains_like_one_that_is_not(
     network: str, others: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -59,7 +60,7 @@ def test_a_captured_step_trains_like_one_that_is_not(
     def losses(eager_steps: int) -> list[float]:
         monkeypatch.setattr(capture, "EAGER_STEPS", eager_steps)
         told: list[float] = []
-        fit([opened(settings, rows, (7, 7))], settings, lambda epoch, *_: told.append(epoch.loss), 3)
+        fit([opened(settings, rows, (7, 7))], 3, None, lambda epoch, *_: told.append(epoch.loss))
         return told
 
     captured = losses(3)
@@ -87,13 +88,14 @@ def test_a_network_computes_on_the_device_what_it_does_on_a_cpu(network: str, si
         torch.testing.assert_close(other.grad.cpu(), one.grad, rtol=1e-3, atol=1e-4)
 
 
-def test_a_resumed_fit_ends_where_an_uninterrupted_one_does() -> None:
-    settings = TrainSettings(batch_size=64, epochs=4, negative_share=0.5)
+@pytest.mark.parametrize("schedule", ["constant", "cosine"])
+def test_a_resumed_fit_ends_where_an_uninterrupted_one_does(schedule: str) -> None:
+    settings = TrainSettings(batch_size=64, epochs=4, negative_share=0.5, schedule=schedule)
     whole, resumed = opened(settings, FIT, ()), opened(settings, FIT, ())
     states: list[dict[str, Any]] = []
-    fit([whole], settings, silent, 4)
-    fit([opened(settings, FIT, ())], settings, lambda epoch, best, state: states.append(state()), 2)
-    fit([resumed], settings, silent, 4, states[-1])
+    fit([whole], 4, None, silent)
+    fit([opened(settings, FIT, ())], 2, None, lambda epoch, best, state: states.append(state()))
+    fit([resumed], 4, None, silent, states[-1])
     for name, weight in whole.network.state_dict().items():
         torch.testing.assert_close(resumed.network.state_dict()[name], weight, rtol=1e-3, atol=1e-4)
 
@@ -129,5 +131,5 @@ def test_rows_are_read_ahead_while_a_step_is_captured(tmp_path: Path, monkeypatc
     storage, settings = Storage.at(str(tmp_path)), TrainSettings(batch_size=32, epochs=3)
     feed = StreamedFeed(storage, stored(storage, "rows", FIT, parts=20), Slot(batch_size=32), 200, CUDA)
     losses: list[float] = []
-    fit([FoldFit(SHAPE, feed, None, settings, CUDA)], settings, lambda epoch, *_: losses.append(epoch.loss), 3)
+    fit([build_fold(SHAPE, feed, None, settings, CUDA)], 3, None, lambda epoch, *_: losses.append(epoch.loss))
     assert losses[-1] < losses[0]

@@ -11,16 +11,14 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
 from torch.nn import functional as F
 
-from fraud_ray.model.dropout import DroppedReLU, DroppedSiLU
+from fraud_ray.model.dropout import Dropped
 from fraud_ray.model.network import FraudNetwork, NetworkShape
 from fraud_ray.settings import TrainSettings
-from fraud_ray.training import loop
+from fraud_ray.training.build import build_fold, network_shape, rate_factor
 from fraud_ray.training.feed import ResidentFeed, Slot
-from fraud_ray.training.loop import Best, Epoch, FoldFit, fit, focal_loss, rate_factor
-from fraud_ray.training.trainer import network_shape
+from fraud_ray.training.loop import Best, Epoch, FoldFit, fit
 from tests.prepared import coded, made_rows
 
 FIT, HOLDOUT = made_rows(4_000, seed=1), made_rows(2_000, seed=2)
@@ -38,7 +36,7 @@ NETWORKS: dict[str, dict[str, Any]] = {
 def opened(settings: TrainSettings, with_holdout: bool = True, **shape: Any) -> FoldFit:
     torch.manual_seed(settings.seed)
     slot = Slot(batch_size=settings.batch_size, negative_share=settings.negative_share, seed=settings.seed)
-    return FoldFit(
+    return build_fold(
         replace(SHAPE, **shape),
         ResidentFeed(FIT, slot),
         HOLDOUT if with_holdout else None,
@@ -53,7 +51,7 @@ def silent(*_: Any) -> None:
 
 def trained(settings: TrainSettings, epochs: int = 4) -> tuple[FoldFit, Best]:
     fold = opened(settings)
-    return fold, fit([fold], settings, silent, epochs)
+    return fold, fit([fold], epochs, settings.patience_epochs, silent)
 
 
 def same_weights(one: FoldFit, other: FoldFit) -> bool:
@@ -70,20 +68,6 @@ def test_the_same_settings_give_the_same_weights_and_another_seed_others() -> No
     assert not same_weights(first, other)
 
 
-def test_a_batch_in_pieces_gives_the_weights_and_losses_of_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:
-    settings = TrainSettings(batch_size=1_000, negative_share=0.5, learning_rate=1e-2)
-    runs = []
-    for rows in (4_096, 300):
-        monkeypatch.setattr(loop, "CACHED_ROWS", rows)
-        fold, losses = opened(settings, dropout=0.0), list[float]()
-        fit([fold], settings, lambda epoch, *_, losses=losses: losses.append(epoch.loss), 3)
-        runs.append((fold, losses))
-    (whole, of_whole), (in_pieces, of_pieces) = runs
-    assert of_pieces == pytest.approx(of_whole, rel=1e-4)
-    for one, other in zip(whole.network.parameters(), in_pieces.network.parameters(), strict=True):
-        torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-4)
-
-
 @pytest.mark.parametrize("schedule", ["constant", "cosine"])
 def test_a_resumed_run_ends_with_the_weights_of_an_uninterrupted_one(schedule: str) -> None:
     settings = TrainSettings(batch_size=128, epochs=5, schedule=schedule, negative_share=0.5)
@@ -95,9 +79,10 @@ def test_a_resumed_run_ends_with_the_weights_of_an_uninterrupted_one(schedule: s
         torch.save(state(), buffer)
         kept[epoch.number] = buffer.getvalue()
 
-    fit([opened(settings)], settings, keep, 2)
+    fit([opened(settings)], 2, settings.patience_epochs, keep)
     resumed = opened(settings)
-    best = fit([resumed], settings, silent, 5, torch.load(io.BytesIO(kept[2]), weights_only=True))
+    state = torch.load(io.BytesIO(kept[2]), weights_only=True)
+    best = fit([resumed], 5, settings.patience_epochs, silent, state)
     assert same_weights(whole, resumed)
     assert (best.epoch, best.average_precision) == (whole_best.epoch, whole_best.average_precision)
 
@@ -117,7 +102,7 @@ def test_training_stops_when_patience_runs_out_and_the_best_epoch_is_kept() -> N
     settings = TrainSettings(batch_size=64, learning_rate=0.05, epochs=60, patience_epochs=3)
     scores: list[float] = []
     fold = opened(settings)
-    best = fit([fold], settings, lambda epoch, *_: scores.append(epoch.average_precision), 60)
+    best = fit([fold], 60, 3, lambda epoch, *_: scores.append(epoch.average_precision))
     assert len(scores) < 60
     assert len(scores) == best.epoch + 3
     assert best.average_precision == max(scores)
@@ -126,7 +111,7 @@ def test_training_stops_when_patience_runs_out_and_the_best_epoch_is_kept() -> N
 def test_without_patience_the_last_epoch_counts() -> None:
     settings = TrainSettings(batch_size=64, learning_rate=0.05, patience_epochs=None)
     scores: list[float] = []
-    best = fit([opened(settings)], settings, lambda epoch, *_: scores.append(epoch.average_precision), 20)
+    best = fit([opened(settings)], 20, None, lambda epoch, *_: scores.append(epoch.average_precision))
     assert (best.epoch, best.average_precision) == (20, scores[-1])
     assert scores[-1] < max(scores), "at this rate an earlier one is better"
 
@@ -136,23 +121,30 @@ def test_a_network_learns_what_no_linear_model_can() -> None:
     assert best.average_precision > 0.5 > 3 * HOLDOUT.label.mean()
 
 
-@pytest.mark.parametrize("loss", ["bce", "focal"])
 @pytest.mark.parametrize("precision", ["float32", "bf16"])
-def test_every_loss_trains_with_class_weights(loss: str, precision: str) -> None:
+def test_the_loss_falls_with_class_weights(precision: str) -> None:
     settings = TrainSettings(
-        loss=loss, precision=precision, positive_weight="balanced", batch_size=128, learning_rate=3e-3, optimizer="adam"
+        precision=precision, positive_weight="balanced", batch_size=128, learning_rate=3e-3, optimizer="adam"
     )
     losses: list[float] = []
-    fit([opened(settings)], settings, lambda epoch, *_: losses.append(epoch.loss), 5)
+    fit([opened(settings)], 5, None, lambda epoch, *_: losses.append(epoch.loss))
     assert losses[-1] < losses[0]
 
 
-def test_focal_loss_without_gamma_is_cross_entropy_and_with_it_plays_easy_rows_down() -> None:
-    logits, labels = torch.tensor([-4.0, 0.0, 4.0]), torch.tensor([0.0, 1.0, 0.0])
-    plain = F.binary_cross_entropy_with_logits(logits, labels, reduction="none")
-    assert torch.allclose(focal_loss(logits, labels, 0.0), plain)
-    assert focal_loss(logits, labels, 2.0)[0] / plain[0] < 0.001
-    assert focal_loss(logits, labels, 2.0)[2] / plain[2] > 0.9
+def test_a_step_is_one_of_torch_on_the_weighted_mean_of_the_batch() -> None:
+    settings = TrainSettings(batch_size=len(FIT), positive_weight=3.0, learning_rate=0.01, weight_decay=0.1)
+    fold, same = opened(settings, dropout=0.0), opened(settings, dropout=0.0)
+    losses: list[float] = []
+    fit([fold], 1, None, lambda epoch, *_: losses.append(epoch.loss))
+    features, labels = torch.from_numpy(FIT.features), torch.from_numpy(FIT.label).float()
+    logits = same.network.train()(features, torch.from_numpy(FIT.codes)).squeeze(1)
+    optimizer = torch.optim.AdamW(same.network.parameters(), 0.01, weight_decay=0.1)
+    loss = (F.softplus(-logits) * 3 * labels + F.softplus(logits) * (1 - labels)).mean()
+    loss.backward()
+    optimizer.step()
+    assert losses == [pytest.approx(float(loss), rel=1e-4)]
+    for one, other in zip(fold.network.parameters(), same.network.parameters(), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-5)
 
 
 def test_learning_rate_warms_up_to_its_peak_and_falls_to_zero() -> None:
@@ -166,7 +158,7 @@ def test_learning_rate_warms_up_to_its_peak_and_falls_to_zero() -> None:
 
 def test_dropout_keeps_the_mean_drops_its_share_and_passes_gradients_of_kept_units_only() -> None:
     torch.manual_seed(0)
-    layer = DroppedReLU(0.3)
+    layer = Dropped("relu", 0.3)
     hidden = torch.full((1_000, 500), 2.0, requires_grad=True)
     out = layer(hidden)
     assert float((out == 0).float().mean()) == pytest.approx(0.3, abs=0.005)
@@ -180,7 +172,7 @@ def test_dropout_keeps_the_mean_drops_its_share_and_passes_gradients_of_kept_uni
 
 def test_dropout_after_silu_keeps_the_mean_and_drops_its_share() -> None:
     torch.manual_seed(0)
-    layer = DroppedSiLU(0.3)
+    layer = Dropped("silu", 0.3)
     hidden = torch.full((1_000, 500), 2.0)
     out = layer(hidden)
     assert float((out == 0).float().mean()) == pytest.approx(0.3, abs=0.005)
@@ -190,35 +182,11 @@ def test_dropout_after_silu_keeps_the_mean_and_drops_its_share() -> None:
 
 def test_negative_units_pass_neither_value_nor_gradient() -> None:
     hidden = torch.full((4, 1_001), -1.0, requires_grad=True)
-    out = DroppedReLU(0.5)(hidden)
+    out = Dropped("relu", 0.5)(hidden)
     out.sum().backward()
     assert hidden.grad is not None
     assert not out.any()
     assert not hidden.grad.any()
-
-
-@pytest.mark.parametrize("hidden_sizes", [(16, 8), (4,)])
-@pytest.mark.parametrize("code_sizes", [(3,), (3, 5), ()])
-@pytest.mark.parametrize("dropout", [0.3, 0.0])
-def test_written_gradients_of_the_plain_network_are_those_of_autograd(
-    hidden_sizes: tuple[int, ...], code_sizes: tuple[int, ...], dropout: float
-) -> None:
-    torch.manual_seed(0)
-    network = FraudNetwork(NetworkShape(4, code_sizes, hidden_sizes, dropout)).train()
-    assert network.plain
-    for parameter in network.parameters():
-        nn.init.normal_(parameter)
-    features = torch.randn(100, 4)
-    codes = torch.stack([torch.randint(0, size, (100,)) for size in (*code_sizes, 1)], 1).int()
-    found = []
-    for plain in (True, False):
-        network.plain = plain
-        torch.manual_seed(1)
-        loss = F.softplus(network(features, codes[:, : len(code_sizes)])).sum()
-        found.append([loss, *torch.autograd.grad(loss, list(network.parameters()))])
-    written, recorded = found
-    assert all(bool(gradient.any()) for gradient in written)
-    torch.testing.assert_close(written, recorded, rtol=1e-4, atol=1e-4)
 
 
 def test_members_differ_and_the_network_gives_their_mean_probability() -> None:
@@ -247,9 +215,9 @@ def test_every_network_learns(named: str) -> None:
     settings = TrainSettings(hidden_sizes=(32, 16), batch_size=128, learning_rate=5e-3, **NETWORKS[named])
     feed = ResidentFeed(coded(FIT), Slot(batch_size=settings.batch_size, seed=settings.seed))
     torch.manual_seed(settings.seed)
-    fold = FoldFit(network_shape(4, (3, 3), settings), feed, None, settings, torch.device("cpu"))
+    fold = build_fold(network_shape(4, (3, 3), settings), feed, None, settings, torch.device("cpu"))
     losses: list[float] = []
-    fit([fold], settings, lambda epoch, *_: losses.append(epoch.loss), 4)
+    fit([fold], 4, None, lambda epoch, *_: losses.append(epoch.loss))
     assert losses[-1] < 0.9 * losses[0]
 
 
@@ -257,7 +225,7 @@ def test_members_are_fitted_side_by_side_and_beat_one_alone() -> None:
     settings = TrainSettings(batch_size=128, learning_rate=3e-3, patience_epochs=None, seed=5)
     _, alone = trained(settings, epochs=8)
     together = opened(settings.model_copy(update={"members": 6}), members=6)
-    best = fit([together], settings, silent, 8)
+    best = fit([together], 8, None, silent)
     assert best.average_precision > alone.average_precision
 
 

@@ -48,9 +48,9 @@ WIDE_SPACE = {
     "positive_weight": [1.0, 3.0, "balanced"],
     "hidden_sizes": [[256, 128, 64], [128, 64], [64]],
     "batch_size": {"low": 128, "high": 4096, "log": True},
-    "weight_decay": {"low": 0.0, "high": 0.1},
-    "loss": ["bce", "focal"],
-    "focal_gamma": {"low": 0.5, "high": 4, "when": {"loss": "focal"}},
+    "dropout": {"low": 0.0, "high": 0.1},
+    "optimizer": ["adam", "adamw"],
+    "weight_decay": {"low": 0.5, "high": 4, "when": {"optimizer": "adamw"}},
 }
 SEED_COLUMNS = {
     "transaction_amount": {"kind": "numeric"},
@@ -239,10 +239,10 @@ def test_a_page_is_made_of_any_run_without_network_or_script_and_with_whole_pict
 
 def test_a_conditional_hyperparameter_has_a_value_in_the_trials_in_which_its_condition_held(made: Made) -> None:
     values, page = made("200 trials")
-    assert "0.5 to 4 (with loss focal)" in page
+    assert "0.5 to 4 (with optimizer adamw)" in page
     cells = Cells(page)
     for trial in values.found.trials[:20]:
-        assert (cells.row(trial.id)[-1] != "") == (trial.hyperparameters["loss"] == "focal")
+        assert (cells.row(trial.id)[-1] != "") == (trial.hyperparameters["optimizer"] == "adamw")
 
 
 @pytest.mark.parametrize("case", ["registered", "rejected", "as in seed.yaml", "many slices", "200 trials"])

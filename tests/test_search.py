@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import signal
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from sklearn.metrics import average_precision_score
 
 from fraud_ray.data.rows import PreparedFold, load
@@ -25,9 +23,11 @@ from fraud_ray.model.bundle import network_logits
 from fraud_ray.model.network import FraudNetwork
 from fraud_ray.settings import Settings, TrainSettings, parse_settings
 from fraud_ray.storage import Storage
+from fraud_ray.training.build import network_shape
 from fraud_ray.training.search import SearchOutcome, Trial, concurrency, search, selection_logits
 from fraud_ray.training.space import EstimatorSearcher, enumerate_space
-from fraud_ray.training.trainer import CURVE, Fitted, keep_to_own_cores, network_shape, refit
+from fraud_ray.training.trainer import Fitted, load_fitted, refit
+from tests.line import REPOSITORY
 from tests.prepared import FEATURES, made_fold
 
 RATES = {"low": 0.0005, "high": 0.02, "log": True}
@@ -100,37 +100,36 @@ def test_a_small_space_has_no_more_random_trials_than_points() -> None:
 
 
 CONDITIONAL = {
-    "loss": ["bce", "focal"],
-    "focal_gamma": {"low": 0.5, "high": 4, "log": True, "when": {"loss": "focal"}},
+    "optimizer": ["adam", "adamw"],
+    "weight_decay": {"low": 0.005, "high": 0.4, "log": True, "when": {"optimizer": "adamw"}},
     "members": [1, 4],
     "member_weights": {"values": ["own", "shared"], "when": {"members": [4]}},
 }
 
 
 def test_a_condition_keeps_a_hyperparameter_out_of_the_points_in_which_it_does_not_hold() -> None:
-    listed = CONDITIONAL | {"focal_gamma": {"values": [1, 2, 3], "when": {"loss": "focal"}}}
+    listed = CONDITIONAL | {"weight_decay": {"values": [0.1, 0.2, 0.3], "when": {"optimizer": "adamw"}}}
     grid = enumerate_space(made_settings(listed))
     assert len(grid) == (1 + 3) * (1 + 2)
     drawn = enumerate_space(made_settings(CONDITIONAL, algorithm="random", trials=60))
     assert len(drawn) > 20
     for point in (*grid, *drawn):
-        assert ("focal_gamma" in point) == (point["loss"] == "focal")
+        assert ("weight_decay" in point) == (point["optimizer"] == "adamw")
         assert ("member_weights" in point) == (point["members"] == 4)
         TrainSettings(**point)
 
 
 def test_a_condition_on_what_is_not_searched_asks_the_train_settings() -> None:
-    space = {"focal_gamma": {"values": [1, 2], "when": {"loss": "focal"}}}
-    assert enumerate_space(made_settings(space)) == [{}]
-    focal = made_settings(space, train={"loss": "focal"})
-    assert enumerate_space(focal) == [{"focal_gamma": 1}, {"focal_gamma": 2}]
+    space = {"weight_decay": {"values": [0.1, 0.2], "when": {"optimizer": "adamw"}}}
+    assert enumerate_space(made_settings(space, train={"optimizer": "adam"})) == [{}]
+    assert enumerate_space(made_settings(space)) == [{"weight_decay": 0.1}, {"weight_decay": 0.2}]
 
 
 def test_the_estimator_keeps_to_conditions_learns_from_known_trials_and_survives_faults() -> None:
     space = {"learning_rate": RATES} | CONDITIONAL
 
     def score(point: dict[str, Any]) -> float:
-        return float(np.log10(point["learning_rate"]) + (point["loss"] == "focal"))
+        return float(np.log10(point["learning_rate"]) + (point["optimizer"] == "adamw"))
 
     drawn = enumerate_space(made_settings(space, algorithm="random", trials=30))
     known = [(point, score(point)) for point in drawn]
@@ -138,7 +137,7 @@ def test_the_estimator_keeps_to_conditions_learns_from_known_trials_and_survives
     suggested = []
     for number in range(12):
         point = estimator.suggest(str(number))["point"]
-        assert ("focal_gamma" in point) == (point["loss"] == "focal")
+        assert ("weight_decay" in point) == (point["optimizer"] == "adamw")
         TrainSettings(**point)
         suggested.append(score(point))
         estimator.on_trial_complete(str(number), {"score": suggested[-1]}, error=number == 3)
@@ -170,7 +169,7 @@ def test_the_best_trial_wins_by_its_mean_over_the_folds_and_its_logits_are_kept(
     assert outcome.best.average_precision == max(e["average_precision"] for e in outcome.best.curve)
     assert [len(z) for z in selection_logits(outcome, storage)] == [1_000, 1_000]
     assert {t.id for t in told} == {t.id for t in outcome.trials}
-    assert SearchOutcome.from_json(outcome.to_json()) == outcome
+    assert SearchOutcome.from_json(outcome.to_json(), storage) == outcome
     assert list(Path(storage.root).glob("runs/grid/tune/*/events*")), "TensorBoard has nothing to show"
 
     again, told_again = searched(folds, settings, storage, "runs/grid")
@@ -243,91 +242,108 @@ def test_two_workers_give_the_model_of_one_with_the_same_steps(
     assert scores[0] == pytest.approx(scores[1], abs=0.01)
 
 
-@pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="this system binds no process to cores")
-def test_ranks_that_take_a_whole_node_have_a_core_each_and_others_are_left_to_the_kernel() -> None:
-    cores = os.sched_getaffinity(0)
-    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), max_tasks_per_child=1) as processes:
-        own = [processes.submit(_cores_kept, rank, len(cores)).result() for rank in range(len(cores))]
-        free = processes.submit(_cores_kept, 0, len(cores) + 1).result()
-    assert set.union(*own) == cores
-    assert sum(map(len, own)) == len(cores)
-    assert free == cores
-
-
-def _cores_kept(local_rank: int, local_ranks: int) -> set[int]:
-    keep_to_own_cores(local_rank, local_ranks, 1)
-    return os.sched_getaffinity(0)
-
-
-@contextmanager
-def killing(name: bytes, storage: Storage, folder: str) -> Iterator[None]:
-    """Kills a process of this name once an epoch is told of."""
-    killed: list[int] = []
+def killed_at(told: Path, process: Callable[[], int], signal_number: int = signal.SIGKILL) -> threading.Thread:
+    """A thread that ends a process once this file tells of an epoch."""
 
     def kill() -> None:
-        while not (Path(storage.root) / folder / CURVE).exists():
+        while not told.exists():
             time.sleep(0.02)
-        found = [pid for pid in descendants(os.getpid()) if name in Path(f"/proc/{pid}/cmdline").read_bytes()]
-        killed.append(found[0])
-        os.kill(found[0], signal.SIGKILL)
+        os.kill(process(), signal_number)
 
     killer = threading.Thread(target=kill, daemon=True)
     killer.start()
-    yield
-    killer.join()
-    assert killed, "no process was found to kill"
+    return killer
+
+
+def a_rank() -> int:
+    """A process of Ray Train's that trains, of this process's Ray."""
+    name = b"RayTrainWorker"
+    return next(pid for pid in descendants(os.getpid()) if name in Path(f"/proc/{pid}/cmdline").read_bytes())
+
+
+def same(one: Fitted, other: Fitted) -> bool:
+    return all(torch.equal(one.weights[name], other.weights[name]) for name in other.weights)
 
 
 @pytest.mark.long
 def test_training_goes_on_after_a_worker_was_killed(
     ray_session: None, folds: list[PreparedFold], storage: Storage
 ) -> None:
-    settings = made_settings({}, train={"epochs": 60, "batch_size": 128}).train
-    with killing(b"RayTrainWorker", storage, "runs/killed"):
-        fitted = refit(folds[0], settings, 60, storage, "runs/killed", quiet)
-    assert [row["epoch"] for row in fitted.curve] == list(range(1, 61))
-    whole: Fitted = refit(folds[0], settings, 60, storage, "runs/whole", quiet)
-    assert all(bool((fitted.weights[name] == whole.weights[name]).all()) for name in whole.weights)
+    settings = made_settings({}, train={"epochs": 40, "batch_size": 128, "workers": 2}).train
+    killer = killed_at(Path(storage.path("runs/killed/progress.json")), a_rank)
+    fitted = refit(folds[0], settings, 40, storage, "runs/killed", quiet)
+    killer.join(1)
+    assert not killer.is_alive()
+    assert [row["epoch"] for row in fitted.curve] == list(range(1, 41))
+    assert same(fitted, refit(folds[0], settings, 40, storage, "runs/whole", quiet))
 
 
-INTERRUPTED = """
-import os, signal, sys, time
-from pathlib import Path
+REFIT = """
+import sys, time
 from fraud_ray.cluster import join_or_start
 from fraud_ray.settings import ClusterSettings, TrainSettings
-from fraud_ray.training import trainer
+from fraud_ray.storage import Storage
+from fraud_ray.training.trainer import refit
+from tests.line import REPOSITORY
+from tests.prepared import made_fold
 
-def interrupt(job):
-    time.sleep(2)  # until all ranks are told to have started
-    children = " ".join(path.read_text() for path in Path(f"/proc/{os.getppid()}/task").glob("*/children")).split()
-    titles = [Path(f"/proc/{child}/cmdline").read_text().split(".")[0].strip("\\0") for child in children]
-    Path(job["storage"], "beside").write_text(" ".join(sorted(title for title in titles if "::" in title)))
-    os.kill(job["driver"], signal.SIGINT)
-    time.sleep(60)
-
-trainer._train_untold = interrupt
+storage, epochs = Storage.at(sys.argv[1]), int(sys.argv[2])
 with join_or_start(ClusterSettings(cpus=1)):
     import ray
-    job = {"driver": os.getpid(), "storage": sys.argv[1], "folder": "refit"}
     try:
-        trainer.train_on_workers(job, TrainSettings(), {"CPU": 1})
+        refit(made_fold(storage, "fold", 3_000, 500), TrainSettings(batch_size=16), epochs, storage, "refit", print)
+        print("fitted")
     except KeyboardInterrupt:
         print("interrupted")
-    for _ in range(100):
+    while ray.available_resources().get("CPU") != 1:
         time.sleep(0.1)
-        if ray.available_resources().get("CPU") == 1:
-            print("nothing is reserved")
-            break
+    print("nothing is reserved")
 """
+
+
+def refitting(folder: Path, epochs: int) -> subprocess.Popen[str]:
+    """A process with a Ray of its own that fits so many epochs."""
+    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+    command = [sys.executable, "-c", REFIT, str(folder), str(epochs)]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    return subprocess.Popen(command, env=environment, cwd=REPOSITORY, text=True, **pipes)
+
+
+@pytest.mark.long
+def test_a_fit_goes_on_after_its_driver_was_killed_and_ends_as_one_that_was_not(
+    ray_session: None, folds: list[PreparedFold], tmp_path: Path
+) -> None:
+    with refitting(tmp_path, 40) as driver:
+        killed_at(tmp_path / "refit/progress.json", lambda: driver.pid).join(100)
+        driver.communicate(timeout=20)
+        assert driver.returncode == -signal.SIGKILL
+    storage = Storage.at(str(tmp_path))
+    kept = load_fitted(storage, "refit").curve
+    assert 1 <= len(kept) < 40
+    with refitting(tmp_path, 40) as driver:
+        told, fault = driver.communicate(timeout=120)
+    assert driver.returncode == 0, fault
+    assert "fitted" in told
+    fitted = load_fitted(storage, "refit")
+    assert [row["epoch"] for row in fitted.curve] == list(range(1, 41))
+    assert fitted.curve[: len(kept)] == kept, "no epoch was trained again"
+    whole = refit(made_fold(storage, "fold", 3_000, 500), TrainSettings(batch_size=16), 40, storage, "whole", quiet)
+    assert same(fitted, whole)
 
 
 @pytest.mark.long
 def test_an_interrupt_ends_a_fit_at_once_and_leaves_nothing_reserved(tmp_path: Path) -> None:
-    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
-    command = [sys.executable, "-c", INTERRUPTED, str(tmp_path)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=50)
-    assert (done.returncode, done.stdout) == (0, "interrupted\nnothing is reserved\n"), done.stderr
-    assert not done.stderr
-    # Of Ray Train's own actors, which would disturb the ranks, there is none.
-    beside = (tmp_path / "beside").read_text()
-    assert beside == "ray::DashboardAgent ray::RayTrainWorker ray::RuntimeEnvAgent"
+    with refitting(tmp_path, 100_000) as driver:
+        killed_at(tmp_path / "refit/progress.json", lambda: driver.pid, signal.SIGINT).join(100)
+        told, fault = driver.communicate(timeout=15)
+    assert told.endswith("interrupted\nnothing is reserved\n"), fault
+    assert driver.returncode == 0
+    assert not fault
+
+
+@pytest.mark.long
+def test_a_finished_fit_is_not_trained_again(ray_session: None, folds: list[PreparedFold], storage: Storage) -> None:
+    settings = made_settings({}).train
+    first = refit(folds[0], settings, 2, storage, "runs/finished", quiet)
+    again = refit(folds[0], settings, 2, storage, "runs/finished", quiet)
+    assert again.curve == first.curve

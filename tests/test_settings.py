@@ -78,10 +78,12 @@ REFUSED = {
     "prepare.numeric_encodings=[]": "prepare.numeric_encodings should have at least 1 item, not 0 (given: [])",
     "prepare.ratios={amount: [amount, amount]}": "prepare.ratios.amount has the name of a column; give it another",
     "prepare.ratios={share: [amount, category]}": "prepare.ratios.share names 'category', which is no number that the",
-    "search.space.members={values: [1], when: {los: focal}}": "search.space.members.when: train has no 'los'; did you",
-    "search.space.focal_gamma={values: [1], when: {loss: fcal}}": "search.space.focal_gamma: 'fcal' should be",
-    "search.space={focal_gamma: {values: [1], when: {loss: focal}}, loss: [bce]}": "search.space.focal_gamma.when: "
-    "'loss' has to stand before 'focal_gamma' in search.space",
+    "search.space.members={values: [1], when: {netwrk: mlp}}": "search.space.members.when: train has no 'netwrk'; did",
+    "search.space.weight_decay={values: [1], when: {optimizer: adm}}": "search.space.weight_decay: 'adm' should be",
+    "search.space={weight_decay: {values: [1], when: {optimizer: adamw}}, optimizer: [adam]}": "search.space.weight_"
+    "decay.when: 'optimizer' has to stand before 'weight_decay' in search.space",
+    "train.loss=focal": "train.loss is no setting",
+    "search.scheduler=median": "search.scheduler should be",
     "run.name=a/b": "run.name: 'a/b' must begin with a letter or digit",
     "folds.kind=entity": "folds.kind: entity needs a column of kind 'entity'",
     "gate.slices={min: 0.5}": "gate.slices judges the slices of decision.slices, which names none",

@@ -54,7 +54,8 @@ def test_a_network_is_trained_by_ranks_on_both_nodes(two_nodes: Any, simulated: 
     overrides = ["run.name=both", "train.workers=2", "train.learning_rate=0.004", "train.negative_share=1"]
     done = run(two_nodes, *local(simulated, store, overrides), store, "--until", "search")
     assert done.returncode == 0, done.stderr
-    (trial,) = json.loads((store / "runs/both/stages/search.json").read_text())["value"]["trials"]
+    (ledger,) = (store / "runs/both/search/ledger").iterdir()
+    trial = json.loads(ledger.read_text())
     assert trial["status"] == "finished"
     assert [epoch["steps"] for epoch in trial["curve"]] == [46, 46]
     assert trial["average_precision"] > 0.2

@@ -22,7 +22,7 @@ Logits = tuple[npt.NDArray[np.float32], ...]
 
 
 @dataclass(frozen=True)
-class Choice:
+class Choice(Value):
     """What was chosen for a model: the best of its trials, and its mean AP over the selection holdouts.
 
     seconds: of the search and of all fits.

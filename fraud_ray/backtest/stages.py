@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import partial
 
 import numpy as np
 import ray
@@ -71,7 +72,7 @@ def fit_network(folds: BacktestFolds, settings: Settings, run: Run, progress: Pr
         def compute() -> SearchOutcome:
             return search(folds.selection, settings, storage, run.key("search"), lambda _: None, stage.update)
 
-        found = run.once("search", compute, SearchOutcome)
+        found = run.once("search", compute, partial(SearchOutcome.from_json, storage=storage))
         stage.say(str(found))
     best = found.best
     train = settings.train_with(best.hyperparameters)
@@ -80,11 +81,10 @@ def fit_network(folds: BacktestFolds, settings: Settings, run: Run, progress: Pr
         def fitted_on(number: int, fold: PreparedFold) -> Fitted:
             folder = run.key(f"refit-{number}")
 
-            def compute() -> int:
-                return len(refit(fold, train, best.best_epoch, storage, folder, stage.update).curve)
+            def fit() -> Fitted:
+                return refit(fold, train, best.best_epoch, storage, folder, stage.update)
 
-            run.once(f"refit-{number}", compute, int)
-            return load_fitted(storage, folder)
+            return run.once(f"refit-{number}", fit, lambda _: load_fitted(storage, folder))
 
         fitted = [fitted_on(number, fold) for number, fold in enumerate(folds.final, 1)]
         tasks = [
@@ -111,7 +111,7 @@ def fit_beside(
             save_logits(storage, key, [*fitted.selection, *fitted.final])
             return fitted.choice
 
-        choice = run.once(name, compute, Choice)
+        choice = run.once(name, compute, Choice.from_json)
         logits, count = load_logits(storage, key), len(folds.selection)
         candidate = Candidate(choice, tuple(logits[:count]), tuple(logits[count:]))
         stage.say(str(candidate.choice))

@@ -17,8 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fraud_ray.model.dropout import DroppedReLU, DroppedSiLU, in_256ths
-from fraud_ray.model.plain import PlainNetwork, summed
+from fraud_ray.model.dropout import Dropped
 
 # So many categories in all a GPU multiplies with their one-hot columns: a lookup's gradient needs the codes sorted.
 MULTIPLIED_CODES = 512
@@ -42,12 +41,6 @@ class NetworkShape:
     layer_norm: bool = False
     embedding_size: int | None = None
     member_weights: str = "own"
-
-    @property
-    def plain(self) -> bool:
-        """Whether `PlainNetwork` trains it on a CPU."""
-        perceptron = self.network == "mlp" and self.activation == "relu" and not self.layer_norm
-        return perceptron and self.members == 1 and self.embedding_size is None and self.features > 0
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -74,8 +67,7 @@ class FraudNetwork(nn.Module):
 
     def __init__(self, shape: NetworkShape) -> None:
         super().__init__()
-        self.members, self.plain = shape.members, shape.plain
-        self.dropped_of_256 = in_256ths(shape.dropout)
+        self.members = shape.members
         residual = shape.network == "residual"
         widths = (*(shape.hidden_sizes[:1] if residual else shape.hidden_sizes), 1)
         inputs = shape.features
@@ -103,8 +95,6 @@ class FraudNetwork(nn.Module):
 
         In training the members' own logits, (rows, members), each of which is fitted to the labels.
         """
-        if self.plain and self.training and not features.is_cuda:
-            return self._plain_logits(features, codes)
         if self.embeddings is not None:
             features = torch.cat([features, self.embeddings(codes + self.starts).flatten(1)], dim=1)
         hidden = self._first_sums(features, codes)
@@ -119,20 +109,11 @@ class FraudNetwork(nn.Module):
             return logits
         return logits.squeeze(1) if self.members == 1 else logit_of_mean(logits)
 
-    def _plain_logits(self, features: Tensor, codes: Tensor) -> Tensor:
-        rows = None
-        if self.categories is not None:
-            codes, rows = codes + self.starts, self.categories.weight
-        linear = [layer for layer in (self.first, *self.following) if isinstance(layer, nn.Linear)]
-        parameters = [parameter for layer in linear for parameter in (layer.weight, layer.bias)]
-        logits: Tensor = PlainNetwork.apply(features, codes, self.dropped_of_256, rows, *parameters)
-        return logits
-
     def _first_sums(self, features: Tensor, codes: Tensor) -> Tensor:
         """The first layer of features and one-hot categories, (rows, members * width)."""
         if self.first is None:
             assert self.categories is not None, "a network reads features or codes"
-            return summed(self.categories(codes + self.starts))
+            return _summed(self.categories(codes + self.starts))
         weight, bias = _weight_and_bias(self.first)
         sums = bias
         if self.categories is not None:
@@ -141,7 +122,7 @@ class FraudNetwork(nn.Module):
                 both = torch.cat([weight, self.categories.weight])
                 return torch.addmm(bias, torch.cat([features, one_hot], 1), both)
             # With the bias in what is looked up, one row a column, the product adds to it in a single pass.
-            sums = summed(self.categories(codes + self.starts, bias / codes.shape[1]))
+            sums = _summed(self.categories(codes + self.starts, bias / codes.shape[1]))
         # Of few features, the gradient of a contiguous weight is a product that takes a seventh of the time.
         return torch.addmm(sums, features, weight.contiguous())
 
@@ -163,7 +144,9 @@ class ResidualBlock(nn.Module):
     def __init__(self, shape: NetworkShape, width: int, size: int) -> None:
         super().__init__()
         norm = [_norm(shape, width)] if shape.layer_norm else []
-        self.added = nn.Sequential(*norm, _layer(shape, width, size), _dropped(shape), _layer(shape, size, width))
+        self.added = nn.Sequential(
+            *norm, _layer(shape, width, size), Dropped(shape.activation, shape.dropout), _layer(shape, size, width)
+        )
 
     def forward(self, hidden: Tensor) -> Tensor:
         result: Tensor = hidden + self.added(hidden)
@@ -221,6 +204,11 @@ class MemberNorm(nn.Module):
         return F.layer_norm(hidden, (self.width,)) * self.weight + self.bias
 
 
+def _summed(found: Tensor) -> Tensor:
+    """(rows, columns, width) to (rows, width). A sum over one column is a slow copy, here and in the graph."""
+    return found.squeeze(1) if found.shape[1] == 1 else found.sum(dim=1)
+
+
 def _one_hot(codes: Tensor, count: int) -> Tensor:
     """(rows, columns) of different codes to float32 (rows, count)."""
     return (codes.unsqueeze(2) == torch.arange(count, device=codes.device)).any(1).float()
@@ -254,12 +242,9 @@ def _norm(shape: NetworkShape, width: int) -> nn.Module:
     return nn.LayerNorm(width) if shape.members == 1 else MemberNorm(shape.members, width)
 
 
-def _dropped(shape: NetworkShape) -> nn.Module:
-    return {"relu": DroppedReLU, "silu": DroppedSiLU}[shape.activation](shape.dropout)
-
-
 def _activation(shape: NetworkShape, width: int) -> nn.Module:
-    return nn.Sequential(_norm(shape, width), _dropped(shape)) if shape.layer_norm else _dropped(shape)
+    dropped = Dropped(shape.activation, shape.dropout)
+    return nn.Sequential(_norm(shape, width), dropped) if shape.layer_norm else dropped
 
 
 def logit_of_mean(logits: Tensor) -> Tensor:

@@ -51,10 +51,6 @@ class TrainSettings(Frozen):
     """Networks trained side by side, whose mean probability counts."""
     member_weights: Literal["own", "shared"] = "own"
     """Whether members have weights of their own, or share them but for scales of inputs and outputs (TabM)."""
-    loss: Literal["bce", "focal"] = "bce"
-    """Loss on logits."""
-    focal_gamma: NonNegativeFloat = 2.0
-    """focal: how strongly easy rows are played down."""
     positive_weight: PositiveWeight = 1.0
     """Weight of a fraud in the loss; `balanced` is legitimate rows over frauds."""
     negative_share: Annotated[float, Field(gt=0, le=1)] = 1.0
@@ -187,10 +183,10 @@ class SearchSettings(Frozen):
     """grid: every combination of the lists; random; tpe: Optuna's estimator."""
     trials: PositiveInt = 16
     """random, tpe: trials to run."""
-    scheduler: Literal["none", "asha", "median"] = "none"
+    scheduler: Literal["none", "asha"] = "none"
     """How weak trials are stopped early."""
     grace_epochs: PositiveInt = 5
-    """asha, median: epochs before a trial can be stopped by the scheduler."""
+    """asha: epochs before a trial can be stopped by the scheduler."""
     concurrency: PositiveInt | None = Field(default=None, json_schema_extra=NO_EFFECT)
     """Most trials at once; by default as many as the resources hold."""
     time_budget_s: PositiveFloat | None = None

@@ -25,9 +25,10 @@ from fraud_ray.model.bundle import Bundle, network_logits
 from fraud_ray.model.calibration import Calibration
 from fraud_ray.settings import DecisionSettings, Settings, TrainSettings
 from fraud_ray.storage import Storage
+from fraud_ray.training.build import network_shape
 from fraud_ray.training.loop import Float32
 from fraud_ray.training.search import SearchOutcome, selection_logits
-from fraud_ray.training.trainer import Fitted, network_shape
+from fraud_ray.training.trainer import Fitted
 
 CURVES = "curves.json"  # in a run's folder, beside its stages' values
 

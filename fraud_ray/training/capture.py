@@ -9,19 +9,18 @@ from collections import Counter
 from collections.abc import Callable
 
 import torch
-from torch import Tensor
 
 from fraud_ray.training.feed import Batch
 
 # Steps of a kind before it is captured: libraries load in the first ones, and a rare kind is not worth a capture.
 EAGER_STEPS = 20
 
-Step = Callable[[Batch, Tensor], None]
+Step = Callable[[Batch], None]
 Kind = tuple[int, float]  # a rank's rows, and those of all ranks
 
 
 class CapturedStep:
-    """Calls a step, which trains on a batch at a learning rate; once it was called often, replays what it launched.
+    """Calls a step, which trains on a batch; once it was called often, replays what it launched.
 
     Source: PyTorch's notes on CUDA semantics, "CUDA Graphs", whole-network capture. The step is always the same one,
     and is not kept: who owns both is freed at once. What it reads and changes must stay in its place, but for
@@ -33,10 +32,8 @@ class CapturedStep:
         self._graphs: dict[Kind, tuple[torch.cuda.CUDAGraph, Batch]] = {}
         self._stream = torch.cuda.Stream()
         self._memory = torch.cuda.graph_pool_handle()
-        self._learning_rate = torch.zeros((), device="cuda")
 
-    def __call__(self, step: Step, batch: Batch, learning_rate: float) -> None:
-        self._learning_rate.fill_(learning_rate)
+    def __call__(self, step: Step, batch: Batch) -> None:
         kind = len(batch.labels), batch.global_rows
         if kind in self._graphs:
             graph, held = self._graphs[kind]
@@ -54,7 +51,7 @@ class CapturedStep:
         # On the stream that captures: what backward keeps of the stream it ran on must not be of another.
         self._stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(self._stream):
-            step(batch, self._learning_rate)
+            step(batch)
         torch.cuda.current_stream().wait_stream(self._stream)
 
     def _capture(self, step: Step, batch: Batch) -> tuple[torch.cuda.CUDAGraph, Batch]:
@@ -63,5 +60,5 @@ class CapturedStep:
         graph = torch.cuda.CUDAGraph()
         # Another thread may read ahead meanwhile, and allocate.
         with torch.cuda.graph(graph, pool=self._memory, stream=self._stream, capture_error_mode="thread_local"):
-            step(held, self._learning_rate)
+            step(held)
         return graph, held

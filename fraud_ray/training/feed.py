@@ -47,16 +47,6 @@ class Batch:
     def tensors(self) -> list[Tensor]:
         return [t for t in (self.features, self.codes, self.labels, self.weights) if t is not None]
 
-    def pieces(self, rows: int) -> list[Batch]:
-        """The same step in pieces of at most so many rows; what is added up over them is the step's."""
-        if len(self.labels) <= rows:
-            return [self]
-        return [self._cut(slice(start, start + rows)) for start in range(0, len(self.labels), rows)]
-
-    def _cut(self, of: slice) -> Batch:
-        weights = None if self.weights is None else self.weights[of]
-        return Batch(self.features[of], self.codes[of], self.labels[of], weights, self.global_rows)
-
     def clone(self) -> Batch:
         """The same rows in memory of their own."""
         weights = None if self.weights is None else self.weights.clone()

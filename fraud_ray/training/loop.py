@@ -1,8 +1,8 @@
 """One training run as one rank sees it: plain torch, reports through a callback.
 
 A run fits one network a fold, epoch by epoch in step, since a trial is judged by the mean over its selection folds.
-Several ranks average their gradients at each step (see `exchange`). A rank's loss is scaled such that this average is
-the mean over the global batch, however its rows fall to the ranks.
+Several ranks average their gradients at each step by DistributedDataParallel. A rank's loss is scaled such that this
+average is the mean over the global batch, however its rows fall to the ranks.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ import functools
 import math
 import time
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,32 +18,30 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from sklearn.metrics import average_precision_score
-from torch import Tensor
-from torch.nn import functional as F
+from torch import Tensor, distributed, nn
+from torch.optim.lr_scheduler import LRScheduler
 
 from fraud_ray.data.rows import Rows
-from fraud_ray.model.network import FraudNetwork, NetworkShape
-from fraud_ray.settings import TrainSettings
+from fraud_ray.model.network import FraudNetwork
 from fraud_ray.training.capture import CapturedStep
-from fraud_ray.training.exchange import open_exchange
-from fraud_ray.training.feed import Batch, Feed, on_device
-from fraud_ray.training.optimizer import FusedAdam
+from fraud_ray.training.feed import Batch, Feed, Slot, on_device
 
 Float32 = npt.NDArray[np.float32]
-
-# Rows whose activations stay in a CPU's cache from the forward to the backward pass.
-CACHED_ROWS = 4_096
 
 
 @dataclass(frozen=True)
 class Epoch:
-    """What one epoch came to: mean over folds of loss and holdout AP (None without a holdout)."""
+    """What one epoch came to: mean over folds of loss and holdout AP (None without a holdout).
+
+    is_last: whether training ends with it, by its number or by patience.
+    """
 
     number: int
     loss: float
     average_precision: float | None
     rows_per_second: float
     steps: int
+    is_last: bool
 
 
 @dataclass
@@ -56,84 +53,93 @@ class Best:
     logits: list[Float32] = field(default_factory=list)
 
 
-class FoldFit:
-    """The network of one fold, its optimiser, and where it stands.
+@dataclass(frozen=True)
+class Holdout:
+    """Rows that are scored after each epoch, each rank a share of them.
 
-    holdout: rows to score after each epoch; every rank scores its share of them.
+    labels: of all rows; features, codes: of this rank's share, on its device; width: the most rows that a rank scores.
     """
 
-    def __init__(
-        self,
-        shape: NetworkShape,
-        feed: Feed,
-        holdout: Rows | None,
-        settings: TrainSettings,
-        device: torch.device,
-    ) -> None:
-        self.feed, self.holdout, self.settings, self.device = feed, holdout, settings, device
-        self.slot = feed.slot
-        self._mine = None if holdout is None else self._share_of(holdout)
-        self.network = FraudNetwork(shape).to(device)
-        self.exchange = open_exchange(self.network, self.slot, device, 0 if holdout is None else self._width(holdout))
-        decay = {"adam": 0.0, "adamw": settings.weight_decay}[settings.optimizer]
-        self.optimizer = FusedAdam(self.network.parameters(), decay)
-        weight = settings.positive_weight
-        positive = (feed.rows - feed.frauds) / feed.frauds if weight == "balanced" else float(weight)
-        self.positive_weight = torch.tensor(positive, device=device)
-        self.summed_loss = torch.zeros((), device=device)
-        alone_on_gpu = device.type == "cuda" and self.slot.ranks == 1
-        self._captured = CapturedStep() if alone_on_gpu else None
+    labels: npt.NDArray[np.int8]
+    features: Tensor
+    codes: Tensor
+    width: int
+
+    @classmethod
+    def of(cls, rows: Rows, slot: Slot, device: torch.device) -> Holdout:
+        width = -(-len(rows) // slot.ranks)
+        mine = slice(slot.rank * width, (slot.rank + 1) * width)
+        features, codes, _ = on_device(Rows(rows.features[mine], rows.codes[mine], rows.label), device)
+        return cls(rows.label, features, codes, width)
+
+    def average_precision(self, logits: Float32) -> float:
+        """Of all rows' logits; 0 where one is no number."""
+        return float(average_precision_score(self.labels, logits)) if np.isfinite(logits).all() else 0.0
+
+
+@dataclass(eq=False)
+class FoldFit:
+    """The network of one fold, what trains it (`build.build_fold` makes both), and where it stands.
+
+    module: the network as the forward pass of a training step has to call it. loss: as `build.build_loss` says.
+    in_bf16: whether the forward pass is under autocast.
+    """
+
+    network: FraudNetwork
+    module: nn.Module
+    optimizer: torch.optim.Optimizer
+    scheduler: LRScheduler | None
+    loss: Callable[..., Tensor]
+    feed: Feed
+    holdout: Holdout | None
+    device: torch.device
+    in_bf16: bool
+
+    def __post_init__(self) -> None:
+        self.ranks = self.feed.slot.ranks
+        self.summed_loss = torch.zeros((), device=self.device)
+        self._captured = CapturedStep() if self.device.type == "cuda" and self.ranks == 1 else None
 
     def run_epoch(self, number: int) -> float:
         """One pass over the fit rows; returns the mean loss over the rows of all ranks."""
         self.network.train()
         self.summed_loss.zero_()
         rows = 0.0
-        for step, batch in enumerate(self.feed.epoch(number), start=(number - 1) * self.feed.steps):
+        for batch in self.feed.epoch(number):
             if self._captured:
-                self._captured(self._train_on, batch, self._learning_rate(step))
+                self._captured(self._train_on, batch)
             else:
-                self._train_on(batch, self._learning_rate(step))
+                self._train_on(batch)
+            if self.scheduler:
+                self.scheduler.step()
             rows += batch.global_rows
-        self.exchange.sum(self.summed_loss)
+        if self.ranks > 1:
+            distributed.all_reduce(self.summed_loss)
         return self.summed_loss.item() / rows / self.network.members
 
-    def _train_on(self, batch: Batch, learning_rate: float | Tensor) -> None:
+    def _train_on(self, batch: Batch) -> None:
         self.optimizer.zero_grad()
-        # DistributedDataParallel averages after each backward pass, so there it is one.
-        in_pieces = self.device.type == "cpu" and self.exchange.module is self.network
-        for piece in batch.pieces(CACHED_ROWS) if in_pieces else [batch]:
-            with self._autocast():
-                summed = self._loss(piece)
-            (summed * (self.slot.ranks / batch.global_rows)).backward()
-            self.summed_loss += summed.detach()
-        self.exchange.average()
-        self.optimizer.step(learning_rate)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.in_bf16):
+            logits = self.module(batch.features, batch.codes).float()
+        # Summed over the members too: they are fitted side by side.
+        labels = batch.labels.unsqueeze(1).expand_as(logits)
+        loss = self.loss(logits, labels, weight=None if batch.weights is None else batch.weights.unsqueeze(1))
+        (loss * (self.ranks / batch.global_rows)).backward()
+        self.optimizer.step()
+        self.summed_loss += loss.detach()
 
     def score_holdout(self) -> Float32:
-        """Logits of all holdout rows, in order; each rank scores a share and all gather."""
-        assert self.holdout is not None and self._mine is not None, "only folds with a holdout are scored"
-        scored = torch.zeros(self._width(self.holdout), device=self.device)
-        logits = self._logits(*self._mine)
-        scored[: len(logits)] = logits
-        return self.exchange.gather(scored)[: len(self.holdout)].cpu().numpy()
-
-    def _share_of(self, holdout: Rows) -> tuple[Tensor, Tensor]:
-        """Features and codes of the holdout rows that this rank scores, on its device."""
-        width = self._width(holdout)
-        mine = slice(self.slot.rank * width, (self.slot.rank + 1) * width)
-        features, codes, _ = on_device(Rows(holdout.features[mine], holdout.codes[mine], holdout.label), self.device)
-        return features, codes
-
-    def _width(self, holdout: Rows) -> int:
-        """The most holdout rows that a rank scores."""
-        return -(-len(holdout) // self.slot.ranks)
-
-    def _learning_rate(self, step: int) -> float:
-        total = self.feed.steps * self.settings.epochs
-        return self.settings.learning_rate * rate_factor(
-            step, total, self.settings.schedule, self.settings.warmup_share
-        )
+        """Logits of all holdout rows, in order; each rank scores its share and all gather."""
+        holdout = self.holdout
+        assert holdout is not None, "only folds with a holdout are scored"
+        logits = self._logits(holdout.features, holdout.codes)
+        if self.ranks > 1:
+            mine = torch.zeros(holdout.width, device=self.device)
+            mine[: len(logits)] = logits
+            parts = [torch.empty_like(mine) for _ in range(self.ranks)]
+            distributed.all_gather(parts, mine)
+            logits = torch.cat(parts)[: len(holdout.labels)]
+        return logits.cpu().numpy()
 
     def _logits(self, features: Tensor, codes: Tensor) -> Tensor:
         self.network.eval()
@@ -144,41 +150,30 @@ class FoldFit:
                 scored.append(self.network(features[cut], codes[cut]))
         return torch.cat(scored)
 
-    def _loss(self, batch: Batch) -> Tensor:
-        """Sum of the rows' losses, each summed over the members: they are fitted side by side."""
-        logits = self.exchange.module(batch.features, batch.codes).float()
-        labels = batch.labels.unsqueeze(1).expand_as(logits)
-        weights = None if batch.weights is None else batch.weights.unsqueeze(1)
-        if self.settings.loss == "bce":
-            return F.binary_cross_entropy_with_logits(
-                logits, labels, weight=weights, pos_weight=self.positive_weight, reduction="sum"
-            )
-        losses = focal_loss(logits, labels, self.settings.focal_gamma)
-        losses = losses * torch.where(labels > 0, self.positive_weight, 1.0)
-        return (losses if weights is None else losses * weights).sum()
-
-    def _autocast(self) -> AbstractContextManager[Any]:
-        if self.settings.precision == "bf16" and self.device.type == "cuda":
-            return torch.autocast("cuda", torch.bfloat16)
-        return nullcontext()
-
     def state(self) -> dict[str, Any]:
         """Tensors and numbers from which training goes on as if it had not stopped."""
-        return {"network": self.network.state_dict(), "optimizer": self.optimizer.state_dict()}
+        return {
+            "network": self.network.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "scheduler": None if self.scheduler is None else self.scheduler.state_dict(),
+        }
 
     def restore(self, state: dict[str, Any]) -> None:
+        """Goes on from a `state`, whose tensors lie on this fit's device."""
         self.network.load_state_dict(state["network"])
         self.optimizer.load_state_dict(state["optimizer"])
+        if self.scheduler:
+            self.scheduler.load_state_dict(state["scheduler"])
 
 
 def fit(
     folds: Sequence[FoldFit],
-    settings: TrainSettings,
-    report: Callable[[Epoch, Best, Callable[[], dict[str, Any]]], None],
     epochs: int,
+    patience_epochs: int | None,
+    report: Callable[[Epoch, Best, Callable[[], dict[str, Any]]], None],
     resumed: dict[str, Any] | None = None,
 ) -> Best:
-    """Trains all folds for `epochs`, or until `settings.patience_epochs` bring no better mean AP.
+    """Trains all folds for `epochs`, or until `patience_epochs` bring no better mean AP.
 
     Without patience the last epoch counts: where the learning rate falls to 0, an epoch in the middle that did better
     on the selection holdouts is luck, and a refit that ended there would be of another kind.
@@ -190,11 +185,16 @@ def fit(
     if resumed is not None:
         best, first = _restore(folds, resumed)
     judged = all(fold.holdout is not None for fold in folds)
+
+    def ends_with(number: int) -> bool:
+        impatient = judged and patience_epochs is not None and number - best.epoch >= patience_epochs
+        return number == epochs or impatient
+
+    if resumed is not None and ends_with(first - 1):
+        return best
     for number in range(first, epochs + 1):
-        if judged and settings.patience_epochs and number - 1 - best.epoch >= settings.patience_epochs:
-            break
         # Dropout draws anew each epoch, so that a resumed epoch is the same as an uninterrupted one.
-        path = settings.seed, number, folds[0].slot.rank
+        path = folds[0].feed.slot.seed, number, folds[0].feed.slot.rank
         torch.manual_seed(int(np.random.SeedSequence(path).generate_state(1)[0]))
         started = time.perf_counter()
         losses = [fold.run_epoch(number) for fold in folds]
@@ -202,9 +202,10 @@ def fit(
         score = None
         if judged:
             logits = [fold.score_holdout() for fold in folds]
-            scores = [_average_precision(fold, z) for fold, z in zip(folds, logits, strict=True)]
-            score = float(np.mean(scores))
-            if score > best.average_precision or settings.patience_epochs is None:
+            score = float(
+                np.mean([f.holdout.average_precision(z) for f, z in zip(folds, logits, strict=True) if f.holdout])
+            )
+            if score > best.average_precision or patience_epochs is None:
                 best = Best(number, score, logits)
         else:
             best = Best(number)
@@ -214,36 +215,12 @@ def fit(
             score,
             sum(fold.feed.rows for fold in folds) / seconds,
             sum(fold.feed.steps for fold in folds),
+            ends_with(number),
         )
         report(epoch, best, functools.partial(_state, folds, number, best))
+        if epoch.is_last:
+            break
     return best
-
-
-def rate_factor(step: int, total: int, schedule: str, warmup_share: float) -> float:
-    """Share of the peak learning rate at a step: a linear rise, then constant or a cosine to zero."""
-    warmup = int(total * warmup_share)
-    if step < warmup:
-        return (step + 1) / warmup
-    if schedule == "constant":
-        return 1.0
-    done = (step - warmup) / max(1, total - warmup)
-    return 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
-
-
-def focal_loss(logits: Tensor, labels: Tensor, gamma: float) -> Tensor:
-    """Loss a row (rows,), (1 - p)^gamma times the cross entropy, p the probability given to the row's own class.
-
-    Source: Lin et al., "Focal Loss for Dense Object Detection" (2017), equation 4.
-    """
-    cross_entropy = F.binary_cross_entropy_with_logits(logits, labels, reduction="none")
-    return (1 - torch.exp(-cross_entropy)) ** gamma * cross_entropy
-
-
-def _average_precision(fold: FoldFit, logits: Float32) -> float:
-    assert fold.holdout is not None, "only folds with a holdout are scored"
-    if not np.isfinite(logits).all():
-        return 0.0
-    return float(average_precision_score(fold.holdout.label, logits))
 
 
 def _state(folds: Sequence[FoldFit], number: int, best: Best) -> dict[str, Any]:
@@ -259,5 +236,5 @@ def _state(folds: Sequence[FoldFit], number: int, best: Best) -> dict[str, Any]:
 def _restore(folds: Sequence[FoldFit], state: dict[str, Any]) -> tuple[Best, int]:
     for fold, stored in zip(folds, state["folds"], strict=True):
         fold.restore(stored)
-    best = Best(state["best_epoch"], state["best_average_precision"], [z.numpy() for z in state["best_logits"]])
-    return best, state["epoch"] + 1
+    logits = [z.cpu().numpy() for z in state["best_logits"]]
+    return Best(state["best_epoch"], state["best_average_precision"], logits), state["epoch"] + 1

@@ -1,14 +1,13 @@
 """Ray Tune: trials over the selection folds, in their own processes or, with several workers, under Ray Train.
 
 Every trial has an identity, the hash of its hyperparameters, and a folder of that name. A finished trial leaves its
-result there, so that a search that was interrupted runs none of them again; an unfinished one goes on from its
+result in the ledger, so that a search that was interrupted runs none of them again; an unfinished one goes on from its
 checkpoint. No state of Tune's own is read back.
 """
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -18,15 +17,15 @@ import ray
 import torch
 from ray import tune
 from ray.tune.integration.ray_train import TuneReportCallback
-from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, MedianStoppingRule, TrialScheduler
+from ray.tune.schedulers import ASHAScheduler
 
 from fraud_ray.data.rows import PreparedFold
 from fraud_ray.errors import FraudRayError
 from fraud_ray.progress import counted
-from fraud_ray.settings import SearchSettings, Settings, TrainSettings
+from fraud_ray.settings import Settings
 from fraud_ray.storage import Storage
 from fraud_ray.training.space import EstimatorSearcher, Hyperparameters, enumerate_space, in_words, trial_id
-from fraud_ray.training.trainer import CURVE, load_logits, make_job, place, run_job, train_on_workers
+from fraud_ray.training.trainer import CHECKPOINT, Place, load_checkpoint, place, train_on_workers, train_rank
 
 METRIC = "best_average_precision"
 
@@ -48,10 +47,6 @@ class Trial:
     curve: tuple[dict[str, Any], ...] = ()
     fault: str | None = None
 
-    @classmethod
-    def from_json(cls, stored: dict[str, Any]) -> Trial:
-        return cls(**{**stored, "curve": tuple(stored["curve"])})
-
 
 @dataclass(frozen=True, repr=False)
 class SearchOutcome:
@@ -71,12 +66,19 @@ class SearchOutcome:
         )
 
     def to_json(self) -> dict[str, Any]:
-        return asdict(self)
+        """Which trials, by id: what they came to is in the ledger."""
+        return {"trials": [trial.id for trial in self.trials], "folder": self.folder, "reused": self.reused}
 
     @classmethod
-    def from_json(cls, stored: dict[str, Any]) -> SearchOutcome:
-        trials = tuple(Trial.from_json(trial) for trial in stored["trials"])
-        return cls(Trial.from_json(stored["best"]), trials, stored["folder"], stored["reused"])
+    def from_json(cls, stored: dict[str, Any], storage: Storage) -> SearchOutcome:
+        """What `to_json` gave, with the trials of the ledger. Raises FraudRayError where one is gone."""
+        ledger = _read_ledger(storage, stored["folder"])
+        gone = [name for name in stored["trials"] if name not in ledger]
+        if gone:
+            where = storage.path(_ledger_key(stored["folder"], gone[0]))
+            raise FraudRayError(f"{where} is gone; delete the run's folder and run again")
+        trials = tuple(ledger[name] for name in stored["trials"])
+        return cls(trials[0], trials, stored["folder"], stored["reused"])
 
 
 def search(
@@ -93,7 +95,8 @@ def search(
     also for those of an earlier start. Raises FraudRayError when every trial failed.
     """
     space, train = settings.search, settings.train
-    known = {trial.id: trial for trial in _read_ledger(storage, folder) if trial.status != "failed"}
+    ledger = _read_ledger(storage, folder)
+    known = {name: trial for name, trial in ledger.items() if trial.status != "failed"}
     for trial in known.values():
         finished(trial)
     plan = None if space.algorithm == "tpe" and space.space else enumerate_space(settings)
@@ -102,9 +105,8 @@ def search(
     update(len(known), total, f"{counted(len(known), 'trial')} kept" if known else "")
     if open_points or (plan is None and len(known) < total):
         folds = [place(fold, train, storage, with_holdout=True) for fold in selection]
-        watcher = _Watcher(storage, folder, total, known, settings, finished, update)
+        watcher = _Watcher(storage, folder, total, known, ledger, finished, update)
         _run_tune(open_points, known, folds, settings, storage, folder, watcher)
-    ledger = {t.id: t for t in _read_ledger(storage, folder)}
     wanted = ledger if plan is None else {trial_id(p) for p in plan}
     trials = [t for t in ledger.values() if t.id in wanted]
     judged = [t for t in trials if t.average_precision is not None]
@@ -120,7 +122,8 @@ def search(
 
 def selection_logits(outcome: SearchOutcome, storage: Storage) -> list[np.ndarray[Any, np.dtype[np.float32]]]:
     """Holdout logits of the best trial at its best epoch, one array a selection fold."""
-    return load_logits(storage, f"{outcome.folder}/{outcome.best.id}")
+    state = load_checkpoint(storage, f"{outcome.folder}/{outcome.best.id}")
+    return [logits.numpy() for logits in state["best_logits"]]
 
 
 def concurrency(settings: Settings, resources: dict[str, float]) -> int:
@@ -138,17 +141,23 @@ def concurrency(settings: Settings, resources: dict[str, float]) -> int:
 
 def run_trial(config: dict[str, Any], context: dict[str, Any]) -> None:
     """Tune's train function: one trial, in this process or on workers of its own."""
-    settings = Settings.model_validate(context["settings"])
-    point = config["point"]
-    train = settings.train_with(point)
-    job = make_job(
-        Storage(context["storage"]), f"{context['folder']}/{trial_id(point)}", train, train.epochs, context["folds"]
-    )
+    settings: Settings = context["settings"]
+    storage: Storage = context["storage"]
+    folder = f"{context['folder']}/{trial_id(config['point'])}"
+    train = settings.train_with(config["point"])
+    epochs, folds = train.epochs, context["folds"]
     if train.workers > 1:
-        train_on_workers(job, train, settings.rank_resources(for_search=True), callbacks=[TuneReportCallback()])
+        resources = settings.rank_resources(for_search=True)
+        train_on_workers(train, epochs, folds, storage, folder, resources, TuneReportCallback())
         return
-    device = torch.device("cuda" if train.use_gpu else "cpu")
-    run_job(job, 0, 1, device, tune.report)
+
+    def report(result: dict[str, Any], content: bytes | None) -> None:
+        if content is not None:
+            storage.put(f"{folder}/{CHECKPOINT}", content)
+        tune.report(result)
+
+    alone = Place(0, 1, torch.device("cuda" if train.use_gpu else "cpu"))
+    train_rank(train, epochs, folds, storage, report, storage.get(f"{folder}/{CHECKPOINT}"), alone)
 
 
 class _Watcher(tune.Callback):
@@ -160,19 +169,15 @@ class _Watcher(tune.Callback):
         folder: str,
         total: int,
         known: dict[str, Trial],
-        settings: Settings,
+        ledger: dict[str, Trial],
         finished: Callable[[Trial], None],
         update: Callable[[float, float, str], None],
     ) -> None:
-        self.storage, self.folder, self.total, self.settings = storage, folder, total, settings
+        self.storage, self.folder, self.total, self.ledger = storage, folder, total, ledger
         self.finished, self.update = finished, update
         self.done = len(known)
         self.best = max((t.average_precision or 0.0 for t in known.values()), default=0.0)
         self.running: dict[str, tuple[Any, int]] = {}  # trials, and the epoch that each has reached
-
-    def __reduce__(self) -> Any:
-        # Tune saves its callbacks; this one belongs to the driver, and no state of Tune's is read back.
-        return tune.Callback, ()
 
     def on_trial_result(
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
@@ -196,29 +201,28 @@ class _Watcher(tune.Callback):
     def _conclude(self, trial: Any, fault: str | None) -> None:
         point = trial.config["point"]
         name = trial_id(point)
-        curve = self.storage.get_json(f"{self.folder}/{name}/{CURVE}") or []
+        try:
+            state = load_checkpoint(self.storage, f"{self.folder}/{name}")
+        except FraudRayError:  # it came to no end of an epoch
+            state = {"curve": [], "is_finished": False}
+        curve = state["curve"]
         last = curve[-1] if curve else {}
         result = Trial(
             id=name,
             hyperparameters=point,
-            status="failed" if fault else self._status(point, last),
+            status="failed" if fault else "finished" if state["is_finished"] else "stopped",
             average_precision=last.get(METRIC),
             best_epoch=last.get("best_epoch", 0),
             seconds=float(trial.last_result.get("time_total_s", 0.0)),
             curve=tuple(curve),
             fault=fault,
         )
+        self.ledger[name] = result
         self.storage.put_json(_ledger_key(self.folder, name), asdict(result))
         self.running.pop(trial.trial_id, None)
         self.done += 1
         self.finished(result)
         self.update(self.done, self.total, f"best AP {self.best:.4f}")
-
-    def _status(self, point: Hyperparameters, last: dict[str, Any]) -> str:
-        train = self.settings.train_with(point)
-        epoch, waited = last.get("epoch", 0), last.get("epoch", 0) - last.get("best_epoch", 0)
-        patient = train.patience_epochs is not None and waited >= train.patience_epochs
-        return "finished" if epoch == train.epochs or patient else "stopped"
 
 
 def _run_tune(
@@ -230,48 +234,38 @@ def _run_tune(
     folder: str,
     watcher: _Watcher,
 ) -> None:
-    # Tune would turn an interrupt into a normal end, and the run would go on with half a search.
-    os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"
-    # Of Tune's two reporters only the older one keeps quiet at verbosity 0.
-    os.environ["RAY_AIR_NEW_OUTPUT"] = "0"
-    search = settings.search
-    context = {
-        "settings": settings.model_dump(mode="json"),
-        "storage": storage.root,
-        "folder": folder,
-        "folds": folds,
-    }
+    search, epochs = settings.search, settings.train.epochs
+    context = {"settings": settings, "storage": storage, "folder": folder, "folds": folds}
     trainable = tune.with_resources(tune.with_parameters(run_trial, context=context), _own_resources(settings))
     if points is None:
         judged = [(t.hyperparameters, t.average_precision) for t in known.values() if t.average_precision is not None]
-        param_space, algorithm = {}, EstimatorSearcher(settings, METRIC, judged)
+        space, algorithm = {}, EstimatorSearcher(settings, METRIC, judged)
         samples = search.trials - len(known)
     else:
-        param_space, algorithm, samples = {"point": tune.grid_search(points)}, None, 1
-    tuner = tune.Tuner(
+        space, algorithm, samples = {"point": tune.grid_search(points)}, None, 1
+    # Tuner would store the callback, which tells this process.
+    tune.run(
         trainable,
-        param_space=param_space,
-        tune_config=tune.TuneConfig(
-            metric=METRIC,
-            mode="max",
-            scheduler=_scheduler(search, settings.train),
-            search_alg=algorithm,
-            num_samples=samples,
-            max_concurrent_trials=concurrency(settings, ray.cluster_resources()),
-            time_budget_s=search.time_budget_s,
-            reuse_actors=settings.train.workers == 1,
-            trial_name_creator=lambda trial: trial_id(trial.config["point"]),
-            trial_dirname_creator=lambda trial: trial_id(trial.config["point"]),
-        ),
-        run_config=tune.RunConfig(
-            name="tune",
-            storage_path=storage.path(folder),
-            callbacks=[watcher],
-            failure_config=tune.FailureConfig(max_failures=settings.train.max_failures),
-            verbose=0,
-        ),
+        name="tune",
+        storage_path=storage.path(folder),
+        config=space,
+        metric=METRIC,
+        mode="max",
+        scheduler=ASHAScheduler(time_attr="epoch", max_t=epochs, grace_period=min(search.grace_epochs, epochs))
+        if search.scheduler == "asha"
+        else None,
+        search_alg=algorithm,
+        num_samples=samples,
+        max_concurrent_trials=concurrency(settings, ray.cluster_resources()),
+        time_budget_s=search.time_budget_s,
+        reuse_actors=settings.train.workers == 1,
+        trial_name_creator=lambda trial: trial_id(trial.config["point"]),
+        trial_dirname_creator=lambda trial: trial_id(trial.config["point"]),
+        max_failures=settings.train.max_failures,
+        raise_on_failed_trial=False,
+        callbacks=[watcher],
+        verbose=0,
     )
-    tuner.fit()
     watcher.conclude_the_rest()
 
 
@@ -287,24 +281,15 @@ def _own_resources(settings: Settings) -> dict[str, float]:
     return {names.get(key, key): amount for key, amount in settings.rank_resources(for_search=True).items()}
 
 
-def _scheduler(search: SearchSettings, train: TrainSettings) -> TrialScheduler:
-    if search.scheduler == "asha":
-        grace = min(search.grace_epochs, train.epochs)
-        return ASHAScheduler(time_attr="epoch", max_t=train.epochs, grace_period=grace)
-    if search.scheduler == "median":
-        return MedianStoppingRule(time_attr="epoch", grace_period=search.grace_epochs)
-    return FIFOScheduler()
-
-
 def _ledger_key(folder: str, name: str) -> str:
     return f"{folder}/ledger/{name}.json"
 
 
-def _read_ledger(storage: Storage, folder: str) -> Iterable[Trial]:
-    for key in storage.keys(f"{folder}/ledger"):
-        stored = storage.get_json(key)
-        if stored is not None:
-            yield Trial.from_json(stored)
+def _read_ledger(storage: Storage, folder: str) -> dict[str, Trial]:
+    """Concluded trials by id."""
+    stored = (storage.get_json(key) for key in storage.keys(f"{folder}/ledger"))
+    trials = (Trial(**{**one, "curve": tuple(one["curve"])}) for one in stored if one is not None)
+    return {trial.id: trial for trial in trials}
 
 
 def _last_line(error_file: str | None) -> str:

@@ -1,53 +1,42 @@
 """Ray Train: the loop on N ranks, checkpoints and recovery.
 
-A job is a plain dictionary, so that a worker needs nothing captured from the driver:
-
-    storage, folder   where its checkpoint, curve and best holdout logits are kept: the same folder again resumes
-    train, epochs     TrainSettings as JSON types, and how far to train
-    folds             a list of {shape, fit, holdout}; rows come as a reference into Ray's object store, or as a
-                      RowSet to stream; a holdout of None is not scored
+A checkpoint is one file of tensors and numbers, without pickle: the networks and their optimisers, the curve so far, a
+dictionary an epoch, and the holdout logits of the best epoch. Ray Train keeps the last one in the folder that is
+named; a trial in a process of Tune's puts it there itself.
 """
 
 from __future__ import annotations
 
-import asyncio
 import io
-import os
+import tempfile
 import threading
-import time
-import uuid
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from unittest.mock import patch
 
 import numpy as np
 import ray
 import ray.train
 import torch
-from ray.runtime_context import RuntimeContext
 from ray.train.torch import TorchTrainer
-from ray.train.v2._internal.callbacks import DatasetsCallback
-from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
-from ray.train.v2._internal.constants import DEFAULT_HEALTH_CHECK_INTERVAL_S
-from ray.train.v2._internal.execution.controller import TrainController
-from ray.train.v2._internal.execution.scaling_policy import FixedScalingPolicy
-from torch import distributed
 
-from fraud_ray.data.rows import PreparedFold, RowSet, load
+from fraud_ray.cluster import answer
+from fraud_ray.data.rows import PreparedFold, Rows, RowSet, load
 from fraud_ray.errors import FraudRayError
-from fraud_ray.model.network import NetworkShape
 from fraud_ray.settings import TrainSettings
 from fraud_ray.storage import Storage
-from fraud_ray.training.exchange import Shared
+from fraud_ray.training.build import build_fold, network_shape
 from fraud_ray.training.feed import Feed, ResidentFeed, Slot, StreamedFeed
 from fraud_ray.training.loop import Best, Epoch, Float32, FoldFit, fit
 
-STATE, CURVE, LOGITS = "state.pt", "curve.json", "best.npz"
+CHECKPOINT, PROGRESS, LOGITS = "checkpoint.pt", "progress.json", "best.npz"
 
-Job = dict[str, Any]
+Placed = dict[str, Any]  # a fold as `place` gives it
+State = dict[str, Any]
+# Told what an epoch came to, and the checkpoint from which training goes on after it; None where it is not this rank's.
+Report = Callable[[dict[str, Any], bytes | None], None]
 
 
 @dataclass(frozen=True, repr=False)
@@ -57,16 +46,21 @@ class Fitted:
     weights: dict[str, torch.Tensor]
     curve: tuple[dict[str, Any], ...]
 
+    def to_json(self) -> dict[str, Any]:
+        """What a run keeps of it: the rest is read back from the checkpoint."""
+        return {"epochs": len(self.curve)}
+
     def __repr__(self) -> str:
         epochs, last = len(self.curve), self.curve[-1]
         told = f"{epochs:,} epoch{'' if epochs == 1 else 's'}, loss {last['loss']:.4f}"
         return f"{told}, {last['rows_per_second']:,.0f} rows/s"
 
 
-def place(fold: PreparedFold, settings: TrainSettings, storage: Storage, with_holdout: bool) -> dict[str, Any]:
-    """A fold as a job names it: resident rows go into the object store once, for every rank of every trial.
+def place(fold: PreparedFold, settings: TrainSettings, storage: Storage, with_holdout: bool) -> Placed:
+    """A fold as its ranks are told of it: resident rows go into the object store once, for every rank of every trial.
 
-    Rows are streamed when `settings.residency` says so, or when both sides exceed `settings.memory_budget`.
+    Rows are streamed when `settings.residency` says so, or when both sides exceed `settings.memory_budget`. `fit` is a
+    reference into Ray's object store, or a RowSet to stream; a `holdout` of None is not scored.
     """
     needed = fold.fit.size + (fold.holdout.size if with_holdout else 0)
     streamed = settings.residency == "streamed" or (settings.residency == "auto" and needed > settings.memory_budget)
@@ -79,17 +73,6 @@ def place(fold: PreparedFold, settings: TrainSettings, storage: Storage, with_ho
 
 
 _load_remotely = ray.remote(num_cpus=1)(load)
-
-
-def make_job(storage: Storage, folder: str, settings: TrainSettings, epochs: int, folds: list[dict[str, Any]]) -> Job:
-    """A job for these settings on folds as `place` gives them."""
-    return {
-        "storage": storage.root,
-        "folder": folder,
-        "train": settings.model_dump(mode="json"),
-        "epochs": epochs,
-        "folds": folds,
-    }
 
 
 def refit(
@@ -105,49 +88,74 @@ def refit(
     folder: key below the storage root; a second call with it goes on from the last epoch. Raises FraudRayError when
     training failed more often than `settings.max_failures`.
     """
-    job = make_job(storage, folder, settings, epochs, [place(fold, settings, storage, with_holdout=False)])
+    placed = [place(fold, settings, storage, with_holdout=False)]
+    resources, told = settings.resources_per_worker, _Progress(storage, folder)
     with _watched(storage, folder, epochs, update):
-        train_on_workers(job, settings, settings.resources_per_worker)
+        # Not here, where Ray Train would take Ctrl-C for itself, and end the process with exit code 0.
+        fitting = _train_remotely.remote(settings, epochs, placed, storage, folder, resources, told)
+        try:
+            answer(fitting)
+        except BaseException:
+            ray.cancel(fitting, force=True)  # with which its controller ends, and so its ranks
+            raise
     return load_fitted(storage, folder)
 
 
 def load_fitted(storage: Storage, folder: str) -> Fitted:
     """What a refit in this folder left. Raises FraudRayError where its checkpoint is gone."""
-    state, curve = load_state(storage, folder), storage.get_json(f"{folder}/{CURVE}")
-    if state is None or curve is None:
-        raise FraudRayError(f"{storage.path(folder)} holds no checkpoint; delete the run's folder and run again")
-    return Fitted(state["folds"][0]["network"], tuple(curve))
+    state = load_checkpoint(storage, folder)
+    return Fitted(state["folds"][0]["network"], tuple(state["curve"]))
 
 
-def network_shape(features: int, code_sizes: tuple[int, ...], settings: TrainSettings) -> NetworkShape:
-    """The network that these settings ask for on so many features and categories."""
-    chosen = {field.name for field in fields(NetworkShape)} - {"features", "code_sizes"}
-    return NetworkShape(features, code_sizes, **{name: getattr(settings, name) for name in chosen})
+def load_checkpoint(storage: Storage, folder: str) -> State:
+    """The last checkpoint of this folder. Raises FraudRayError where there is none."""
+    content = storage.get(f"{folder}/{CHECKPOINT}")
+    if content is None:
+        try:
+            checkpoint = ray.train.Result.from_path(storage.path(folder)).checkpoint
+        except RuntimeError:  # nothing of Ray Train's is there
+            checkpoint = None
+        if checkpoint is None:
+            raise FraudRayError(f"{storage.path(folder)} holds no checkpoint; delete the run's folder and run again")
+        content = _content(checkpoint)
+    return read_checkpoint(content)
 
 
 def train_on_workers(
-    job: Job, settings: TrainSettings, resources: dict[Any, Any], callbacks: list[Any] | None = None
+    settings: TrainSettings,
+    epochs: int,
+    folds: list[Placed],
+    storage: Storage,
+    folder: str,
+    resources: Mapping[Any, Any],
+    told: ray.train.UserCallback,
 ) -> None:
-    """Runs a job on `settings.workers` ranks; each reserves `resources`.
+    """Trains under Ray Train on `settings.workers` ranks, each of which reserves `resources`.
 
-    callbacks: of Ray Train, which are told of each epoch. Without them it tells nobody: the job's folder has the curve.
+    folder: key below the storage root; a second call with it goes on from the last epoch. told: of each epoch. Raises
+    FraudRayError when training failed more often than `settings.max_failures`.
     """
-    trainer = _Trainer(
-        train_one_rank if callbacks else _train_untold,
-        train_loop_config=job,
+    parent, _, name = storage.path(folder).rpartition("/")
+    trainer = TorchTrainer(
+        train_one_rank,
+        # Plain, so that a worker needs nothing captured from here.
+        train_loop_config={
+            "train": settings.model_dump(mode="json"),
+            "epochs": epochs,
+            "folds": folds,
+            "storage": storage.root,
+        },
         scaling_config=ray.train.ScalingConfig(
             num_workers=settings.workers,
             use_gpu=settings.use_gpu,
             resources_per_worker={str(k): float(v) for k, v in resources.items()},
         ),
         run_config=ray.train.RunConfig(
-            # The job's own folder holds what resumes; Ray's record of this attempt lies beside it.
-            name=f"attempt-{uuid.uuid4().hex[:8]}",
-            storage_path=Storage(job["storage"]).path(f"{job['folder']}/ray"),
+            name=name,
+            storage_path=parent,
             failure_config=ray.train.FailureConfig(max_failures=settings.max_failures),
-            callbacks=callbacks or [],
-            # Of what the run's terminal is told; Ray Train's log files are told everything.
-            logging_config=ray.train.LoggingConfig(log_level="CRITICAL"),  # type: ignore[call-arg]  # as below
+            checkpoint_config=ray.train.CheckpointConfig(num_to_keep=1),
+            callbacks=[told],  # type: ignore[list-item]  # Ray tells type checkers of Tune's
         ),
     )
     try:
@@ -159,109 +167,64 @@ def train_on_workers(
         ) from fault
 
 
-class _Trainer(TorchTrainer):
-    """Ray Train with its controller in this process, and without a helper for data sets, of which there are none.
+_train_remotely = ray.remote(num_cpus=0, max_retries=0)(train_on_workers)
 
-    As processes of their own both take seconds to start, one after the other with the ranks, and then wake on the
-    ranks' cores. A controller that ends with this process leaves nothing reserved either, so that the helper that gives
-    back what a dead one had reserved is left out as well.
+
+def train_one_rank(job: dict[str, Any]) -> None:
+    """Ray Train's train function; rank 0 gives a checkpoint an epoch."""
+    context, checkpoint = ray.train.get_context(), ray.train.get_checkpoint()
+
+    def report(result: dict[str, Any], content: bytes | None) -> None:
+        if content is None:
+            ray.train.report(result)
+            return
+        with tempfile.TemporaryDirectory() as folder:
+            (Path(folder) / CHECKPOINT).write_bytes(content)
+            ray.train.report(result, checkpoint=ray.train.Checkpoint.from_directory(folder))
+
+    train_rank(
+        TrainSettings.model_validate(job["train"]),
+        job["epochs"],
+        job["folds"],
+        Storage(job["storage"]),
+        report,
+        None if checkpoint is None else _content(checkpoint),
+        Place(context.get_world_rank(), context.get_world_size(), ray.train.torch.get_device()),
+    )
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a rank trains: its number among all ranks, and its device."""
+
+    rank: int
+    ranks: int
+    device: torch.device
+
+
+def train_rank(
+    settings: TrainSettings,
+    epochs: int,
+    folds: list[Placed],
+    storage: Storage,
+    report: Report,
+    checkpoint: bytes | None,
+    place: Place,
+) -> Best:
+    """One rank's part of a fit.
+
+    report: told epoch, loss, average_precision and best_average_precision after each epoch. checkpoint: what an earlier
+    call gave to `report`, from which this one goes on.
     """
-
-    def _create_default_callbacks(self) -> list[Any]:
-        callbacks = super()._create_default_callbacks()  # type: ignore[misc]  # Ray tells type checkers of another class
-        needless = DatasetsCallback, PlacementGroupCleanerCallback
-        return [callback for callback in callbacks if not isinstance(callback, needless)]
-
-    def _initialize_and_run_controller(self, **given: Any) -> Any:
-        in_actor = ray.get_runtime_context().get_actor_id() is not None
-        # The ranks are told which actor controls them, to ask it for checkpoints that went through Ray Train; none do.
-        with nullcontext() if in_actor else patch.object(RuntimeContext, "current_actor", None):
-            told = self.train_loop_per_worker is train_one_rank  # type: ignore[attr-defined]  # as above
-            controller = (TrainController if told else _Controller)(**given)
-            loop = asyncio.new_event_loop()  # asyncio.run would answer Ctrl-C only between two waits
-            try:
-                loop.run_until_complete(controller.run())
-            finally:
-                loop.close()
-                ranks = controller.get_worker_group()
-                if ranks:
-                    ranks.abort()
-            return controller.get_result()
-
-
-class _NoMoreNodes(FixedScalingPolicy):
-    """Where there is one node: does not start the process that would ask for more."""
-
-    def after_controller_start(self, train_run_context: Any) -> None: ...
-
-    def _maybe_send_resource_request(self) -> None: ...
-
-
-class _NoBarrier:
-    """Where ranks report nothing: in place of the actor in which they would wait for each other's reports."""
-
-    @classmethod
-    def options(cls, **_: Any) -> type[_NoBarrier]:
-        return cls
-
-    @classmethod
-    def remote(cls, **_: Any) -> str:
-        return "no actor"
-
-
-class _Controller(TrainController):
-    """Where ranks report nothing: asks them less often the longer they run, since each time interrupts their work.
-
-    Their end is noticed within a tenth of the time they took, and at the latest after Ray Train's default.
-    """
-
-    def __init__(self, **given: Any) -> None:
-        super().__init__(**given)
-        self._shortest_s = self._health_check_interval_s  # as the environment has it
-
-    async def _poll_workers(self) -> Any:
-        ranks = self.get_worker_group()
-        assert ranks is not None, "only ranks that have started are asked"
-        ran_s = time.monotonic() - ranks.get_worker_group_state().start_time
-        self._health_check_interval_s = max(self._shortest_s, min(ran_s / 10, DEFAULT_HEALTH_CHECK_INTERVAL_S))
-        return await super()._poll_workers()
-
-
-def train_one_rank(job: Job) -> None:
-    """Ray Train's train function; Ray Train is told of each epoch."""
-    _train_one_rank(job, ray.train.report)
-
-
-def _train_untold(job: Job) -> None:
-    _train_one_rank(job, lambda _: None)
-
-
-def _train_one_rank(job: Job, report: Callable[[dict[str, Any]], None]) -> None:
-    context = ray.train.get_context()
-    device = ray.train.torch.get_device()
+    rank, ranks, device = place.rank, place.ranks, place.device
     if device.type == "cpu":
-        threads = threads_of_a_rank(job["train"]["resources_per_worker"])
-        keep_to_own_cores(context.get_local_rank(), context.get_local_world_size(), threads)
-    run_job(job, context.get_world_rank(), context.get_world_size(), device, report)
-
-
-def run_job(job: Job, rank: int, ranks: int, device: torch.device, report: Callable[[dict[str, Any]], None]) -> Best:
-    """One rank's part of a job, resuming from the folder's checkpoint; rank 0 writes a checkpoint an epoch.
-
-    report: told epoch, loss, average_precision and best_average_precision after each epoch.
-    """
-    settings = TrainSettings.model_validate(job["train"])
-    storage, folder = Storage(job["storage"]), job["folder"]
-    if device.type == "cpu":
-        torch.set_num_threads(threads_of_a_rank(settings.resources_per_worker))
+        torch.set_num_threads(max(1, int(settings.resources_per_worker.get("CPU", 1))))
     slot = Slot(rank, ranks, settings.batch_size, settings.negative_share, settings.seed)
-    folds = [_open_fold(fold, settings, storage, slot, device) for fold in job["folds"]]
-    if all(isinstance(fold.exchange, Shared) for fold in folds):
-        distributed.destroy_process_group()  # else its thread goes on waking on this rank's core
-    state = load_state(storage, folder)
-    curve = [] if state is None else (storage.get_json(f"{folder}/{CURVE}") or [])[: state["epoch"]]
+    fits = [_open_fold(fold, settings, storage, slot, device) for fold in folds]
+    state = None if checkpoint is None else read_checkpoint(checkpoint, device)
+    curve = [] if state is None else state["curve"]
 
-    def told(epoch: Epoch, best: Best, current: Callable[[], dict[str, Any]]) -> None:
+    def told(epoch: Epoch, best: Best, current: Callable[[], State]) -> None:
         result = {
             "epoch": epoch.number,
             "loss": epoch.loss,
@@ -271,46 +234,32 @@ def run_job(job: Job, rank: int, ranks: int, device: torch.device, report: Calla
             "rows_per_second": epoch.rows_per_second,
             "steps": epoch.steps,
         }
+        curve.append(result)
+        content = None
         if rank == 0:
-            curve.append(result)
-            if best.epoch == epoch.number and best.logits:
-                save_logits(storage, folder, best.logits)
-            storage.put_json(f"{folder}/{CURVE}", curve)
-            _save_state(storage, folder, current())
-        report(_reported(result))
+            buffer = io.BytesIO()
+            torch.save({**current(), "curve": curve, "is_finished": epoch.is_last}, buffer)
+            content = buffer.getvalue()
+        report(_reported(result), content)
 
     if curve:
-        report(_reported(curve[-1]))
-    return fit(folds, settings, told, job["epochs"], state)
-
-
-def threads_of_a_rank(resources: dict[Any, Any]) -> int:
-    """How many threads compute in a rank on CPUs that reserves these resources."""
-    return max(1, int(resources.get("CPU", 1)))
-
-
-def keep_to_own_cores(local_rank: int, local_ranks: int, threads: int) -> None:
-    """Binds this process to cores of its own where a node's ranks take all of its cores, as MPI's launchers do.
-
-    Else a rank's communication, in threads of its own, is woken on a core where another rank computes, for which all
-    then wait. Where other work may run beside the ranks the kernel decides, and on systems without affinity.
-    """
-    if local_ranks == 1 or not hasattr(os, "sched_setaffinity"):
-        return
-    cores = sorted(os.sched_getaffinity(0))
-    if local_ranks * threads == len(cores):
-        for thread in Path("/proc/self/task").iterdir():
-            os.sched_setaffinity(int(thread.name), cores[local_rank * threads :][:threads])
+        report(_reported(curve[-1]), None)
+    return fit(fits, epochs, settings.patience_epochs, told, state)
 
 
 def _reported(result: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in result.items() if value is not None}
 
 
-def load_state(storage: Storage, folder: str) -> dict[str, Any] | None:
-    """A job's checkpoint, or None before its first epoch has ended. Holds tensors and numbers only, no pickle."""
-    content = storage.get(f"{folder}/{STATE}")
-    return None if content is None else torch.load(io.BytesIO(content), weights_only=True, map_location="cpu")
+def _content(checkpoint: ray.train.Checkpoint) -> bytes:
+    with checkpoint.as_directory() as folder:
+        return (Path(folder) / CHECKPOINT).read_bytes()
+
+
+def read_checkpoint(content: bytes, device: torch.device | None = None) -> State:
+    """What a checkpoint holds, its tensors on this device, by default the CPU."""
+    state: State = torch.load(io.BytesIO(content), weights_only=True, map_location=device or "cpu")
+    return state
 
 
 def save_logits(storage: Storage, folder: str, logits: list[Float32]) -> None:
@@ -321,7 +270,7 @@ def save_logits(storage: Storage, folder: str, logits: list[Float32]) -> None:
 
 
 def load_logits(storage: Storage, folder: str) -> list[Float32]:
-    """The holdout logits of a job's best epoch, one array a fold."""
+    """What `save_logits` kept. Raises FraudRayError where it is gone."""
     content = storage.get(f"{folder}/{LOGITS}")
     if content is None:
         raise FraudRayError(f"{storage.path(folder)}/{LOGITS} is gone; delete the run's folder and run again")
@@ -329,39 +278,44 @@ def load_logits(storage: Storage, folder: str) -> list[Float32]:
     return [stored[name] for name in stored.files]
 
 
-def _save_state(storage: Storage, folder: str, state: dict[str, Any]) -> None:
-    buffer = io.BytesIO()
-    torch.save(state, buffer)
-    storage.put(f"{folder}/{STATE}", buffer.getvalue())
-
-
-def _open_fold(
-    fold: dict[str, Any], settings: TrainSettings, storage: Storage, slot: Slot, device: torch.device
-) -> FoldFit:
+def _open_fold(fold: Placed, settings: TrainSettings, storage: Storage, slot: Slot, device: torch.device) -> FoldFit:
     shape = network_shape(fold["features"], tuple(fold["code_sizes"]), settings)
     feed: Feed
     if isinstance(fold["fit"], RowSet):
         row_bytes = max(1, fold["fit"].size // max(1, fold["fit"].rows))
         feed = StreamedFeed(storage, fold["fit"], slot, int(settings.memory_budget) // 8 // row_bytes, device)
     else:
-        feed = ResidentFeed(ray.get(fold["fit"]), slot, device)
-    holdout = None if fold["holdout"] is None else ray.get(fold["holdout"])
+        feed = ResidentFeed(_rows(fold["fit"]), slot, device)
+    holdout = None if fold["holdout"] is None else _rows(fold["holdout"])
     torch.manual_seed(settings.seed)
-    return FoldFit(shape, feed, holdout, settings, device)
+    return build_fold(shape, feed, holdout, settings, device)
+
+
+def _rows(reference: ray.ObjectRef[Rows]) -> Rows:
+    return ray.get(reference)
+
+
+class _Progress(ray.train.UserCallback):
+    """Puts what the last epoch came to beside the checkpoint, for `_watched`: Ray Train calls it in another process."""
+
+    def __init__(self, storage: Storage, folder: str) -> None:
+        self.storage, self.key = storage, f"{folder}/{PROGRESS}"
+
+    def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any) -> None:
+        self.storage.put_json(self.key, metrics[0])
 
 
 @contextmanager
 def _watched(storage: Storage, folder: str, epochs: int, update: Callable[[float, float, str], None]) -> Iterator[None]:
-    """Tells `update` of each epoch that a job running elsewhere has written."""
+    """Tells `update` of each epoch of a fit in this folder."""
     ended = threading.Event()
 
     def watch() -> None:
-        shown = 0
+        shown = None
         while not ended.wait(0.5):
-            curve = storage.get_json(f"{folder}/{CURVE}") or []
-            if len(curve) > shown:
-                shown = len(curve)
-                last = curve[-1]
+            last = storage.get_json(f"{folder}/{PROGRESS}")
+            if last and last != shown:
+                shown = last
                 update(last["epoch"], epochs, f"loss {last['loss']:.4f}, {last['rows_per_second']:,.0f} rows/s")
 
     watcher = threading.Thread(target=watch, daemon=True)

@@ -42,7 +42,7 @@ def stage(world: World) -> list[Row]:
         began = time.perf_counter()
         try:
             with one_thread():
-                fit([open_fit(fold, fit_rows, settings, holdout)], settings, judge, EPOCHS)
+                fit([open_fit(fold, fit_rows, settings, holdout)], EPOCHS, None, judge)
         except _Reached:
             return time.perf_counter() - began
         return math.inf

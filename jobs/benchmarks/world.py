@@ -25,9 +25,9 @@ from fraud_ray.decision.calibration import fit_calibration
 from fraud_ray.model.bundle import Bundle, network_logits
 from fraud_ray.settings import PrepareSettings, Settings, SimulateSettings, TrainSettings, load_settings
 from fraud_ray.storage import Storage
+from fraud_ray.training.build import build_fold, network_shape
 from fraud_ray.training.feed import ResidentFeed, Slot
 from fraud_ray.training.loop import FoldFit, fit
-from fraud_ray.training.trainer import network_shape
 
 REPOSITORY = Path(__file__).parents[2]
 ROWS_A_FILE = 156_250  # 10,000,000 rows in 64 files
@@ -91,7 +91,7 @@ class World:
         fit_rows, holdout = self.loaded(MILLION)
         settings = TrainSettings(batch_size=1_024)
         fitted = open_fit(fold, fit_rows, settings)
-        fit([fitted], settings, silent, 1)
+        fit([fitted], 1, None, silent)
         logits = network_logits(fitted.network.eval(), holdout.features, holdout.codes)
         shape = network_shape(len(fold.encoder.feature_names), fold.encoder.code_sizes, settings)
         calibration = fit_calibration(logits, holdout.label, "platt")
@@ -111,7 +111,7 @@ def open_fit(
     torch.manual_seed(settings.seed)
     shape = network_shape(len(fold.encoder.feature_names), fold.encoder.code_sizes, settings)
     feed = ResidentFeed(rows, Slot(batch_size=settings.batch_size, seed=settings.seed), device)
-    return FoldFit(shape, feed, holdout, settings, device)
+    return build_fold(shape, feed, holdout, settings, device)
 
 
 def one_hot(fold: PreparedFold, rows: Rows) -> np.ndarray[Any, np.dtype[np.float32]]:
