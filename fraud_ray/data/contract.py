@@ -143,9 +143,9 @@ def check(table: pa.Table, data: DataSettings, shown: str) -> tuple[list[Violati
 def check_columns(table: pa.Table, columns: Mapping[str, ColumnSettings], shown: str) -> list[Violation]:
     """What a table, as `read_partition` gives it, breaks of these columns."""
     return [
-        Violation(shown, name, message, count, first)
+        Violation(shown, name, *finding)
         for name, column in columns.items()
-        for message, count, first in _check_column(table, name, column)
+        for finding in _check_column(table, name, column)
     ]
 
 
@@ -237,19 +237,12 @@ def _wrong_values(
     if array.dtype.kind == "f":
         yield "infinite values", np.isinf(array), "a number must be finite. Fix the file."
     low, high = (0.0, 1.0) if column.kind == "true_probability" else (column.min, column.max)
-    finite = np.isfinite(array)
     if low is not None:
-        yield (
-            f"values below {low:g}",
-            finite & (array < low),
-            f"the contract says >= {low:g}. {_remedy(column, setting, 'min')}",
-        )
+        below, says = (array < low) & np.isfinite(array), f"the contract says >= {low:g}."
+        yield f"values below {low:g}", below, f"{says} {_remedy(column, setting, 'min')}"
     if high is not None:
-        yield (
-            f"values above {high:g}",
-            finite & (array > high),
-            f"the contract says <= {high:g}. {_remedy(column, setting, 'max')}",
-        )
+        above, says = (array > high) & np.isfinite(array), f"the contract says <= {high:g}."
+        yield f"values above {high:g}", above, f"{says} {_remedy(column, setting, 'max')}"
 
 
 def _remedy(column: ColumnSettings, setting: str, key: str) -> str:

@@ -43,7 +43,7 @@ def stage(world: World) -> list[Row]:
         Row.between(
             "prepare", "s", ours, stock, "Ray's preprocessors", Target(">=", 5), note=f"{work}; peer once", **limit
         ),
-        Row.between("prepare", "s", ours, held, "pandas in memory", Target(">=", 1 / 1.5), note=work, **limit),
+        Row.between("prepare", "s", ours, held, "pandas in memory", Target(">=", 0.6), note=work, **limit),
     ]
 
 
