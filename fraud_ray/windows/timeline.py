@@ -102,12 +102,15 @@ class Timeline:
 
     def is_among(self, among: str) -> Mask:
         """Which rows count, shape (rows,): all, or by their label."""
+        if among == "all":
+            return np.ones(len(self.time), bool)
         fraud = self._rows.fraud[self.order]
-        return {"all": np.ones(len(fraud), bool), "frauds": fraud, "legitimate": ~fraud}[among]
+        return fraud if among == "frauds" else ~fraud
 
     def values(self, column: str, among: str = "all") -> Float64:
         """Shape (rows,); NaN also for rows that do not count."""
-        return np.where(self.is_among(among), self._rows.values[column][self.order], np.nan)
+        values = self._rows.values[column][self.order]
+        return values if among == "all" else np.where(self.is_among(among), values, np.nan)
 
     def texts(self, column: str, among: str) -> Int32:
         """Codes, shape (rows,); -1 also for rows that do not count."""
