@@ -5,14 +5,14 @@ from __future__ import annotations
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from fraud_ray.cluster import check_resources, check_storage, join_or_start
 from fraud_ray.data.folds import at_newest_window
 from fraud_ray.data.simulate import simulate_if_absent
 from fraud_ray.data.source import Source, open_source
 from fraud_ray.progress import Progress
-from fraud_ray.runs import Outcome, Run, StoppedAfter, open_run, read_run
+from fraud_ray.runs import Outcome, Run, StoppedAfter, open_run
 from fraud_ray.settings import Loaded, settings_hash
 from fraud_ray.storage import Storage
 
@@ -50,7 +50,6 @@ def run(loaded: Loaded, progress: Progress, until: str | None = None, retrain: b
 
 
 def _train(run: Run, loaded: Loaded, source: Source, mlflow: Writer, retrain: bool) -> Outcome:
-    from fraud_ray.conclusion import conclude
     from fraud_ray.data.baseline import measure_drift
     from fraud_ray.data.cache import claim
     from fraud_ray.data.contract import validate
@@ -64,9 +63,8 @@ def _train(run: Run, loaded: Loaded, source: Source, mlflow: Writer, retrain: bo
     from fraud_ray.registry.promotion import promote_if_better, record_registration
     from fraud_ray.registry.versions import CHAMPION, RegisteredVersion, register_stored
     from fraud_ray.report.card import model_card
-    from fraud_ray.report.page import ReportValues
-    from fraud_ray.report.panels import draw_drift
-    from fraud_ray.training.assemble import evaluate_on_worker, read_curves
+    from fraud_ray.reporting import conclude, tell_of_drift, tell_of_results
+    from fraud_ray.training.assemble import evaluate_on_worker
     from fraud_ray.training.search import SearchOutcome, search
     from fraud_ray.training.trainer import load_fitted, refit
     from fraud_ray.windows.state import with_windows
@@ -77,72 +75,44 @@ def _train(run: Run, loaded: Loaded, source: Source, mlflow: Writer, retrain: bo
         windows = run.stage("windows", partial(with_windows, source, settings, storage))
     data = windows.source if windows else source
     census = run.stage("validate", partial(validate, data, settings.data))
-    notes = settings.search.in_words, *loaded.notes
-    folds = run.stage(
-        "plan", lambda _: plan_folds(census, settings.folds), say=lambda folds: run.announce(folds, *notes)
-    )
+    say = partial(run.announce, notes=(settings.search.in_words, *loaded.notes))
+    folds = run.stage("plan", lambda _: plan_folds(census, settings.folds), say=say)
 
     known = None if settings.drift.action == "ignore" or run.has("drift") else open_champion(tracking)
     baseline, drift = known.baseline if known else None, None
     if baseline or run.has("drift"):
-
-        def heed(drift: Drift) -> str:
-            storage.put(run.key("drift.svg"), draw_drift(drift, "svg"))
-            mlflow.tell("log_json", drift.to_json(), "drift.json")
-            run.plan += drift.heed(settings.drift.action, f"{run.folder}/drift.svg")
-            return drift.verdict
-
+        heed = partial(tell_of_drift, run=run, mlflow=mlflow, action=settings.drift.action)
         drift = run.stage("drift", partial(measure_drift, baseline, data, settings), Drift.from_json, say=heed)
 
     prepared = run.stage("prepare", partial(prepare, data, folds, settings, storage))
     claim(storage, run.name, prepared.key, prepared.writer, is_new=not prepared.cached)
-    place = storage, run.key("search"), mlflow.tell_trial
-    found = run.stage(
-        "search",
-        partial(search, prepared.selection, settings, *place),
-        partial(SearchOutcome.from_json, storage=storage),
-    )
-    train, epochs = settings.train_with(found.best.hyperparameters), found.best.best_epoch
-    folder = run.key("refit")
-    fit = partial(refit, prepared.final, train, epochs, storage, folder)
+    find = partial(search, prepared.selection, settings, storage, run.key("search"), mlflow.tell_trial)
+    found = run.stage("search", find, partial(SearchOutcome.from_json, storage=storage))
+    train, folder = settings.train_with(found.best.hyperparameters), run.key("refit")
+    fit = partial(refit, prepared.final, train, found.best.best_epoch, storage, folder)
     fitted = run.stage("refit", fit, lambda _: load_fitted(storage, folder))
 
-    origin: dict[str, Any] = {"run": run.name, **source.origin, "settings": settings_hash(settings)}
-    origin |= {"windows": windows.carried} if windows else {}
+    origin = {
+        "run": run.name,
+        **source.origin,
+        "settings": settings_hash(settings),
+        **(windows.origin if windows else {}),
+    }
     judge = partial(evaluate_on_worker, prepared, found, fitted, settings, storage, run.key, origin)
     evaluation = run.stage("evaluate", lambda _: judge(), Evaluation.from_json)
     rival = evaluate_champion(tracking, storage, prepared.final, settings)
     decision = run.stage("gate", lambda _: decide(evaluation, settings.gate, rival), GateDecision.from_json)
-    mlflow.tell("log_curve", fitted.curve)
-    mlflow.tell("log_metrics", evaluation.metrics)
-    mlflow.tell("log_json", evaluation.to_json(), "evaluation.json")
-    mlflow.tell("log_json", decision.to_json(), "gate.json")
+    told = tell_of_results(run, mlflow, settings, source, prepared, found, fitted, evaluation, decision, drift)
 
-    values = ReportValues(
-        run=read_run(storage, run.name),
-        settings=settings,
-        data=source.root,
-        rows=source.rows,
-        partitions=len(source.partitions),
-        folds=(*prepared.selection, prepared.final),
-        found=found,
-        refit_curve=fitted.curve,
-        evaluation=evaluation,
-        curves=read_curves(storage, run.key),
-        decision=decision,
-        drift=drift,
-    )
     version = comparison = None
+    bundle, final = run.key("bundle"), prepared.final
     if decision.passed:
-        example, tags = prepared.final.encoder.typical_rows().to_pandas(), {"fraud_ray.fingerprint": source.fingerprint}
-        told = example, {**tags, "fraud_ray.settings": settings_hash(settings)}, model_card(values)
-        register = partial(mlflow.ask, register_stored, storage, run.key("bundle"), *told)
+        register = partial(mlflow.ask, register_stored, storage, bundle, final.encoder, origin, model_card(told))
         version = run.stage("register", lambda _: register(), RegisteredVersion.from_json)
         mlflow.ask(record_registration, storage, version)
     if retrain and version and version.alias != CHAMPION:
-        challenge = partial(compare_with_champion, tracking, storage, prepared.final, run.key("bundle"), settings)
-        comparison = run.stage(
-            "challenge", lambda _: challenge(), lambda stored: stored and Comparison.from_json(stored)
-        )
+        compare = partial(compare_with_champion, tracking, storage, final, bundle, settings)
+        comparison = run.stage("challenge", lambda _: compare(), lambda kept: kept and Comparison.from_json(kept))
         version = mlflow.ask(promote_if_better, storage, version, comparison)
-    return conclude(run, replace(values, version=version, comparison=comparison, timings=run.timings), mlflow, retrain)
+    told = replace(told, version=version, comparison=comparison, timings=run.timings)
+    return conclude(run, told, mlflow, retrain)

@@ -16,7 +16,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime
@@ -149,9 +149,9 @@ class Run:
         self.skip(name)
         return value
 
-    def announce(self, *told: object) -> str:
-        """Adds what is told, line by line, to the plan; returns the plan as one line."""
-        self.plan += [line for one in told for line in str(one).splitlines()]
+    def announce(self, planned: object, notes: Iterable[str] = ()) -> str:
+        """Adds what is planned, line by line, and notes to the plan; returns the plan as one line."""
+        self.plan += [*str(planned).splitlines(), *notes]
         return "; ".join(self.plan)
 
     def skip(self, stage: str) -> None:

@@ -16,7 +16,7 @@ FILES = sorted([*(ROOT / "fraud_ray").rglob("*.py"), *(ROOT / "jobs").rglob("*.p
 ORDER = (
     *("errors", "values", "progress", "settings", "storage", "lease", "runs", "cluster"),
     *("model", "decision", "data", "windows", "training", "registry", "scoring", "report"),
-    *("conclusion", "pipeline", "reproduce", "backtest", "submission", "cli", "__main__"),
+    *("reporting", "pipeline", "reproduce", "backtest", "submission", "cli", "__main__"),
 )
 # `model` is what a model is: it knows no other room but how its own files read.
 ALONE = {"model": {"model"}, "settings": {"settings", "errors"}}

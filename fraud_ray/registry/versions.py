@@ -26,6 +26,7 @@ from mlflow.models import Model, ModelSignature
 from mlflow.types.schema import AnyType, ColSpec, DataType, Schema
 
 from fraud_ray.errors import FraudRayError, SettingsError
+from fraud_ray.model.encoder import Encoder
 from fraud_ray.registry.tracking import RUN_TAG, TrackedRun, Tracking, connect_existing, every
 from fraud_ray.settings import RegistrySettings, without_passwords
 from fraud_ray.storage import Storage
@@ -123,11 +124,13 @@ def register(
 
 
 def register_stored(
-    run: TrackedRun, storage: Storage, folder: str, example: pd.DataFrame, tags: Mapping[str, str], description: str
+    run: TrackedRun, storage: Storage, folder: str, encoder: Encoder, origin: Mapping[str, Any], description: str
 ) -> RegisteredVersion:
-    """`register`, of the bundle that lies below a key of the storage."""
+    """`register`, of the bundle that lies below a key of the storage. origin: its data's fingerprint, its settings."""
+    tags = {f"fraud_ray.{name}": origin[name] for name in ("fingerprint", "settings")}
     with tempfile.TemporaryDirectory() as scratch:
-        return register(run, storage.fetch(folder, Path(scratch)), example, tags, description)
+        bundle, example = storage.fetch(folder, Path(scratch)), encoder.typical_rows().to_pandas()
+        return register(run, bundle, example, tags, description)
 
 
 def registered_model(tracking: Tracking) -> RegisteredModel | None:

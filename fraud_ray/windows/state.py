@@ -84,11 +84,11 @@ class Windowed:
 
 @dataclass(frozen=True)
 class WithWindows:
-    """A source with its window columns, and what a model has to carry of them to be scored with."""
+    """A source with its window columns; origin: what a model has to carry of them to be scored with."""
 
     source: Source
     columns: int
-    carried: dict[str, Any]
+    origin: dict[str, Any]
     cached: bool
 
     def __str__(self) -> str:
@@ -101,9 +101,9 @@ def with_windows(source: Source, settings: Settings, storage: Storage, update: U
     definition = Definition.of(settings)
     assert definition is not None, "the settings declare windows"
     made = add_windows(source, definition, storage, update)
-    carried = {"definition": definition.to_json(), "state": made.state.key}
+    origin = {"windows": {"definition": definition.to_json(), "state": made.state.key}}
     opened = open_source(settings.data.model_copy(update={"path": made.root}))
-    return WithWindows(opened, len(definition.names), carried, made.cached)
+    return WithWindows(opened, len(definition.names), origin, made.cached)
 
 
 def take_in(source: Source, settings: Settings, storage: Storage, progress: Progress) -> tuple[Source, Census]:

@@ -1,0 +1,100 @@
+"""What a run tells, and to whom: of drift, its figures, its page, its outcome; MLflow and the audit record."""
+
+from __future__ import annotations
+
+from fraud_ray.data.drift import Drift
+from fraud_ray.data.prepare import Prepared
+from fraud_ray.data.source import Source
+from fraud_ray.decision.evaluate import Evaluation
+from fraud_ray.decision.gate import GateDecision
+from fraud_ray.registry.promotion import record_run
+from fraud_ray.registry.versions import champion
+from fraud_ray.registry.writer import Writer
+from fraud_ray.report.page import ReportValues, render
+from fraud_ray.report.panels import draw_drift
+from fraud_ray.runs import Outcome, Run, read_run
+from fraud_ray.settings import Settings
+from fraud_ray.training.assemble import read_curves
+from fraud_ray.training.search import SearchOutcome
+from fraud_ray.training.trainer import Fitted
+
+DRIFT, REPORT = "drift.svg", "report.html"  # in the run's folder
+
+
+def tell_of_drift(drift: Drift, run: Run, mlflow: Writer, action: str) -> str:
+    """Draws the drift, puts it into the plan, and returns it in words; raises DriftError where the action is `fail`."""
+    run.storage.put(run.key(DRIFT), draw_drift(drift, "svg"))
+    mlflow.tell("log_json", drift.to_json(), "drift.json")
+    run.plan += drift.heed(action, f"{run.folder}/{DRIFT}")
+    return drift.verdict
+
+
+def tell_of_results(
+    run: Run,
+    mlflow: Writer,
+    settings: Settings,
+    source: Source,
+    prepared: Prepared,
+    found: SearchOutcome,
+    fitted: Fitted,
+    evaluation: Evaluation,
+    decision: GateDecision,
+    drift: Drift | None,
+) -> ReportValues:
+    """Tells MLflow of the refit, its figures and the gate; returns what page and card are made from."""
+    mlflow.tell("log_curve", fitted.curve)
+    mlflow.tell("log_metrics", evaluation.metrics)
+    mlflow.tell("log_json", evaluation.to_json(), "evaluation.json")
+    mlflow.tell("log_json", decision.to_json(), "gate.json")
+    return ReportValues(
+        run=read_run(run.storage, run.name),
+        settings=settings,
+        data=source.root,
+        rows=source.rows,
+        partitions=len(source.partitions),
+        folds=(*prepared.selection, prepared.final),
+        found=found,
+        refit_curve=fitted.curve,
+        evaluation=evaluation,
+        curves=read_curves(run.storage, run.key),
+        decision=decision,
+        drift=drift,
+    )
+
+
+def conclude(run: Run, values: ReportValues, mlflow: Writer, retrain: bool) -> Outcome:
+    """Reports, and concludes the run; a retraining that the gate rejects has not failed while a champion stays."""
+    decision, best = values.decision, values.found.best
+    champion_stays = retrain and not decision.passed and champion(mlflow.tracking) is not None
+    if champion_stays:
+        run.plan.append("the champion stays")
+    with run.progress.stage("report") as stage:
+        page, place = render(values), run.storage.path(run.key(REPORT))
+        run.storage.put(run.key(REPORT), page.encode())
+        mlflow.tell("log_text", page, REPORT)
+        stage.say(place)
+    mlflow.tell("finish", *(["FINISHED"] if decision.passed else ["FAILED", decision.reason]))
+    outcome = Outcome.of_gate(
+        decision.passed,
+        champion_stays,
+        name=run.name,
+        folder=run.folder,
+        plan=tuple(run.plan),
+        hyperparameters=best.hyperparameters,
+        evaluation=values.evaluation.to_json(),
+        gate=decision.to_json(),
+        version=values.version and values.version.to_json(),
+        comparison=values.comparison and values.comparison.to_json(),
+        report=place,
+        timings=run.timings,
+    )
+    data = {
+        "path": values.data,
+        "fingerprint": values.run.record["fingerprint"],
+        "rows": values.rows,
+        "partitions": values.partitions,
+        "fold": values.final.span,
+    }
+    run.check_held()
+    mlflow.ask(record_run, run.storage, values.settings, data, best.best_epoch, outcome)
+    return run.conclude(outcome)
