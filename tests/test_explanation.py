@@ -19,7 +19,7 @@ from fraud_ray.model.bundle import Bundle
 from fraud_ray.model.calibration import Calibration
 from fraud_ray.model.network import NetworkShape
 from fraud_ray.model.reasons import Explainer
-from fraud_ray.scoring import open_model, score_partitions
+from fraud_ray.scoring.partitions import open_model, score_partitions
 from fraud_ray.settings import RegistrySettings
 from tests.handmade import write_bundle
 from tests.test_graph import COLUMNS, NETWORKS, made_bundle, table

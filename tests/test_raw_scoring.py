@@ -15,14 +15,14 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
-from fraud_ray import raw_scoring
 from fraud_ray.cli import app
 from fraud_ray.data.cache import Pruned
 from fraud_ray.data.source import open_source
 from fraud_ray.errors import DataError, SettingsError
-from fraud_ray.raw_scoring import score_raw
 from fraud_ray.runs import open_run
-from fraud_ray.scoring import Model, ScoringResult, open_model, score_partitions
+from fraud_ray.scoring import raw as raw_scoring
+from fraud_ray.scoring.partitions import Model, ScoringResult, open_model, score_partitions
+from fraud_ray.scoring.raw import score_raw
 from fraud_ray.settings import Loaded, RegistrySettings, Settings
 from fraud_ray.storage import Storage
 from fraud_ray.windows import kept

@@ -19,12 +19,12 @@ import pyarrow.parquet as pq
 import pytest
 from typer.testing import CliRunner
 
-from fraud_ray import scoring
 from fraud_ray.cli import app
 from fraud_ray.errors import DataError, FraudRayError, SettingsError
 from fraud_ray.registry.tracking import connect
 from fraud_ray.registry.versions import register
-from fraud_ray.scoring import Model, open_model, score_partitions
+from fraud_ray.scoring import partitions as scoring
+from fraud_ray.scoring.partitions import Model, open_model, score_partitions
 from fraud_ray.settings import RegistrySettings
 from tests.handmade import THRESHOLD, example, expected, write_bundle
 

@@ -23,7 +23,7 @@ from hypothesis import strategies as st
 from fraud_ray.data.contract import ContractViolation
 from fraud_ray.data.source import Source, open_source
 from fraud_ray.errors import DataError
-from fraud_ray.raw_scoring import read_labels
+from fraud_ray.scoring.raw import read_labels
 from fraud_ray.settings import Settings
 from fraud_ray.storage import Storage
 from fraud_ray.windows import state as states

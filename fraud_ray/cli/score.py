@@ -13,7 +13,7 @@ from fraud_ray.errors import SettingsError
 from fraud_ray.progress import counted
 
 if TYPE_CHECKING:
-    from fraud_ray.scoring import ScoringResult
+    from fraud_ray.scoring.partitions import ScoringResult
 
 
 def score(
@@ -74,8 +74,8 @@ def score(
     transaction: integrated gradients of the network, summed over a column's encodings.
     """
     from fraud_ray.cli.display import Display, stdout_for_the_result
-    from fraud_ray.raw_scoring import score_raw
-    from fraud_ray.scoring import open_model, score_partitions
+    from fraud_ray.scoring.partitions import open_model, score_partitions
+    from fraud_ray.scoring.raw import score_raw
     from fraud_ray.settings import StorageSettings, locate_registry
     from fraud_ray.storage import Storage
 

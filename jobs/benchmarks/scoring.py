@@ -24,7 +24,7 @@ from fraud_ray.model.bundle import Bundle, network_logits, open_graph
 from fraud_ray.model.encoder import FeatureColumn
 from fraud_ray.model.scorer import graph_inputs
 from fraud_ray.registry.versions import write_model
-from fraud_ray.scoring import open_model, score_partitions
+from fraud_ray.scoring.partitions import open_model, score_partitions
 from fraud_ray.settings import RegistrySettings
 
 BATCHES = (1_024, 8_192, 65_536, 524_288)  # of which pyfunc gets its best

@@ -30,7 +30,7 @@ from fraud_ray.errors import DataError, SettingsError
 from fraud_ray.model.encoder import strings
 from fraud_ray.model.scorer import GraphScorer
 from fraud_ray.progress import Update
-from fraud_ray.scoring import Model, ScoringResult, locate, score_partitions
+from fraud_ray.scoring.partitions import Model, ScoringResult, locate, score_partitions
 from fraud_ray.settings import ClusterSettings, DataSettings
 from fraud_ray.storage import Storage
 from fraud_ray.windows.definition import Definition
