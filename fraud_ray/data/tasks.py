@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from itertools import pairwise
 from typing import Any, Generic, TypeVar
 
 from fraud_ray.errors import FraudRayError
@@ -36,14 +37,15 @@ def map_tasks(
         return
     most = TASKS_PER_CPU * int(ray.cluster_resources().get("CPU", 1))
     tasks = min(most, len(items), max(math.ceil(sum(weights) / least), 1))
-    rows = [{"item": _Held(position, item)} for position, item in enumerate(items)]
+    cuts = [len(items) * task // tasks for task in range(tasks + 1)]
+    rows = [{"work": _Neighbours(first, items[first:end])} for first, end in pairwise(cuts)]
     with _quietly_on_all_cpus():
         mapped = ray.data.from_items(rows, override_num_blocks=tasks).map(partial(_apply, function=function))
         for row in mapped.iter_rows():
-            result: _Held = row["result"]
-            if isinstance(result.value, FraudRayError):
-                raise result.value
-            yield result.position, result.value
+            found: _Neighbours | FraudRayError = row["found"]
+            if isinstance(found, FraudRayError):
+                raise found
+            yield from enumerate(found.values, found.first)
 
 
 class Merged(Generic[Summary]):
@@ -63,19 +65,22 @@ class Merged(Generic[Summary]):
 
 
 @dataclass(frozen=True)
-class _Held:
-    """A Python object in a row: Ray Data would turn lists, tuples and numbers into Arrow's, and back into others."""
+class _Neighbours:
+    """The items of a task, or their results, in one row: a row an item would cost a millisecond each.
 
-    position: int
-    value: Any
+    A Python object, as Ray Data would turn lists, tuples and numbers into Arrow's. first: position of the first item.
+    """
+
+    first: int
+    values: Sequence[Any]
 
 
-def _apply(row: dict[str, _Held], function: Callable[[Any], Any]) -> dict[str, _Held]:
-    item = row["item"]
+def _apply(row: dict[str, _Neighbours], function: Callable[[Any], Any]) -> dict[str, _Neighbours | FraudRayError]:
+    work = row["work"]
     try:
-        return {"result": _Held(item.position, function(item.value))}
+        return {"found": _Neighbours(work.first, [function(item) for item in work.values])}
     except FraudRayError as fault:  # a value, as Ray Data would print a trace
-        return {"result": _Held(item.position, fault)}
+        return {"found": fault}
 
 
 @contextmanager
