@@ -70,9 +70,8 @@ def _train(run: Run, loaded: Loaded, source: Source, mlflow: Writer, retrain: bo
     from fraud_ray.windows.state import with_windows
 
     settings, storage, tracking = loaded.settings, run.storage, mlflow.tracking
-    windows = None
-    if settings.windows:
-        windows = run.stage("windows", partial(with_windows, source, settings, storage))
+    windows = run.stage("windows", partial(with_windows, source, settings, storage)) if settings.windows else None
+    run.stop_after("windows")
     data = windows.source if windows else source
     census = run.stage("validate", partial(validate, data, settings.data))
     say = partial(run.announce, notes=(settings.search.in_words, *loaded.notes))
@@ -83,6 +82,7 @@ def _train(run: Run, loaded: Loaded, source: Source, mlflow: Writer, retrain: bo
     if baseline or run.has("drift"):
         heed = partial(tell_of_drift, run=run, mlflow=mlflow, action=settings.drift.action)
         drift = run.stage("drift", partial(measure_drift, baseline, data, settings), Drift.from_json, say=heed)
+    run.stop_after("drift")
 
     prepared = run.stage("prepare", partial(prepare, data, folds, settings, storage))
     claim(storage, run.name, prepared.key, prepared.writer, is_new=not prepared.cached)

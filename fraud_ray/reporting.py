@@ -23,6 +23,7 @@ DRIFT, REPORT = "drift.svg", "report.html"  # in the run's folder
 
 def tell_of_drift(drift: Drift, run: Run, mlflow: Writer, action: str) -> str:
     """Draws the drift, puts it into the plan, and returns it in words; raises DriftError where the action is `fail`."""
+    run.storage.put_json(run.key("drift.json"), drift.to_json())
     run.storage.put(run.key(DRIFT), draw_drift(drift, "svg"))
     mlflow.tell("log_json", drift.to_json(), "drift.json")
     run.plan += drift.heed(action, f"{run.folder}/{DRIFT}")

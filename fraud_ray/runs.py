@@ -146,7 +146,7 @@ class Run:
         with self.progress.stage(name) as line:
             value = self.once(name, lambda: compute(line.update), read) if read else compute(line.update)
             line.say(str(say(value)))
-        self.skip(name)
+        self.stop_after(name)
         return value
 
     def announce(self, planned: object, notes: Iterable[str] = ()) -> str:
@@ -154,8 +154,8 @@ class Run:
         self.plan += [*str(planned).splitlines(), *notes]
         return "; ".join(self.plan)
 
-    def skip(self, stage: str) -> None:
-        """Raises StoppedAfter if the run is to stop after this stage, which is over or not needed."""
+    def stop_after(self, stage: str) -> None:
+        """Raises StoppedAfter if the run is to stop after this stage, which is over or was not needed."""
         if stage == self.until:
             raise StoppedAfter(stage)
 
