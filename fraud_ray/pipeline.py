@@ -100,8 +100,8 @@ def _train(run: Run, loaded: Loaded, source: Source, mlflow: Writer, retrain: bo
     }
     judge = partial(evaluate_on_worker, prepared, found, fitted, settings, storage, run.key, origin)
     evaluation = run.stage("evaluate", lambda _: judge(), Evaluation.from_json)
-    rival = evaluate_champion(tracking, storage, prepared.final, settings)
-    decision = run.stage("gate", lambda _: decide(evaluation, settings.gate, rival), GateDecision.from_json)
+    rival = partial(evaluate_champion, tracking, storage, prepared.final, settings)
+    decision = run.stage("gate", lambda _: decide(evaluation, settings.gate, rival()), GateDecision.from_json)
     told = tell_of_results(run, mlflow, settings, source, prepared, found, fitted, evaluation, decision, drift)
 
     version = comparison = None

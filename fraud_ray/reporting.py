@@ -96,6 +96,5 @@ def conclude(run: Run, values: ReportValues, mlflow: Writer, retrain: bool) -> O
         "partitions": values.partitions,
         "fold": values.final.span,
     }
-    run.check_held()
     mlflow.ask(record_run, run.storage, values.settings, data, best.best_epoch, outcome)
     return run.conclude(outcome)

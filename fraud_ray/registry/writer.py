@@ -25,6 +25,7 @@ class Writer:
     """What is told is written in order, while the caller goes on; a fault of it is raised by the next `ask`."""
 
     thread: ThreadPoolExecutor
+    check_held: Callable[[], None]
     run: Future[TrackedRun]
     told: list[Future[Any]] = field(default_factory=list)
 
@@ -45,7 +46,11 @@ class Writer:
         self.tell("log_trial", trial.id, trial.hyperparameters, trial.curve, told, seconds=trial.seconds, status=status)
 
     def ask(self, function: Callable[..., T], *values: Any) -> T:
-        """What a function answers, called with the TrackedRun and the values after all that was told is written."""
+        """What a function answers, called with the TrackedRun and the values after all that was told is written.
+
+        Raises RunHeldError, before that, if another process has taken the run over.
+        """
+        self.check_held()
         answer = self.thread.submit(lambda: function(self.run.result(), *values))
         for told in [*self.told, answer]:
             told.result()
@@ -57,7 +62,7 @@ class Writer:
 def writing(loaded: Loaded, source: Source, run: Run) -> Iterator[Writer]:
     """The writer of a run. MLflow is connected to meanwhile; a fault ends the run there as failed, or as killed."""
     with ThreadPoolExecutor(max_workers=1, thread_name_prefix="mlflow") as thread:
-        writer = Writer(thread, thread.submit(_start, loaded, source, run))
+        writer = Writer(thread, run.check_held, thread.submit(_start, loaded, source, run))
         try:
             yield writer
         except BaseException as fault:
