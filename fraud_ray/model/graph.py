@@ -19,7 +19,7 @@ from torch import nn
 
 from fraud_ray.model.calibration import Calibration
 from fraud_ray.model.encoder import LIMIT, UNSEEN, Encoder
-from fraud_ray.model.network import FraudNetwork, NetworkShape
+from fraud_ray.model.network import FraudNetwork
 
 OPSET = 20
 DOMAINS = [helper.make_opsetid("", OPSET), helper.make_opsetid("ai.onnx.ml", 4)]
@@ -135,12 +135,6 @@ def _network_graph(network: FraudNetwork, encoder: Encoder) -> onnx.ModelProto:
         del node.metadata_props[:]
         node.doc_string = ""
     return exported
-
-
-def load_exporter() -> None:
-    """Has torch import what it exports with; at the first export, that takes longer than the export itself."""
-    smallest = FraudNetwork(NetworkShape(1, (), (1,), 0.0))
-    _export(smallest, {"features": torch.zeros(2, 1)})
 
 
 def _export(network: FraudNetwork, sample: dict[str, torch.Tensor]) -> onnx.ModelProto:
