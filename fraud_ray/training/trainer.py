@@ -93,7 +93,7 @@ def refit(
         except ray.exceptions.RayTaskError as fault:
             raise fault.cause if isinstance(fault.cause, FraudRayError) else fault from None
         except BaseException:
-            ray.cancel(fitting, force=True)  # with which its controller ends, and so its ranks
+            ray.cancel(fitting)  # as Ctrl-C there, at which Ray Train ends its ranks
             raise
     return load_fitted(storage, folder)
 
