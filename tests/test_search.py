@@ -204,7 +204,7 @@ def test_a_search_that_runs_out_of_time_keeps_what_it_has(
     ray_session: None, folds: list[PreparedFold], storage: Storage
 ) -> None:
     settings = made_settings(
-        {"learning_rate": [0.001, 0.01]}, train={"epochs": 100_000, "patience_epochs": None}, time_budget_s=20
+        {"learning_rate": [0.001, 0.01]}, train={"epochs": 100_000, "patience_epochs": None}, time_budget_s=45
     )
     outcome, _ = searched(folds, settings, storage, "runs/late")
     assert all(t.status == "stopped" for t in outcome.trials)
@@ -335,7 +335,10 @@ def test_a_fit_goes_on_after_its_driver_was_killed_and_ends_as_one_that_was_not(
 def test_an_interrupt_ends_a_fit_at_once_and_leaves_nothing_reserved(tmp_path: Path) -> None:
     with refitting(tmp_path, 100_000) as driver:
         killed_at(tmp_path / "refit/progress.json", lambda: driver.pid, signal.SIGINT).join(100)
-        told, fault = driver.communicate(timeout=15)
+        try:
+            told, fault = driver.communicate(timeout=30)
+        finally:
+            driver.kill()
     assert told.endswith("interrupted\nnothing is reserved\n"), fault
     assert driver.returncode == 0
     assert not fault

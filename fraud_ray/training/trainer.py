@@ -96,7 +96,7 @@ def refit(
         try:
             answer(fitting)
         except BaseException:
-            ray.cancel(fitting, force=True)  # with which its controller ends, and so its ranks
+            ray.cancel(fitting)  # as Ctrl-C there, at which Ray Train ends its ranks
             raise
     return load_fitted(storage, folder)
 
