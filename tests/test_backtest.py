@@ -77,7 +77,7 @@ def test_every_final_fold_has_figures_and_none_of_its_rows_was_selected_on(resul
 def test_the_same_backtest_answers_at_once_and_is_listed_beside_runs(
     result: Backtest, simulated: Path, store: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(story, "connect", None)  # would be called to compute anything
+    monkeypatch.setattr(story, "join_or_start", None)  # would be called to compute anything
     assert story.backtest(loaded(simulated, store, "search.concurrency=1"), Quiet()) == result
     [run] = list_runs(Storage.at(str(store)))
     assert (run.name, run.state) == ("two-weeks-backtest", "backtested")

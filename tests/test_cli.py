@@ -334,7 +334,7 @@ def run(config: Path, number: int, how: str) -> None:
     NUMBER = number
     loaded = load_settings(config, ["run.name=march"])
     with open_run(loaded, Storage.at(loaded.settings.storage.root), "f") as held, ExitStack() as session:
-        held.once("prepare", lambda: 1, int, int)
+        held.once("prepare", lambda: 1, int)
         session.callback(clean_up)
         session.enter_context(Display().stage("search"))
         {"sent": lambda: None, "lost in a destructor": Handle, "swallowed": swallow}[how]()
