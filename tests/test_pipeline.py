@@ -129,6 +129,7 @@ def test_more_workers_than_the_cluster_has_are_refused_before_anything_is_prepar
     assert not (store / "prepared").exists()
 
 
+@pytest.mark.slow
 def test_the_handbooks_final_fold_beats_the_published_network(ray_session: None, handbook: Path, store: Path) -> None:
     overrides = [f"data.path={handbook}/features", f"storage.root={store}"]
     outcome = pipeline.run(load_settings(REPOSITORY / "configs/handbook.yaml", overrides), Quiet())
@@ -140,6 +141,7 @@ def test_the_handbooks_final_fold_beats_the_published_network(ray_session: None,
     assert outcome.status == "registered"
 
 
+@pytest.mark.long
 def test_a_driver_killed_in_the_search_repeats_no_finished_trial(simulated: Path, store: Path) -> None:
     config, overrides = local(
         simulated,

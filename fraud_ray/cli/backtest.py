@@ -9,6 +9,7 @@ import typer
 
 from fraud_ray.cli.options import AsJson, Config, Overrides, load
 from fraud_ray.cli.tables import print_json, print_line, print_table
+from fraud_ray.decision.names import metric_name
 from fraud_ray.progress import counted
 
 if TYPE_CHECKING:
@@ -53,11 +54,9 @@ def backtest(
 
 def print_backtest(result: Backtest) -> None:
     """Means over the folds, the network's lead, average precision by fold, and how reliable its alerts are."""
-    from fraud_ray.report.backtest import holdout_begins, metric_title, shown_metrics
-
-    shown = {model.choice.name.replace("_", " "): model for model in result.models}
-    names, days = shown_metrics(result.models[0]), [holdout_begins(span) for span in result.folds]
-    titles, judged = [metric_title(name) for name in names], metric_title(_JUDGED)
+    shown = {model.in_words: model for model in result.models}
+    names, days = result.shown, result.days
+    titles, judged = [metric_name(name) for name in names], metric_name(_JUDGED)
     rows = []
     for model_name, model in shown.items():
         means = (model.metrics.get(name) for name in names)
