@@ -90,7 +90,8 @@ def _train(run: Run, loaded: Loaded, source: Source, mlflow: Writer, retrain: bo
     found = run.stage("search", find, partial(SearchOutcome.from_json, storage=storage))
     train, folder = settings.train_with(found.best.hyperparameters), run.key("refit")
     fit = partial(refit, prepared.final, train, found.best.best_epoch, storage, folder)
-    fitted = run.stage("refit", fit, lambda _: load_fitted(storage, folder))
+    line = "{} on " + train.ranks
+    fitted = run.stage("refit", fit, lambda _: load_fitted(storage, folder), say=line.format)
 
     origin = {
         "run": run.name,

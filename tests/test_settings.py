@@ -21,6 +21,7 @@ from fraud_ray.settings import (
     Listed,
     Loaded,
     Settings,
+    TrainSettings,
     load_settings,
     parse_settings,
     reference,
@@ -245,3 +246,8 @@ def test_the_reference_is_printed_as_a_table_that_markdown_reads() -> None:
 @pytest.mark.parametrize("path", sorted(Path(__file__).parents[1].glob("configs/*.yaml")), ids=lambda path: path.stem)
 def test_the_configurations_of_the_repository_are_valid(path: Path) -> None:
     assert load(path).config == path.stem
+
+
+def test_a_refits_line_says_on_how_many_ranks_of_what_it_ran() -> None:
+    assert TrainSettings().ranks == "1 rank (CPU)"
+    assert TrainSettings(workers=8, use_gpu=True).ranks == "8 ranks (GPU)"

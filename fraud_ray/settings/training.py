@@ -89,6 +89,11 @@ class TrainSettings(Frozen):
     max_failures: NonNegativeInt = Field(default=3, json_schema_extra=NO_EFFECT)
     """How often training is recovered from its checkpoint after a worker died."""
 
+    @property
+    def ranks(self) -> str:
+        """How many train, and on what, in words."""
+        return f"{self.workers:,} rank{'' if self.workers == 1 else 's'} ({'GPU' if self.use_gpu else 'CPU'})"
+
 
 def _as_tuple(value: Any) -> Any:
     return tuple(tuple(v) if isinstance(v, list) else v for v in value) if isinstance(value, list | tuple) else value
