@@ -87,7 +87,8 @@ def _train(run: Run, loaded: Loaded, source: Source, mlflow: Writer, retrain: bo
     prepared = run.stage("prepare", partial(prepare, data, folds, settings, storage))
     claim(storage, run.name, prepared.key, prepared.writer, is_new=not prepared.cached)
     find = partial(search, prepared.selection, settings, storage, run.key("search"), mlflow.tell_trial)
-    found = run.stage("search", find, partial(SearchOutcome.from_json, storage=storage))
+    read = partial(SearchOutcome.from_json, storage=storage)
+    found = run.stage("search", lambda update: mlflow.settled(find(update)), read)  # else trials would never be told
     train, folder = settings.train_with(found.best.hyperparameters), run.key("refit")
     fit = partial(refit, prepared.final, train, found.best.best_epoch, storage, folder)
     line = "{} on " + train.ranks

@@ -22,7 +22,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Writer:
-    """What is told is written in order, while the caller goes on; a fault of it is raised by the next `ask`."""
+    """What is told is written in order, while the caller goes on; the next `settled` or `ask` raises a fault of it."""
 
     thread: ThreadPoolExecutor
     check_held: Callable[[], None]
@@ -52,10 +52,15 @@ class Writer:
         """
         self.check_held()
         answer = self.thread.submit(lambda: function(self.run.result(), *values))
-        for told in [*self.told, answer]:
+        self.settled(None)
+        return answer.result()
+
+    def settled(self, value: T) -> T:
+        """The value, once all that was told is written."""
+        for told in self.told:
             told.result()
         self.told.clear()
-        return answer.result()
+        return value
 
 
 @contextmanager
