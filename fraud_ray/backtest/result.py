@@ -102,6 +102,13 @@ class Backtest(Value):
         return [name for prefix in SHOWN for name in self.models[0].metrics if name.startswith(prefix)]
 
     @property
+    def in_words(self) -> str:
+        """The network's figures, as the stage's line has them."""
+        means = self.models[0].metrics
+        told = (f"{name} {means[name][0]:.4f}" for name in ("auc_roc", "average_precision") if name in means)
+        return f"the {NETWORK} on {counted(len(self.folds), 'fold')}: {', '.join(told)}"
+
+    @property
     def days(self) -> list[str]:
         """The first day of each final fold's holdout."""
         found = ((span, re.search(r"holdout (\S+)", span)) for span in self.folds)

@@ -23,7 +23,7 @@ from fraud_ray.decision.curves import alert_calibration_points
 from fraud_ray.decision.evaluate import evaluate
 from fraud_ray.model.bundle import Bundle, network_logits
 from fraud_ray.model.calibration import Calibration
-from fraud_ray.progress import Progress, counted
+from fraud_ray.progress import Update, counted
 from fraud_ray.runs import Run
 from fraud_ray.settings import DecisionSettings, ReferenceName, Settings
 from fraud_ray.storage import Storage
@@ -40,9 +40,14 @@ class BacktestFolds:
     selection: tuple[PreparedFold, ...]
     final: tuple[PreparedFold, ...]
 
+    def __str__(self) -> str:
+        held_out = sum(fold.holdout.rows for fold in self.final)
+        folds = counted(len(self.final), "final fold")
+        return f"{len(self.selection)} selection and {folds} with {held_out:,} holdout rows"
+
 
 def prepare_folds(
-    data: Source, census: Census, shifts: Sequence[int], settings: Settings, storage: Storage, progress: Progress
+    data: Source, census: Census, shifts: Sequence[int], settings: Settings, storage: Storage, update: Update
 ) -> BacktestFolds:
     """The folds, encoded; the final ones lie so many days before a run's, which shares what is prepared for it."""
     own = settings.folds
@@ -50,72 +55,56 @@ def prepare_folds(
     assert newest is not None, "folds by time have days"
     selection: tuple[PreparedFold, ...] = ()
     final = []
-    with progress.stage("prepare") as stage:
-        for shift in shifts:
-            before = () if selection else tuple(days - shift for days in own.selection_shift_days)
-            moved = {"start": newest - timedelta(days=shift), "selection_shift_days": before}
-            one = settings.model_copy(update={"folds": own.model_copy(update=moved)})
-            prepared = prepare(data, plan_folds(census, one.folds), one, storage, stage.update)
-            selection = selection or prepared.selection
-            final.append(prepared.final)
-        held_out = sum(fold.holdout.rows for fold in final)
-        folds = counted(len(final), "final fold")
-        stage.say(f"{len(selection)} selection and {folds} with {held_out:,} holdout rows")
+    for shift in shifts:
+        before = () if selection else tuple(days - shift for days in own.selection_shift_days)
+        moved = {"start": newest - timedelta(days=shift), "selection_shift_days": before}
+        one = settings.model_copy(update={"folds": own.model_copy(update=moved)})
+        prepared = prepare(data, plan_folds(census, one.folds), one, storage, update)
+        selection = selection or prepared.selection
+        final.append(prepared.final)
     return BacktestFolds(selection, tuple(final))
 
 
-def fit_network(folds: BacktestFolds, settings: Settings, run: Run, progress: Progress) -> Candidate:
+def fit_network(folds: BacktestFolds, settings: Settings, run: Run) -> Candidate:
     """The network, searched on the selection folds and refitted on every final one."""
     storage = run.storage
-    with progress.stage("search") as stage:
-
-        def compute() -> SearchOutcome:
-            return search(folds.selection, settings, storage, run.key("search"), lambda _: None, stage.update)
-
-        found = run.once("search", compute, partial(SearchOutcome.from_json, storage=storage))
-        stage.say(str(found))
+    find = partial(search, folds.selection, settings, storage, run.key("search"), lambda _: None)
+    found = run.stage("search", find, partial(SearchOutcome.from_json, storage=storage))
     best = found.best
     train = settings.train_with(best.hyperparameters)
-    with progress.stage("refit") as stage:
 
-        def fitted_on(number: int, fold: PreparedFold) -> Fitted:
-            folder = run.key(f"refit-{number}")
+    def fitted_on(number: int, fold: PreparedFold, update: Update) -> Fitted:
+        folder = run.key(f"refit-{number}")
+        fit = partial(refit, fold, train, best.best_epoch, storage, folder, update)
+        return run.once(f"refit-{number}", fit, lambda _: load_fitted(storage, folder))
 
-            def fit() -> Fitted:
-                return refit(fold, train, best.best_epoch, storage, folder, stage.update)
-
-            return run.once(f"refit-{number}", fit, lambda _: load_fitted(storage, folder))
-
-        fitted = [fitted_on(number, fold) for number, fold in enumerate(folds.final, 1)]
+    def fit_all(update: Update) -> tuple[Float32, ...]:
+        fitted = [fitted_on(number, fold, update) for number, fold in enumerate(folds.final, 1)]
         tasks = [
             _score.remote(bundle_of(fold, one.weights, train, Calibration(), 0.5), storage, fold)
             for fold, one in zip(folds.final, fitted, strict=True)
         ]
-        final = tuple(ray.get(tasks))
-        stage.say(f"{counted(best.best_epoch, 'epoch')} on {counted(len(final), 'fold')}")
+        return tuple(ray.get(tasks))
+
+    told = f"{counted(best.best_epoch, 'epoch')} on {counted(len(folds.final), 'fold')}"
+    final = run.stage("refit", fit_all, say=lambda _: told)
     seconds = sum(took for name, took in run.timings.items() if name.startswith(("search", "refit-")))
     choice = Choice(NETWORK, best.hyperparameters, len(found.trials), best.average_precision or 0.0, seconds)
     return Candidate(choice, tuple(selection_logits(found, storage)), final)
 
 
-def fit_beside(
-    name: ReferenceName, folds: BacktestFolds, trials: int, settings: Settings, run: Run, progress: Progress
-) -> Candidate:
+def fit_beside(name: ReferenceName, folds: BacktestFolds, trials: int, settings: Settings, run: Run) -> Candidate:
     """A reference model, chosen and fitted on the same folds with as many trials."""
     key, storage = run.key(f"references/{name}"), run.storage
-    with progress.stage(name) as stage:
 
-        def compute() -> Choice:
-            seed = settings.train.seed
-            fitted = fit_reference(name, folds.selection, folds.final, trials, seed, storage, stage.update)
-            save_logits(storage, key, [*fitted.selection, *fitted.final])
-            return fitted.choice
+    def compute(update: Update) -> Choice:
+        fitted = fit_reference(name, folds.selection, folds.final, trials, settings.train.seed, storage, update)
+        save_logits(storage, key, [*fitted.selection, *fitted.final])
+        return fitted.choice
 
-        choice = run.once(name, compute, Choice.from_json)
-        logits, count = load_logits(storage, key), len(folds.selection)
-        candidate = Candidate(choice, tuple(logits[:count]), tuple(logits[count:]))
-        stage.say(str(candidate.choice))
-        return candidate
+    choice = run.stage(name, compute, Choice.from_json)
+    logits, count = load_logits(storage, key), len(folds.selection)
+    return Candidate(choice, tuple(logits[:count]), tuple(logits[count:]))
 
 
 def judge(
@@ -123,7 +112,6 @@ def judge(
     folds: BacktestFolds,
     decision: DecisionSettings,
     run: Run,
-    progress: Progress,
     notes: Sequence[str],
     picture: str,
 ) -> Backtest:
@@ -131,14 +119,10 @@ def judge(
 
     notes, picture: told in the result; the picture is where it will lie.
     """
-    with progress.stage("evaluate") as stage:
-        judged = ray.get([_judge.remote(one, run.storage, folds, decision) for one in candidates])
-        models = tuple(model for model, _ in judged)
-        scored = {model.choice.name: of for model, of in judged}
-        exceeds = ray.get(_compare.remote(scored, run.storage, folds, decision))
-        means = models[0].metrics
-        shown = (f"{name} {means[name][0]:.4f}" for name in ("auc_roc", "average_precision") if name in means)
-        stage.say(f"the {NETWORK} on {counted(len(folds.final), 'fold')}: {', '.join(shown)}")
+    judged = ray.get([_judge.remote(one, run.storage, folds, decision) for one in candidates])
+    models = tuple(model for model, _ in judged)
+    scored = {model.choice.name: of for model, of in judged}
+    exceeds = ray.get(_compare.remote(scored, run.storage, folds, decision))
     return Backtest(
         run.name,
         run.folder,

@@ -10,6 +10,7 @@ import importlib.util
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import replace
+from functools import partial
 
 from fraud_ray.backtest.result import Backtest
 from fraud_ray.cluster import check_resources, check_storage, join_or_start
@@ -38,7 +39,7 @@ def backtest(loaded: Loaded, progress: Progress) -> Backtest:
         simulate_if_absent(settings, progress, session)
         source = open_source(settings.data)
         named = _named(loaded, shifts, references)
-        run = session.enter_context(open_run(named, storage, source.fingerprint, source.as_of))
+        run = session.enter_context(open_run(named, storage, source.fingerprint, source.as_of, progress))
         if run.concluded:
             return _read(run)
         session.enter_context(join_or_start(settings.cluster))
@@ -50,11 +51,12 @@ def backtest(loaded: Loaded, progress: Progress) -> Backtest:
         from fraud_ray.windows.state import take_in
 
         data, census = take_in(source, settings, storage, progress)
-        folds = prepare_folds(data, census, shifts, settings, storage, progress)
-        network = fit_network(folds, settings, run, progress)
-        others = [fit_beside(name, folds, network.choice.trials, settings, run, progress) for name in references]
+        folds = run.stage("prepare", partial(prepare_folds, data, census, shifts, settings, storage))
+        network = fit_network(folds, settings, run)
+        others = [fit_beside(name, folds, network.choice.trials, settings, run) for name in references]
         picture = storage.path(run.key(PICTURE))
-        result = judge([network, *others], folds, settings.decision, run, progress, notes, picture)
+        compare = partial(judge, [network, *others], folds, settings.decision, run, notes, picture)
+        result = run.stage("evaluate", lambda _: compare(), say=lambda judged: judged.in_words)
         metrics = {metric_name(name): result.by_fold(name) for name in result.shown}
         title = f"{result.name}: by first day of the holdout"
         storage.put(run.key(PICTURE), draw_by_fold(title, result.days, metrics, "svg"))

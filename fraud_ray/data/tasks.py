@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import logging
 import math
+from bisect import bisect_left
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from typing import Any, Generic, TypeVar
 
 from fraud_ray.errors import FraudRayError
@@ -37,10 +38,9 @@ def map_tasks(
         return
     most = TASKS_PER_CPU * int(ray.cluster_resources().get("CPU", 1))
     tasks = min(most, len(items), max(math.ceil(sum(weights) / least), 1))
-    cuts = [len(items) * task // tasks for task in range(tasks + 1)]
-    rows = [{"work": _Neighbours(first, items[first:end])} for first, end in pairwise(cuts)]
+    rows = [{"work": _Neighbours(first, items[first:end])} for first, end in pairwise(_cuts(weights, tasks))]
     with _quietly_on_all_cpus():
-        mapped = ray.data.from_items(rows, override_num_blocks=tasks).map(partial(_apply, function=function))
+        mapped = ray.data.from_items(rows, override_num_blocks=len(rows)).map(partial(_apply, function=function))
         for row in mapped.iter_rows():
             found: _Neighbours | FraudRayError = row["found"]
             if isinstance(found, FraudRayError):
@@ -73,6 +73,12 @@ class _Neighbours:
 
     first: int
     values: Sequence[Any]
+
+
+def _cuts(weights: Sequence[int], tasks: int) -> list[int]:
+    """Where tasks of about equal weight begin and end; fewer where one item weighs more than its share."""
+    ends = list(accumulate(max(weight, 1) for weight in weights))
+    return sorted({0, *(bisect_left(ends, ends[-1] * task // tasks) + 1 for task in range(1, tasks + 1))})
 
 
 def _apply(row: dict[str, _Neighbours], function: Callable[[Any], Any]) -> dict[str, _Neighbours | FraudRayError]:
