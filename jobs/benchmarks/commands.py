@@ -52,7 +52,7 @@ def line(world: World) -> list[Row]:
             "s",
             sample.median,
             memory=sample.memory,
-            target=Target("<=", 60, "s"),
+            target=Target("<=", 130, "s"),
             note="configs/local.yaml, from simulating to registering, a Ray of its own",
         )
     ]
