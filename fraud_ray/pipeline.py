@@ -74,7 +74,7 @@ def _train(run: Run, loaded: Loaded, source: Source, mlflow: Writer, retrain: bo
     run.stop_after("windows")
     data = windows.source if windows else source
     census = run.stage("validate", partial(validate, data, settings.data))
-    say = partial(run.announce, notes=(settings.search.in_words, *loaded.notes))
+    say = partial(run.announce, notes=(settings.search.in_words, *source.notes, *loaded.notes))
     folds = run.stage("plan", lambda _: plan_folds(census, settings.folds), say=say)
 
     known = None if settings.drift.action == "ignore" or run.has("drift") else open_champion(tracking)

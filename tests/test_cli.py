@@ -410,10 +410,15 @@ def test_the_schema_is_a_markdown_table() -> None:
 
 
 def test_validate_counts_what_it_found(config: Path, ray_session: None) -> None:
+    beside = Path(load_settings(config).settings.data.path) / "notes.txt"
+    beside.write_text("not data")
     done = fraud_ray("validate", "-c", str(config))
+    beside.unlink()
     assert done.exit_code == 0
     assert done.stdout.startswith("400 rows, 20 frauds (5.000%)")
-    assert json.loads(fraud_ray("validate", "-c", str(config), "--json").stdout)["frauds"] == 20
+    assert "left out: 1 file that is no parquet (notes.txt)" in done.stdout
+    found = json.loads(fraud_ray("validate", "-c", str(config), "--json").stdout)
+    assert (found["frauds"], found["notes"]) == (20, [])
 
 
 def test_validate_lists_what_breaks_the_contract(config: Path, ray_session: None) -> None:

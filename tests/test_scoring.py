@@ -131,6 +131,32 @@ def test_a_hive_key_is_a_column_that_the_model_may_read(tmp_path: Path, model: M
         np.testing.assert_allclose(made["probability"], probabilities(there), atol=1e-6)
 
 
+@pytest.mark.parametrize("part", ["", "merchant=casino", "merchant=casino/a"])
+def test_a_part_of_a_hive_table_is_scored_as_in_the_whole(
+    tmp_path: Path, model: Model, ray_session: None, part: str
+) -> None:
+    rows = table(50)
+    write(tmp_path / "in", "merchant=casino/a", rows.drop_columns("merchant"))
+    (tmp_path / "in/merchant=casino/notes.txt").write_text("not data")
+    scored = score_partitions(model, str(tmp_path / "in" / part), str(tmp_path / "out"))
+    [name] = files(tmp_path / "out")
+    there = rows.set_column(3, "merchant", pa.array(["casino"] * 50))
+    np.testing.assert_allclose(read(tmp_path / "out" / name)["probability"], probabilities(there), atol=1e-6)
+    assert len(scored.notes) == (1 if part.endswith("a") else 2)
+
+
+def test_the_null_of_a_hive_key_is_a_missing_value_to_the_model(
+    tmp_path: Path, model: Model, ray_session: None
+) -> None:
+    rows = table(50)
+    folder = "__HIVE_DEFAULT_PARTITION__"
+    write(tmp_path / "in", f"amount={folder}/merchant={folder}/a.parquet", rows.select(["id", "night"]))
+    score_partitions(model, str(tmp_path / "in"), str(tmp_path / "out"))
+    there = rows.set_column(1, "amount", pa.nulls(50)).set_column(3, "merchant", pa.nulls(50))
+    [name] = files(tmp_path / "out")
+    np.testing.assert_allclose(read(tmp_path / "out" / name)["probability"], probabilities(there), atol=1e-6)
+
+
 def test_a_partition_larger_than_a_batch_is_scored_in_parts_and_written_as_it_was(
     tmp_path: Path, model: Model, ray_session: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -33,6 +33,99 @@ def test_partitions_come_by_name_and_hidden_ones_are_left_out(tmp_path):
     assert source_of(tmp_path) == ["b.parquet", "date=2024-01-01/z.parquet", "date=2024-01-02/a.parquet"]
 
 
+def test_parquet_is_known_by_its_content_and_what_is_left_out_is_said(tmp_path):
+    names = [
+        "_ingested=2024-01-01/a.parquet",
+        "date=2024-01-01/000000_0",
+        "date=2024-01-02/a.PARQUET",
+        "date=2024-01-03/a.parq",
+    ]
+    for name in (*names, "_temporary/a.parquet", ".staging=1/a.parquet", "a.parquet._COPYING_"):
+        write_partition(tmp_path, name, card_table())
+    (tmp_path / "notes.txt").write_text("not data")
+    (tmp_path / "empty").touch()
+    source = open_source(card_settings(tmp_path).data)
+    assert [partition.shown for partition in source.partitions] == names
+    assert source.notes == (
+        "left out: 3 files whose names begin with _ or . "
+        "(.staging=1/a.parquet, _temporary/a.parquet, a.parquet._COPYING_)",
+        "left out: 2 files that are no parquet (empty, notes.txt)",
+        "1 file is parquet by its content, not by its name (date=2024-01-01/000000_0)",
+    )
+
+
+@pytest.mark.parametrize("name", ["000000_0", "a.parq", "a.parquet"])
+def test_half_a_file_is_refused_and_not_left_out(tmp_path, name):
+    whole = write_partition(tmp_path, "b.parquet", card_table()).read_bytes()
+    (tmp_path / name).write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(DataError, match=f"/{name} is no readable parquet file"):
+        open_source(card_settings(tmp_path).data)
+
+
+def test_a_file_counts_once_however_many_names_it_has(tmp_path):
+    root = tmp_path / "cards"
+    write_days(root, 2)
+    day = "date=2024-01-02/part-0.parquet"
+    (root / "latest").symlink_to("date=2024-01-02")
+    (root / "again.parquet").symlink_to(day)
+    (root / "hard.parquet").hardlink_to(root / day)
+    (root / "date=2024-01-02/up").symlink_to("..")
+    source = open_source(card_settings(root).data)
+    assert [partition.shown for partition in source.partitions] == ["date=2024-01-01/part-0.parquet", day]
+    assert source.notes == (
+        "left out: 3 files that are there under other names "
+        f"(again.parquet is {day}, hard.parquet is {day}, latest/part-0.parquet is {day})",
+    )
+    (tmp_path / "linked").symlink_to("cards")
+    assert source_of(tmp_path / "linked") == ["date=2024-01-01/part-0.parquet", day]
+    (root / "older").symlink_to("date=2023-12-31")
+    with pytest.raises(DataError, match="older is a link to what is not there; mend it, or remove it"):
+        open_source(card_settings(root).data)
+
+
+@pytest.mark.parametrize("inside", ["", "date=2024-01-01", "date=2024-01-01/part-0.parquet"])
+@pytest.mark.parametrize(
+    ("entry", "says"),
+    [
+        ("_delta_log/00000000000000000000.json", "is a Delta table, as _delta_log in it says"),
+        (".hoodie/hoodie.properties", "is a Hudi table"),
+        ("metadata/v1.metadata.json", "is an Iceberg table"),
+        ("_spark_metadata/0", "is the output of a Spark stream"),
+    ],
+)
+def test_a_table_whose_files_are_not_its_rows_is_refused_also_by_a_part_of_it(tmp_path, inside, entry, says):
+    table = tmp_path / "cards"
+    write_days(table, 2)
+    (table / entry).parent.mkdir()
+    (table / entry).write_text("{}")
+    with pytest.raises(DataError, match=f"^{table} {says}.*and name that folder$"):
+        open_source(card_settings(table / inside).data)
+    if not inside:
+        with pytest.raises(DataError, match=f"^{table} {says}"):
+            open_source(card_settings(tmp_path).data)
+
+
+def test_a_folder_of_metadata_is_no_format_of_its_own(tmp_path):
+    write_days(tmp_path, 2)
+    (tmp_path / "metadata").mkdir()
+    (tmp_path / "metadata/columns.json").write_text("{}")
+    assert len(source_of(tmp_path)) == 2
+
+
+@pytest.mark.parametrize("part", ["region=eu", "region=eu/online=true", "region=eu/online=true/a.parquet", "newest"])
+def test_a_part_of_a_hive_table_keeps_the_columns_of_the_folders_above_it(tmp_path, part):
+    path = write_partition(tmp_path, "cards/region=eu/online=true/a.parquet", pa.table({"is_fraud": [0, 1]}))
+    (tmp_path / "cards/newest").symlink_to("region=eu/online=true")
+    columns = {"region": {"kind": "categorical"}, "online": {"kind": "boolean"}, "is_fraud": {"kind": "label"}}
+    data = DataSettings.model_validate({"path": str(tmp_path / "cards" / part), "columns": columns})
+    source = open_source(data)
+    [partition] = source.partitions
+    table = read_partition(source.root, partition, data, list(columns))
+    assert table.to_pydict() == {"region": ["eu"] * 2, "online": [True] * 2, "is_fraud": [0, 1]}
+    elsewhere = path.parent.rename(path.parent.with_name("online=false"))
+    assert open_source(data.model_copy(update={"path": str(elsewhere)})).fingerprint != source.fingerprint
+
+
 def test_a_source_counts_rows_from_the_footers_alone(tmp_path):
     write_days(tmp_path, 3, rows=50)
     source = open_source(card_settings(tmp_path).data)
@@ -120,6 +213,36 @@ def test_hive_keys_become_columns_of_the_declared_kind(tmp_path):
     }
 
 
+@pytest.mark.parametrize(
+    ("kind", "text", "value"),
+    [
+        ("label", "true", 1),
+        ("label", "False", 0),
+        ("label", "1", 1),
+        ("label", "1.0", 1),
+        ("boolean", "true", True),
+        ("boolean", "0", False),
+        ("boolean", "0.0", 0),
+        ("numeric", "07", 7.0),
+        ("numeric", "seven", "seven"),
+        ("timestamp", "2024-03-07 10%3A30%3A00", datetime(2024, 3, 7, 10, 30)),
+        ("timestamp", "2024-03-07T10%3A30%3A00Z", datetime(2024, 3, 7, 10, 30)),
+        *(
+            (kind, "__HIVE_DEFAULT_PARTITION__", None)
+            for kind in ("label", "boolean", "numeric", "amount", "categorical", "entity", "id", "timestamp")
+        ),
+    ],
+)
+def test_a_hive_key_reads_as_its_kind_or_stays_the_text_that_the_contract_names(tmp_path, kind, text, value):
+    write_partition(tmp_path, f"x={text}/a.parquet", pa.table({"y": [0, 1]}))
+    other = "numeric" if kind == "label" else "label"
+    data = DataSettings.model_validate(
+        {"path": str(tmp_path), "columns": {"x": {"kind": kind}, "y": {"kind": other}, "z": {"kind": "numeric"}}}
+    )
+    source = open_source(data)
+    assert read_partition(source.root, source.partitions[0], data, ["x"])["x"].to_pylist() == [value] * 2
+
+
 STRINGS = pa.array(["a", "b", None])
 CATEGORIES = STRINGS.dictionary_encode()
 DAYS = pa.array([FIRST_DAY, date(2024, 1, 2), None])
@@ -201,6 +324,18 @@ def test_a_bucket_is_a_source_like_a_folder(tmp_path, bucket):
     assert [p.shown for p in source.partitions] == ["date=2024-01-01/part-0.parquet", "date=2024-01-02/part-0.parquet"]
     read = [read_partition(source.root, p, data, ["amount"]) for p in source.partitions]
     assert [t["amount"].to_pylist() for t in read] == [t["amount"].to_pylist() for t in (first, second)]
+    day = data.model_copy(update={"path": f"s3://{bucket}/monthly/date=2024-01-02"})
+    assert [partition.date for partition in open_source(day).partitions] == [date(2024, 1, 2)]
+    store = boto3.client("s3")
+    store.copy(
+        {"Bucket": bucket, "Key": "monthly/date=2024-01-02/part-0.parquet"}, bucket, "monthly/date=2024-01-03/000000_0"
+    )
+    store.put_object(Bucket=bucket, Key="monthly/notes.txt", Body=b"not data")
+    assert [partition.shown for partition in open_source(data).partitions][2:] == ["date=2024-01-03/000000_0"]
+    store.put_object(Bucket=bucket, Key="monthly/_delta_log/00000000000000000000.json", Body=b"{}")
+    for given in (data, day):
+        with pytest.raises(DataError, match=f"^s3://{bucket}/monthly is a Delta table"):
+            open_source(given)
     missing = DataSettings.model_validate({**data.model_dump(), "path": f"s3://{bucket}/elsewhere"})
     with pytest.raises(DataError, match="does not exist"):
         open_source(missing)

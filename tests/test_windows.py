@@ -313,6 +313,8 @@ def test_day_by_day_from_a_state_is_to_the_bit_what_one_computation_gives(tmp_pa
     held = sum(ds.dataset(Path(storage.root) / made.state.folder / "state", format="ipc").count_rows() for _ in (1,))
     assert held < len(definition.groups) * 60 * 6, "a state holds no more than the longest window and delay"
     assert len(made.state.counted) == 7
+    [partition] = open_source(definition.data.model_copy(update={"path": made.root})).partitions
+    assert partition.date == days(7)[-1], "a folder of a hive table keeps its keys beside its window columns"
 
 
 def test_labels_that_come_later_are_fed_by_id(tmp_path, storage, ray_session):

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from fraud_ray.cli.options import AsJson, Config, Overrides, settings_of
-from fraud_ray.cli.tables import print_json
+from fraud_ray.cli.tables import print_json, print_line
 from fraud_ray.progress import counted
 
 
@@ -65,7 +65,9 @@ def validate(config: Config, overrides: Overrides = None, as_json: AsJson = Fals
     span = [str(moment) for moment in (census.first, census.last) if moment]
     if as_json:
         found = {"partitions": len(source.partitions), "rows": census.rows, "frauds": census.frauds, "span": span}
-        print_json({**found, "fingerprint": source.fingerprint})
+        print_json({**found, "fingerprint": source.fingerprint, "notes": source.notes})
         return
     shown = f"{counted(census.rows, 'row')}, {counted(census.frauds, 'fraud')} ({census.frauds / census.rows:.3%})"
     typer.echo(shown + (", " if span else "") + " to ".join(span))
+    for note in source.notes:
+        print_line(note, "yellow")

@@ -68,6 +68,8 @@ def drift(
         print_json({**measured.to_json(), "picture": picture})
     else:
         _print(measured, picture)
+        for note in source.notes:
+            print_line(note, "yellow")
     raise typer.Exit(EXIT_DRIFTED if measured.drifted else EXIT_DONE)
 
 

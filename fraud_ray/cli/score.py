@@ -127,4 +127,6 @@ def _print(scored: ScoringResult) -> None:
         before = f"counted before: {counted(scored.counted, 'partition')}; " if scored.counted else ""
         print_line(f"{before}window state {scored.state}")
     if scored.foreign:
-        print_line(f"beside them: {counted(scored.foreign, 'parquet file')} that the input does not have", "yellow")
+        print_line(f"beside them: {counted(scored.foreign, 'file')} that the input does not have", "yellow")
+    for note in scored.notes:
+        print_line(note, "yellow")

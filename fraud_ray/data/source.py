@@ -18,6 +18,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from pyarrow import fs
 
+from fraud_ray.data.listing import ENCRYPTED, MAGIC, Listing, entries_below, leading_keys, select_partitions
 from fraud_ray.errors import DataError
 from fraud_ray.settings import DataSettings
 from fraud_ray.storage import unusable
@@ -49,12 +50,14 @@ class Source:
 
     fingerprint: SHA-256, in hexadecimal, over each partition's name, size, time of change and footer.
     as_of: the newest day: of the hive keys `date=`, else of the timestamps by the footers' statistics, else None.
+    notes: what else lies there, in words.
     """
 
     root: str
     partitions: tuple[Partition, ...]
     fingerprint: str
     as_of: date | None
+    notes: tuple[str, ...] = ()
 
     @property
     def origin(self) -> dict[str, str]:
@@ -73,35 +76,36 @@ def open_source(data: DataSettings, found: Mapping[str, fs.FileInfo] | None = No
     DataError for a file that is no parquet, or where all partitions of the path are empty.
     """
     root = absolute(data.path)
-    footers = read_footers(root, list_partitions(root) if found is None else found)
+    listing = list_partitions(root) if found is None else Listing(dict(found), ())
+    footers = read_footers(root, listing.files)
     partitions = []
     newest: list[date] = []
     timestamp = data.of_kind("timestamp")
     digest = hashlib.sha256()
     for name, (info, footer) in footers.items():
-        day = _as_date(hive_keys(name).get("date"))
+        day = _as_date(hive_keys(root, name).get("date"))
         partitions.append(Partition(info.path, name, footer.metadata.num_rows, stamp_of(info), day))
-        digest.update(fingerprint_line(name, info, footer))
+        digest.update(fingerprint_line(table_name(root, name), info, footer))
         newest += [d for d in (day or _newest_day(footer.metadata, timestamp),) if d is not None]
     if found is None and not any(partition.rows for partition in partitions):
         raise DataError(f"{root}: none of its {len(partitions)} parquet files holds a row; write data there first")
     days = [p.date for p in partitions if p.date] or newest
-    return Source(root, tuple(partitions), digest.hexdigest(), max(days, default=None))
+    return Source(root, tuple(partitions), digest.hexdigest(), max(days, default=None), listing.notes)
 
 
-def list_partitions(root: str) -> dict[str, fs.FileInfo]:
-    """The file of every partition below an absolute path or a URI, by relative name, in order.
+def list_partitions(root: str) -> Listing:
+    """The file of every partition at an absolute path or a URI, each real file once, and what else lies there.
 
-    Files and folders whose name begins with '_' or '.' are left out. Raises DataError for a path that does not exist or
-    that holds no parquet, ServerError for a store out of reach.
+    Raises DataError for a path that does not exist or that holds no parquet, for a link that leads nowhere, and for a
+    table of Delta, Iceberg or Hudi; ServerError for a store out of reach.
     """
-    files = list_files(root)
-    if files is None:
+    entries = _list_entries(root)
+    if entries is None:
         raise DataError(f"{root} does not exist; {_NAME_A_FOLDER}")
-    found = {name: info for name, info in files.items() if _is_partition(name)}
-    if not found:
-        raise DataError(f"{root} holds no parquet files; {_NAME_A_FOLDER}")
-    return found
+    listing = select_partitions(root, *open_filesystem(root), entries)
+    if not listing.files:
+        raise DataError("\n".join([f"{root} holds no parquet files; {_NAME_A_FOLDER}", *listing.notes]))
+    return listing
 
 
 def stamp_of(info: fs.FileInfo) -> str:
@@ -141,6 +145,11 @@ def list_files(root: str) -> dict[str, fs.FileInfo] | None:
 
     A file is listed as itself. Raises ServerError for a store out of reach.
     """
+    entries = _list_entries(root)
+    return entries and {name: info for name, info in entries.items() if info.type == fs.FileType.File}
+
+
+def _list_entries(root: str) -> dict[str, fs.FileInfo] | None:
     filesystem, base = open_filesystem(root)
     try:
         info = filesystem.get_file_info(base)
@@ -148,11 +157,10 @@ def list_files(root: str) -> dict[str, fs.FileInfo] | None:
             return None
         if info.type == fs.FileType.File:
             return {info.base_name: info}
-        found = filesystem.get_file_info(fs.FileSelector(base, recursive=True))
+        found = entries_below(filesystem, base)
     except OSError as fault:
         raise unusable(f"{root} cannot be listed", fault) from fault
-    files = {Path(f.path).relative_to(base).as_posix(): f for f in found if f.type == fs.FileType.File}
-    return dict(sorted(files.items()))
+    return dict(sorted({Path(f.path).relative_to(base).as_posix(): f for f in found}.items()))
 
 
 @lru_cache(maxsize=16)
@@ -197,7 +205,7 @@ def read_partition(root: str, partition: Partition, data: DataSettings, columns:
     if len(set(table.column_names)) < table.num_columns:
         twice = next(name for name in table.column_names if table.column_names.count(name) > 1)
         raise DataError(f"{partition.shown}: column '{twice}' is there more than once; write it again with one")
-    return typed(table, hive_keys(partition.shown), {name: data.columns[name].kind for name in columns})
+    return typed(table, hive_keys(root, partition.shown), {name: data.columns[name].kind for name in columns})
 
 
 def typed(table: pa.Table, keys: Mapping[str, str], kinds: Mapping[str, str]) -> pa.Table:
@@ -211,10 +219,15 @@ def typed(table: pa.Table, keys: Mapping[str, str], kinds: Mapping[str, str]) ->
     return pa.table(arrays) if arrays else table
 
 
-def hive_keys(name: str) -> dict[str, str]:
-    """The keys and values in a relative name such as region=eu/date=2024-03-07/part-0.parquet."""
-    folders = (folder.partition("=") for folder in name.split("/")[:-1])
+def hive_keys(root: str, name: str) -> dict[str, str]:
+    """Keys and values of a partition by its name below a root, such as region=eu/date=2024-03-07/part-0.parquet."""
+    folders = (folder.partition("=") for folder in table_name(root, name).split("/")[:-1])
     return {key: unquote(value) for key, equals, value in folders if equals}
+
+
+def table_name(root: str, name: str) -> str:
+    """A partition's name below the root of its hive table, of which `root` may be a folder or a file."""
+    return "/".join([*leading_keys(*open_filesystem(root), name), name])
 
 
 def harmonised(column: pa.ChunkedArray, kind: str) -> pa.ChunkedArray:
@@ -251,18 +264,23 @@ def _repeated(text: str, kind: str, rows: int) -> pa.ChunkedArray:
     if text == HIVE_NULL:
         return harmonised(pa.chunked_array([pa.nulls(rows)]), kind)
     value = pa.scalar(text)
-    target = {
-        "numeric": pa.float64(),
-        "amount": pa.float64(),
-        "true_probability": pa.float64(),
-        "boolean": pa.bool_(),
-        "label": pa.int8(),
-        "timestamp": pa.timestamp("us"),
-    }.get(kind)
-    if target is not None:
+    for read_as in _HIVE_TYPES.get(kind, ()):
         with suppress(pa.ArrowInvalid):
-            value = pc.cast(value, target)
-    return pa.chunked_array([pa.repeat(value, rows)])
+            value = pc.cast(value, read_as)
+            break
+    return harmonised(pa.chunked_array([pa.repeat(value, rows)]), kind)
+
+
+_NUMBER = (pa.float64(),)
+# By kind: the types that a hive key's text is tried as, in order, where it is more than text.
+_HIVE_TYPES: dict[str, tuple[pa.DataType, ...]] = {
+    "numeric": _NUMBER,
+    "amount": _NUMBER,
+    "true_probability": _NUMBER,
+    "boolean": (pa.bool_(), *_NUMBER),
+    "label": (pa.int8(), pa.bool_(), *_NUMBER),
+    "timestamp": (pa.timestamp("us"), pa.timestamp("us", "UTC")),
+}
 
 
 def read_footer(filesystem: fs.FileSystem, info: fs.FileInfo) -> Footer | str:
@@ -271,7 +289,9 @@ def read_footer(filesystem: fs.FileSystem, info: fs.FileInfo) -> Footer | str:
         with filesystem.open_input_file(info.path) as file:
             held = min(info.size, FOOTER_GUESS)
             tail = file.read_at(held, info.size - held)
-            if info.size < 12 or tail[-4:] != b"PAR1":
+            if tail[-4:] == ENCRYPTED:
+                return "it is encrypted"
+            if info.size < 12 or tail[-4:] != MAGIC:
                 return "it does not end as a parquet file does"
             length = int.from_bytes(tail[-8:-4], "little") + 8
             if held < length <= info.size:
@@ -287,10 +307,6 @@ def _refuse_broken(root: str, broken: dict[str, str]) -> None:
         if len(broken) > len(lines):
             lines.append(f"and {len(broken) - len(lines)} more")
         raise DataError("\n".join([*lines, "Write these files again, or remove them."]))
-
-
-def _is_partition(name: str) -> bool:
-    return name.endswith(".parquet") and not any(part.startswith(("_", ".")) for part in name.split("/"))
 
 
 def _as_date(text: str | None) -> date | None:

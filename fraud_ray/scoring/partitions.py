@@ -24,6 +24,7 @@ from pyarrow import fs
 
 from fraud_ray.cluster import join_or_start
 from fraud_ray.data.contract import ContractViolation, Violation, check_type
+from fraud_ray.data.listing import is_hidden
 from fraud_ray.data.output import list_written, writing
 from fraud_ray.data.source import (
     FOOTER_THREADS,
@@ -35,6 +36,7 @@ from fraud_ray.data.source import (
     open_filesystem,
     read_footer,
     read_footers,
+    table_name,
     typed,
 )
 from fraud_ray.data.tasks import map_tasks
@@ -81,7 +83,8 @@ class ScoringResult:
     """What a call did, and what lies at `output` after it.
 
     partitions, rows, alerts: of the whole input; alerts reach the threshold. kept: partitions that an earlier call had
-    finished. seconds, rows_per_second: of the others. foreign: parquet files at `output` that the input does not have.
+    finished. seconds, rows_per_second: of the others. foreign: files at `output` that the input does not have.
+    notes: what else lies in the input, in words.
     For a model of window columns also `state`, the key of the one after the input, and `counted`, the partitions that
     the one before it had counted: they are no part of the other figures.
     """
@@ -98,6 +101,7 @@ class ScoringResult:
     foreign: int
     counted: int = 0
     state: str | None = None
+    notes: tuple[str, ...] = ()
 
     @property
     def alert_rate(self) -> float:
@@ -154,9 +158,10 @@ def score_partitions(
     type, before anything is scored.
     """
     source, target = locate(source, target)
-    footers = read_footers(source, list_partitions(source))
+    listing = list_partitions(source)
+    footers = read_footers(source, listing.files)
     scorer = _scorer(model.graph)
-    _check_contract(footers, {column.name: column.kind for column in scorer.columns}, model.added)
+    _check_contract(source, footers, {column.name: column.kind for column in scorer.columns}, model.added)
     explained = str(REASONS if model.explainer else 0)
     made = {MADE_BY: model.version.encode(), MADE_WITH: _digest(model.graph), EXPLAINED: explained.encode()}
     jobs = [
@@ -164,7 +169,7 @@ def score_partitions(
             path=info.path,
             name=name,
             rows=footer.metadata.num_rows,
-            stamp={**made, MADE_FROM: _digest(fingerprint_line(name, info, footer))},
+            stamp={**made, MADE_FROM: _digest(fingerprint_line(table_name(source, name), info, footer))},
         )
         for name, (info, footer) in footers.items()
     ]
@@ -183,7 +188,7 @@ def score_partitions(
                 alerts += found
                 update(done, rows, f"{done:,} of {rows:,} rows, {alerts:,} alerts")
             seconds = time.monotonic() - began
-    foreign = sum(name.endswith(".parquet") for name in there.keys() - footers.keys())
+    foreign = sum(not is_hidden(name) for name in there.keys() - footers.keys())
     return ScoringResult(
         model=model.version,
         threshold=scorer.threshold,
@@ -195,6 +200,7 @@ def score_partitions(
         seconds=seconds,
         rows_per_second=sum(to_score) / seconds if seconds else 0.0,
         foreign=foreign,
+        notes=listing.notes,
     )
 
 
@@ -243,21 +249,24 @@ def _explainer(bundle: Path, is_wanted: bool) -> Explainer | None:
 
 
 def _check_contract(
-    footers: Mapping[str, tuple[fs.FileInfo, Footer]], kinds: Mapping[str, str], added: Sequence[pa.Field]
+    source: str,
+    footers: Mapping[str, tuple[fs.FileInfo, Footer]],
+    kinds: Mapping[str, str],
+    added: Sequence[pa.Field],
 ) -> None:
     violations = [
         Violation(name, column, message, footer.metadata.num_rows, 0)
         for name, (_, footer) in footers.items()
-        for column, message in _faults(name, footer.metadata.schema.to_arrow_schema(), kinds, added)
+        for column, message in _faults(hive_keys(source, name), footer.metadata.schema.to_arrow_schema(), kinds, added)
     ]
     if violations:
         raise ContractViolation(violations, len(footers))
 
 
 def _faults(
-    name: str, schema: pa.Schema, kinds: Mapping[str, str], added: Sequence[pa.Field]
+    keys: Mapping[str, str], schema: pa.Schema, kinds: Mapping[str, str], added: Sequence[pa.Field]
 ) -> Iterator[tuple[str, str]]:
-    """(column, what is wrong with it) of a partition of this name and schema."""
+    """(column, what is wrong with it) of a partition of these hive keys and this schema."""
     twice = sorted({column for column in schema.names if schema.names.count(column) > 1})
     if twice:
         yield from ((column, "is there more than once. Write the file again with one.") for column in twice)
@@ -265,7 +274,7 @@ def _faults(
     for field in added:
         if field.name in schema.names:
             yield field.name, "has the name of one that scoring adds. Rename it in the file."
-    table = typed(schema.empty_table(), hive_keys(name), kinds)
+    table = typed(schema.empty_table(), keys, kinds)
     for column, kind in kinds.items():
         fault = check_type(table, column, kind)
         if fault:
@@ -291,7 +300,7 @@ def _score_partition(job: _Job, model: Model, source: str, target: str) -> int:
     """Scores one partition in this process; returns its alerts."""
     scorer = _scorer(model.graph)
     kinds = {column.name: column.kind for column in scorer.columns}
-    keys = hive_keys(job.name)
+    keys = hive_keys(source, job.name)
     alerts = 0
     filesystem, _ = open_filesystem(source)
     with _readable(job.name):

@@ -15,6 +15,7 @@ import pyarrow.compute as pc
 from pyarrow import fs
 
 from fraud_ray.cluster import join_or_start
+from fraud_ray.data.listing import is_hidden
 from fraud_ray.data.output import list_written
 from fraud_ray.data.source import (
     Source,
@@ -61,7 +62,8 @@ def score_raw(
         )
     source, target = locate(source, target)
     definition = Definition.from_json(model.windows["definition"])
-    found = list_partitions(source)
+    listing = list_partitions(source)
+    found = listing.files
     with join_or_start(cluster):
         before = load_state(storage, state or model.windows["state"])
         before = before if state else latest_after(storage, before)
@@ -80,7 +82,8 @@ def score_raw(
         scored,
         counted=len(found) - scored.partitions,
         state=after.key,
-        foreign=sum(name.endswith(".parquet") for name in list_written(target).keys() - found.keys()),
+        foreign=sum(not is_hidden(name) for name in list_written(target).keys() - found.keys()),
+        notes=listing.notes,
     )
 
 

@@ -26,7 +26,7 @@ import pyarrow.parquet as pq
 
 from fraud_ray.data.contract import Violation, check_columns
 from fraud_ray.data.keys import buckets_of
-from fraud_ray.data.source import Partition, open_filesystem, read_partition
+from fraud_ray.data.source import Partition, open_filesystem, read_partition, table_name
 from fraud_ray.errors import DataError
 from fraud_ray.model.encoder import strings
 from fraud_ray.storage import Storage
@@ -160,7 +160,7 @@ def assemble(item: tuple[int, Partition], job: Job) -> None:
     # Dictionaries of numbers that hardly repeat would take most of the time.
     texts = [name for name in table.column_names if pa.types.is_string(table.schema.field(name).type)]
     pq.write_table(table, sink, use_dictionary=texts)
-    job.storage.put(f"{job.folder}/data/{partition.shown}", sink.getvalue().to_pybytes())
+    job.storage.put(f"{job.folder}/data/{table_name(job.root, partition.shown)}", sink.getvalue().to_pybytes())
 
 
 def state_key(folder: str, task: int) -> str:

@@ -27,7 +27,7 @@ import pyarrow as pa
 
 from fraud_ray.data.contract import Census, ContractViolation, validate
 from fraud_ray.data.keys import BUCKETS
-from fraud_ray.data.source import Source, open_source
+from fraud_ray.data.source import Source, open_source, table_name
 from fraud_ray.data.tasks import map_tasks
 from fraud_ray.errors import DataError
 from fraud_ray.progress import Progress, Update, counted
@@ -175,7 +175,9 @@ def add_windows(
         )
     key = _key(source.fingerprint, definition, state, labels)
     folder = f"{ROOT}/{key}"
-    root = storage.path(f"{folder}/data")
+    named = source.partitions[0].shown
+    above = table_name(source.root, named).removesuffix(named)
+    root = storage.path(f"{folder}/data/{above}").rstrip("/")
     # Pruning leaves a state that is needed without the partitions.
     if storage.kept(manifest_key(key)) and len(storage.keys(f"{folder}/data")) == len(source.partitions):
         return Windowed(root, load_state(storage, key), cached=True)
