@@ -59,7 +59,7 @@ def score_raw(
             f"{model.version} carries no window columns, so it goes on from no state and takes no labels; leave out "
             "--state and --labels"
         )
-    source, target = locate(source, target)
+    source, target = locate(source, target, labels)
     definition = Definition.from_json(model.windows["definition"])
     found = list_partitions(source)
     with join_or_start(cluster):
