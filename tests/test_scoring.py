@@ -320,6 +320,33 @@ def test_the_output_may_not_lie_in_the_input(tmp_path: Path, model: Model) -> No
             score_partitions(model, str(tmp_path), str(target))
 
 
+def test_no_spelling_and_no_link_lets_the_output_reach_the_input(tmp_path: Path, model: Model) -> None:
+    data, aside = tmp_path / "data", tmp_path / "aside"
+    names = write_months(data)
+    aside.mkdir()
+    (tmp_path / "link").symlink_to(data)
+    (aside / "month=1").symlink_to(data / "month=1")
+    (tmp_path / "linked").mkdir()
+    (tmp_path / "linked/a.parquet").symlink_to(data / names[0])
+    before = {name: (data / name).read_bytes() for name in names}
+    overlapping = [
+        (data, tmp_path / "link"),
+        (tmp_path / "link", data),
+        (data, f"{tmp_path}/aside/../data/out"),
+        (data, f"{data.as_uri()}/"),
+        (data, tmp_path),
+        (data, aside),
+        (tmp_path / "linked", data / "month=1"),
+        ("s3://bucket/days/", "s3://bucket/other/../days/out"),
+        ("s3://bucket/days/in", "s3://bucket//days"),
+    ]
+    for source, target in overlapping:
+        with pytest.raises(SettingsError, match="nothing was read or written"):
+            score_partitions(model, str(source), str(target))
+    assert {name: (data / name).read_bytes() for name in files(data)} == before
+    assert scoring.locate("s3://bucket/days", "s3://bucket/days-out") == ("s3://bucket/days", "s3://bucket/days-out")
+
+
 # Which model.
 
 

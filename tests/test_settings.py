@@ -27,6 +27,7 @@ from fraud_ray.settings import (
     reference,
     settings_hash,
 )
+from fraud_ray.settings.base import without_passwords
 
 RAW: dict[str, Any] = {
     "data": {
@@ -251,3 +252,16 @@ def test_the_configurations_of_the_repository_are_valid(path: Path) -> None:
 def test_a_refits_line_says_on_how_many_ranks_of_what_it_ran() -> None:
     assert TrainSettings().ranks == "1 rank (CPU)"
     assert TrainSettings(workers=8, use_gpu=True).ranks == "8 ranks (GPU)"
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("http://me:p@ss@host/x", "http://***@host/x"),
+        ("http://me:p/a@b@host", "http://***@host"),
+        ("http://h:5000/a@b", "http://h:5000/a@b"),
+        ("sqlite:////home/a@b/m.db", "sqlite:////home/a@b/m.db"),
+    ],
+)
+def test_a_password_is_starred_out_up_to_the_last_at(text: str, shown: str) -> None:
+    assert without_passwords(text) == shown

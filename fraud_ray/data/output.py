@@ -2,20 +2,62 @@
 
 from __future__ import annotations
 
+import os
+import posixpath
 import re
 import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
+from urllib.parse import parse_qs, unquote, urlsplit
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 from pyarrow import fs
 
-from fraud_ray.data.source import list_files, open_filesystem
+from fraud_ray.data.source import absolute, list_files, open_filesystem
+from fraud_ray.errors import SettingsError
 from fraud_ray.storage import unusable
 
+_SAME_STORE = {"gcs": "gs", "abfss": "abfs"}  # two schemes of one store
 _UNFINISHED = re.compile(r"(^|.*/)\.[^/]+\.[0-9a-f]{32}\.partial")
+
+
+def refuse_to_write_into(what: str, source: str, target: str) -> None:
+    """Raises SettingsError for an output that is, holds or lies in what is read, by any link, `..` or spelling.
+
+    what: names the source in the message. Links below either place count as well, as writing goes through them.
+    """
+    read, written = _reached(source), _reached(target)
+    for ours, theirs in ((ours, theirs) for ours in written for theirs in read):
+        if _holds(theirs, ours) or _holds(ours, theirs):
+            relation = "lies in" if _holds(theirs, ours) else "holds"
+            followed = "" if (ours, theirs) == (written[0], read[0]) else f" ({ours[1]} and {theirs[1]} overlap)"
+            raise SettingsError(
+                f"the output {target} {relation} the {what} {source}{followed}; nothing was read or written; name a "
+                f"folder outside of it, and with no link to it"
+            )
+
+
+def _reached(place: str) -> list[tuple[str, str]]:
+    """Store and normal path of a place and, on disk, of where the links below it lead."""
+    uri = urlsplit(place) if "://" in place else None
+    if uri and uri.scheme != "file":  # told by its URI: a bucket may be out of reach, and nothing is to be read yet
+        endpoint = parse_qs(uri.query).get("endpoint_override", [""])[0]
+        bucket = uri.netloc.rpartition("@")[2]
+        store = f"{_SAME_STORE.get(uri.scheme, uri.scheme)} {endpoint}"
+        return [(store, posixpath.normpath(f"/{bucket}/{unquote(uri.path)}"))]
+    found = [os.path.realpath(unquote(uri.path) if uri else absolute(place))]
+    for folder in found:  # grows while it is read
+        for inside, folders, files in os.walk(folder):
+            links = [link for name in (*folders, *files) if (link := Path(inside, name)).is_symlink()]
+            found += [real for real in dict.fromkeys(map(os.path.realpath, links)) if real not in found]
+    return [("disk", real) for real in found]
+
+
+def _holds(outer: tuple[str, str], inner: tuple[str, str]) -> bool:
+    return outer[0] == inner[0] and f"{inner[1]}/".startswith(f"{outer[1].rstrip('/')}/")
 
 
 def list_written(target: str) -> dict[str, fs.FileInfo]:

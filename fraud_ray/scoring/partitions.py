@@ -25,7 +25,7 @@ from pyarrow import fs
 from fraud_ray.cluster import join_or_start
 from fraud_ray.data.contract import ContractViolation, Violation, check_type
 from fraud_ray.data.listing import is_hidden
-from fraud_ray.data.output import list_written, writing
+from fraud_ray.data.output import list_written, refuse_to_write_into, writing
 from fraud_ray.data.source import (
     FOOTER_THREADS,
     Footer,
@@ -204,11 +204,12 @@ def score_partitions(
     )
 
 
-def locate(source: str, target: str) -> tuple[str, str]:
-    """Both as absolute paths or URIs. Raises SettingsError for an output that lies in the input."""
+def locate(source: str, target: str, labels: str | None = None) -> tuple[str, str]:
+    """Input and output as absolute paths or URIs. Raises SettingsError for an output that overlaps what is read."""
     source, target = absolute(source), absolute(target)
-    if f"{target}/".startswith(f"{source}/"):
-        raise SettingsError(f"the output {target} lies in the input {source}; name a folder outside of it")
+    refuse_to_write_into("input", source, target)
+    if labels is not None:
+        refuse_to_write_into("labels", absolute(labels), target)
     return source, target
 
 

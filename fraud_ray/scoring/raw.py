@@ -60,7 +60,7 @@ def score_raw(
             f"{model.version} carries no window columns, so it goes on from no state and takes no labels; leave out "
             "--state and --labels"
         )
-    source, target = locate(source, target)
+    source, target = locate(source, target, labels)
     definition = Definition.from_json(model.windows["definition"])
     listing = list_partitions(source)
     found = listing.files

@@ -82,5 +82,5 @@ def nested_model(annotation: Any) -> Any:
 
 
 def without_passwords(text: str) -> str:
-    """The text with the user and password of each URI in it starred out."""
-    return re.sub(r"://[^/@\s]*@", "://***@", text)
+    """The text with the user and password of each URI in it starred out, up to the last @ where they hold some."""
+    return re.sub(r'://(?:[^/\s@:"]*:(?!\d+/)[^\s"]*|[^/\s"]*)@', "://***@", text)
