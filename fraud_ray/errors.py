@@ -44,7 +44,31 @@ class RunDiffersError(SettingsError):
     """The run exists with other settings or other data."""
 
 
+class TaskFault(Exception):  # noqa: N818 - no error that a person can mend
+    """A fault of a task that is not ours. where: what it was at work on; told: the innermost cause; trace: its own.
+
+    A Ray library's wrapping ends in advice on retries, and loses the causes on the way to the driver.
+    """
+
+    def __init__(self, where: str | None, told: str, trace: str) -> None:
+        super().__init__(where, told, trace)
+        self.where, self.told, self.trace = where, told, trace
+
+    def __str__(self) -> str:
+        return f"{self.where}: {self.told}" if self.where else self.told
+
+
 def as_raised(fault: BaseException) -> BaseException:
-    """A fault as it was raised; a FraudRayError comes wrapped from a Ray task, with the task's trace in its text."""
+    """A fault as it was raised; ours, and a TaskFault, come wrapped from a Ray task, with the task's trace in its text.
+
+    Others stay wrapped: that text is the only trace of them.
+    """
     cause = getattr(fault, "cause", None)
-    return cause if isinstance(cause, FraudRayError) else fault
+    return cause if isinstance(cause, FraudRayError | TaskFault) else fault
+
+
+def innermost(fault: BaseException) -> BaseException:
+    """What a fault was raised from, in this process or in a Ray task, and that one from, and so on."""
+    while isinstance(cause := fault.__cause__ or getattr(fault, "cause", None), BaseException):
+        fault = cause
+    return fault

@@ -27,7 +27,7 @@ from fraud_ray.cli.faults import Commands
 from fraud_ray.cli.outcomes import print_outcome
 from fraud_ray.cli.tables import print_next
 from fraud_ray.data.source import open_source
-from fraud_ray.errors import DataError
+from fraud_ray.errors import DataError, TaskFault
 from fraud_ray.runs import Outcome, list_runs, open_run
 from fraud_ray.settings import load_settings
 from fraud_ray.storage import Storage
@@ -295,6 +295,33 @@ def test_a_fault_of_a_ray_task_is_told_as_it_was_raised(ray_session: None) -> No
         ray.get(ray.remote(refuse).remote())
     done = CliRunner().invoke(fails(wrapped.value), ["work"])
     assert (done.exit_code, done.stderr) == (4, "error: part-3.parquet is torn\n")
+
+
+def test_a_fault_of_a_ray_task_that_is_not_ours_is_told_without_rays_wrapping(ray_session: None) -> None:
+    import ray
+
+    def stumble() -> None:
+        raise ZeroDivisionError("of all things")
+
+    with pytest.raises(ZeroDivisionError) as wrapped:
+        ray.get(ray.remote(stumble).remote())
+    done = CliRunner().invoke(fails(wrapped.value), ["work"])
+    message, beside = done.stderr.splitlines()
+    assert (done.exit_code, message) == (1, "error: unexpected ZeroDivisionError: of all things")
+    trace = Path(beside.removeprefix("Its trace is in ").partition(";")[0])
+    assert "in stumble" in trace.read_text()
+    trace.unlink()
+
+
+def test_a_fault_of_a_task_that_is_not_ours_names_its_partition_and_cause_not_rays_advice() -> None:
+    fault = TaskFault("day=1/a.parquet", "ValueError: no year\nadvice on retries", "the trace of the task")
+    done = CliRunner().invoke(fails(fault), ["work"])
+    assert done.exit_code == 1
+    message, beside = done.stderr.splitlines()
+    assert message == "error: unexpected day=1/a.parquet: ValueError: no year"
+    trace = Path(beside.removeprefix("Its trace is in ").partition(";")[0])
+    assert "the trace of the task" in trace.read_text()
+    trace.unlink()
 
 
 WORKS = """

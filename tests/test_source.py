@@ -11,12 +11,13 @@ from pathlib import Path
 
 import boto3
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from fraud_ray.data.source import open_source, read_partition
 from fraud_ray.errors import DataError
 from fraud_ray.settings import DataSettings
-from tests.cards import FIRST_DAY, card_settings, card_table, write_days, write_partition
+from tests.cards import FIRST_DAY, card_settings, card_table, days, write_days, write_partition
 
 
 def source_of(root: Path) -> list[str]:
@@ -339,3 +340,11 @@ def test_a_bucket_is_a_source_like_a_folder(tmp_path, bucket):
     missing = DataSettings.model_validate({**data.model_dump(), "path": f"s3://{bucket}/elsewhere"})
     with pytest.raises(DataError, match="does not exist"):
         open_source(missing)
+
+
+def test_as_of_is_read_from_timestamps_whose_footers_have_no_statistics(tmp_path):
+    for day in days(3):
+        folder = tmp_path / f"day={day.day}"
+        folder.mkdir()
+        pq.write_table(card_table(day), folder / "a.parquet", use_deprecated_int96_timestamps=True)
+    assert open_source(card_settings(tmp_path).data).as_of == days(3)[-1]

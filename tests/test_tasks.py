@@ -7,7 +7,9 @@ from typing import Any
 import pytest
 
 from fraud_ray.data.contract import ContractViolation, Violation
+from fraud_ray.data.source import Partition
 from fraud_ray.data.tasks import Merged, map_tasks
+from fraud_ray.errors import TaskFault
 
 
 def described(item: Any) -> tuple[Any, list[Any], dict[str, Any]]:
@@ -38,6 +40,24 @@ def test_a_fault_of_a_task_is_raised_as_it_was_and_nothing_is_printed(
         list(map_tasks(refused, range(5), [1] * 5))
     assert [violation.count for violation in raised.value.violations] == [7]
     assert raised.value.__cause__ is None
+    assert capfd.readouterr() == ("", "")
+
+
+def torn(item: tuple[int, Partition]) -> None:
+    try:
+        int("x")
+    except ValueError as fault:
+        raise RuntimeError("of a library") from fault
+
+
+def test_a_fault_that_is_not_ours_is_told_by_its_innermost_cause_and_its_partition(
+    ray_session: None, capfd: pytest.CaptureFixture[str]
+) -> None:
+    placed = (0, Partition("/data/day=1/a.parquet", "day=1/a.parquet", 5, "", None))
+    with pytest.raises(TaskFault) as raised:
+        list(map_tasks(torn, [placed], [1]))
+    assert str(raised.value) == "day=1/a.parquet: ValueError: invalid literal for int() with base 10: 'x'"
+    assert "RuntimeError: of a library" in raised.value.trace
     assert capfd.readouterr() == ("", "")
 
 

@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.text import Text
 from typer.core import TyperGroup
 
-from fraud_ray.errors import EXIT_FAULT, FraudRayError, as_raised
+from fraud_ray.errors import EXIT_FAULT, FraudRayError, TaskFault, as_raised, innermost
 
 _SIGNALS = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated"}
 _AGAIN = "a run goes on from here with the same command"
@@ -40,7 +40,7 @@ class Commands(TyperGroup):
                     raise _failed(str(own), own.exit_code) from fault
                 if isinstance(fault, SystemExit | typer.Exit | typer.Abort | typer.TyperException | BrokenPipeError):
                     raise
-                raise _failed(f"{_message(fault)}\n{_trace(ctx)}", EXIT_FAULT) from fault
+                raise _failed(f"{_message(own)}\n{_trace(ctx, own)}", EXIT_FAULT) from fault
 
 
 def _failed(message: str, exit_code: int) -> typer.Exit:
@@ -53,16 +53,19 @@ def _ended(message: Text, exit_code: int) -> typer.Exit:
 
 
 def _message(fault: BaseException) -> str:
-    lines = str(fault).strip().splitlines() or [""]
-    return f"unexpected {type(fault).__name__}: {lines[-1].strip()[:_LONGEST_LINE]}"
+    """The innermost cause, by its first line: what follows is often advice on what the user did not call."""
+    cause = innermost(fault)
+    told = str(cause) if isinstance(cause, TaskFault) else f"{type(cause).__name__}: {str(cause).strip()}"
+    return f"unexpected {' '.join(told.splitlines()[:1])[:_LONGEST_LINE]}"
 
 
-def _trace(ctx: Any) -> str:
+def _trace(ctx: Any, own: BaseException) -> str:
     """The trace itself, or where it was written; of a job, whose disk nobody sees, the trace too."""
+    trace = traceback.format_exc() + (own.trace if isinstance(own, TaskFault) else "")
     if ctx.params.get("debug") or ctx.obj:  # True: in a job
-        return traceback.format_exc()
+        return trace
     with tempfile.NamedTemporaryFile("w", prefix="fraud-ray-", suffix=".log", delete=False) as file:
-        file.write(traceback.format_exc())
+        file.write(trace)
     return f"Its trace is in {file.name}; fraud-ray --debug … shows it."
 
 

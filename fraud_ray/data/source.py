@@ -49,8 +49,8 @@ class Source:
     """The partitions below `root` (an absolute path or a URI), in the order of their names.
 
     fingerprint: SHA-256, in hexadecimal, over each partition's name, size, time of change and footer.
-    as_of: the newest day: of the hive keys `date=`, else of the timestamps by the footers' statistics, else None.
-    notes: what else lies there, in words.
+    as_of: the newest day: of the hive keys `date=`, else of the timestamps, by the footers' statistics or, where a file
+    has none (Spark's default, INT96), by reading the column; else None.
     """
 
     root: str
@@ -80,6 +80,7 @@ def open_source(data: DataSettings, found: Mapping[str, fs.FileInfo] | None = No
     footers = read_footers(root, listing.files)
     partitions = []
     newest: list[date] = []
+    unsaid: list[Partition] = []
     timestamp = data.of_kind("timestamp")
     digest = hashlib.sha256()
     for name, (info, footer) in footers.items():
@@ -87,10 +88,21 @@ def open_source(data: DataSettings, found: Mapping[str, fs.FileInfo] | None = No
         partitions.append(Partition(info.path, name, footer.metadata.num_rows, stamp_of(info), day))
         digest.update(fingerprint_line(table_name(root, name), info, footer))
         newest += [d for d in (day or _newest_day(footer.metadata, timestamp),) if d is not None]
+        if not day and footer.metadata.num_rows and timestamp and _newest_day(footer.metadata, timestamp) is None:
+            unsaid.append(partitions[-1])
     if found is None and not any(partition.rows for partition in partitions):
         raise DataError(f"{root}: none of its {len(partitions)} parquet files holds a row; write data there first")
+<<<<<<< HEAD
     days = [p.date for p in partitions if p.date] or newest
     return Source(root, tuple(partitions), digest.hexdigest(), max(days, default=None), listing.notes)
+=======
+    days = [p.date for p in partitions if p.date]
+    if not days and timestamp:
+        with ThreadPoolExecutor(FOOTER_THREADS) as pool:
+            read = list(pool.map(lambda p: _read_newest_day(root, p, data, timestamp), unsaid))
+        days = newest + [day for day in read if day]
+    return Source(root, tuple(partitions), digest.hexdigest(), max(days, default=None))
+>>>>>>> labels
 
 
 def list_partitions(root: str) -> Listing:
@@ -325,6 +337,14 @@ def _newest_day(metadata: pq.FileMetaData, column: str | None) -> date | None:
     groups = (metadata.row_group(i).column(position).statistics for i in range(metadata.num_row_groups))
     days = [_day_of(s.max) for s in groups if s is not None and s.has_min_max]
     return max((day for day in days if day is not None), default=None)
+
+
+def _read_newest_day(root: str, partition: Partition, data: DataSettings, timestamp: str) -> date | None:
+    """The newest day of the timestamps in a file, or in its hive keys; None where it holds none."""
+    table = read_partition(root, partition, data, [timestamp])
+    if timestamp not in table.column_names or not pa.types.is_timestamp(table[timestamp].type):
+        return None
+    return _day_of(pc.max(table[timestamp]).as_py())
 
 
 def _day_of(value: Any) -> date | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import traceback
 from bisect import bisect_left
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -12,7 +13,8 @@ from functools import partial
 from itertools import accumulate, pairwise
 from typing import Any, Generic, TypeVar
 
-from fraud_ray.errors import FraudRayError
+from fraud_ray.data.source import Partition
+from fraud_ray.errors import FraudRayError, TaskFault, innermost
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -30,7 +32,8 @@ def map_tasks(
     """Applies a function to every item, and yields (position of the item, result) in the order in which tasks finish.
 
     weights: what each item costs, such as its rows; least: weight that is worth a task's start. Function, items and
-    results are pickled. Needs a connected Ray. A FraudRayError of the function is raised here, as it was.
+    results are pickled. Needs a connected Ray. A FraudRayError of the function is raised here, as it was;
+    every other fault as a TaskFault that names the partition.
     """
     import ray.data
 
@@ -42,8 +45,8 @@ def map_tasks(
     with _quietly_on_all_cpus():
         mapped = ray.data.from_items(rows, override_num_blocks=len(rows)).map(partial(_apply, function=function))
         for row in mapped.iter_rows():
-            found: _Neighbours | FraudRayError = row["found"]
-            if isinstance(found, FraudRayError):
+            found: _Neighbours | FraudRayError | TaskFault = row["found"]
+            if isinstance(found, FraudRayError | TaskFault):
                 raise found
             yield from enumerate(found.values, found.first)
 
@@ -81,12 +84,25 @@ def _cuts(weights: Sequence[int], tasks: int) -> list[int]:
     return sorted({0, *(bisect_left(ends, ends[-1] * task // tasks) + 1 for task in range(1, tasks + 1))})
 
 
-def _apply(row: dict[str, _Neighbours], function: Callable[[Any], Any]) -> dict[str, _Neighbours | FraudRayError]:
-    work = row["work"]
-    try:
-        return {"found": _Neighbours(work.first, [function(item) for item in work.values])}
-    except FraudRayError as fault:  # a value, as Ray Data would print a trace
-        return {"found": fault}
+def _apply(row: dict[str, _Neighbours], function: Callable[[Any], Any]) -> dict[str, Any]:
+    """The results of a task; or its fault, a value, as Ray Data would print a trace."""
+    work, results = row["work"], list[Any]()
+    for item in work.values:
+        try:
+            results.append(function(item))
+        except FraudRayError as fault:
+            return {"found": fault}
+        except Exception as fault:
+            cause = innermost(fault)
+            told = f"{type(cause).__name__}: {cause}"
+            return {"found": TaskFault(_shown(item), told, traceback.format_exc())}
+    return {"found": _Neighbours(work.first, results)}
+
+
+def _shown(item: Any) -> str | None:
+    """The name of the partition that an item is, or holds."""
+    held = item if isinstance(item, tuple) else (item,)
+    return next((part.shown for part in held if isinstance(part, Partition)), None)
 
 
 @contextmanager
