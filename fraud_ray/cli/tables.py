@@ -37,12 +37,16 @@ def print_table(
     title: str | None = None,
     empty: str | None = None,
 ) -> None:
-    """A table. right: the columns that are aligned right; empty: what is said instead where there are no rows."""
-    table = Table(title=title, title_justify="left", title_style="bold", header_style="bold")
+    """A table of text as it is, which rich would otherwise read as markup.
+
+    right: the columns that are aligned right; empty: what is said instead where there are no rows.
+    """
+    told = None if title is None else Text(title, "bold")
+    table = Table(title=told, title_justify="left", header_style="bold")
     for column in columns:
-        table.add_column(column, justify="right" if column in right else "left", overflow="fold")
+        table.add_column(Text(column), justify="right" if column in right else "left", overflow="fold")
     for row in rows:
-        table.add_row(*row)
+        table.add_row(*(Text(cell) if isinstance(cell, str) else cell for cell in row))
     if empty is not None and not table.rows:
         print_line(empty)
     else:

@@ -51,6 +51,7 @@ class Source:
     fingerprint: SHA-256, in hexadecimal, over each partition's name, size, time of change and footer.
     as_of: the newest day: of the hive keys `date=`, else of the timestamps, by the footers' statistics or, where a file
     has none (Spark's default, INT96), by reading the column; else None.
+    notes: what else lies there, in words.
     """
 
     root: str
@@ -92,17 +93,12 @@ def open_source(data: DataSettings, found: Mapping[str, fs.FileInfo] | None = No
             unsaid.append(partitions[-1])
     if found is None and not any(partition.rows for partition in partitions):
         raise DataError(f"{root}: none of its {len(partitions)} parquet files holds a row; write data there first")
-<<<<<<< HEAD
-    days = [p.date for p in partitions if p.date] or newest
-    return Source(root, tuple(partitions), digest.hexdigest(), max(days, default=None), listing.notes)
-=======
     days = [p.date for p in partitions if p.date]
     if not days and timestamp:
         with ThreadPoolExecutor(FOOTER_THREADS) as pool:
             read = list(pool.map(lambda p: _read_newest_day(root, p, data, timestamp), unsaid))
         days = newest + [day for day in read if day]
-    return Source(root, tuple(partitions), digest.hexdigest(), max(days, default=None))
->>>>>>> labels
+    return Source(root, tuple(partitions), digest.hexdigest(), max(days, default=None), listing.notes)
 
 
 def list_partitions(root: str) -> Listing:
@@ -344,7 +340,9 @@ def _read_newest_day(root: str, partition: Partition, data: DataSettings, timest
     table = read_partition(root, partition, data, [timestamp])
     if timestamp not in table.column_names or not pa.types.is_timestamp(table[timestamp].type):
         return None
-    return _day_of(pc.max(table[timestamp]).as_py())
+    with suppress(OverflowError, ValueError):  # a year that Python cannot hold, which the contract tells of
+        return _day_of(pc.max(table[timestamp]).as_py())
+    return None
 
 
 def _day_of(value: Any) -> date | None:
