@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import re
 import shlex
 from pathlib import Path
@@ -16,7 +15,7 @@ from tests.kube.render import Document, render, with_components
 from tests.kube.schema import Definitions
 
 ROOT = Path(__file__).parent.parent
-RAY_VERSION = importlib.metadata.version("ray")
+RAY_VERSION = re.findall(r"^ray==(\S+)$", (ROOT / "requirements.lock").read_text(), re.MULTILINE)[0]
 
 # Overlays with the components that can be added to them.
 VARIANTS = [
@@ -221,8 +220,6 @@ def test_image_lock_and_manifests_agree_on_ray_and_python() -> None:
     base = re.search(r"^FROM rayproject/ray:(\S+)-py(\d)(\d+)-\$\{VARIANT\}$", dockerfile, re.MULTILINE)
     assert base is not None
     ray, major, minor = base.groups()
-    lock = (ROOT / "requirements.lock").read_text()
-    assert re.search(rf"^ray(\[.*\])?=={re.escape(ray)}\b", lock, re.MULTILINE)
     assert ray == RAY_VERSION
     requires = re.search(r'requires-python = ">=(\S+?),', (ROOT / "pyproject.toml").read_text())
     assert requires is not None
