@@ -6,7 +6,7 @@ import os
 import posixpath
 import re
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pyarrow import fs
 
+from fraud_ray.data.listing import is_hidden
 from fraud_ray.data.source import absolute, list_files, open_filesystem
 from fraud_ray.errors import SettingsError
 from fraud_ray.storage import unusable
@@ -70,6 +71,11 @@ def list_written(target: str) -> dict[str, fs.FileInfo]:
     for name in [name for name in written if _UNFINISHED.fullmatch(name)]:
         filesystem.delete_file(written.pop(name).path)
     return written
+
+
+def count_foreign(written: Mapping[str, fs.FileInfo], known: Mapping[str, object]) -> int:
+    """How many files that a reader would see lie at an output beside those that are known."""
+    return sum(not is_hidden(name) for name in written.keys() - known.keys())
 
 
 @contextmanager

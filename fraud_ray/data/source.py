@@ -88,8 +88,10 @@ def open_source(data: DataSettings, found: Mapping[str, fs.FileInfo] | None = No
         day = _as_date(hive_keys(root, name).get("date"))
         partitions.append(Partition(info.path, name, footer.metadata.num_rows, stamp_of(info), day))
         digest.update(fingerprint_line(table_name(root, name), info, footer))
-        newest += [d for d in (day or _newest_day(footer.metadata, timestamp),) if d is not None]
-        if not day and footer.metadata.num_rows and timestamp and _newest_day(footer.metadata, timestamp) is None:
+        last = day or _newest_day(footer.metadata, timestamp)
+        if last:
+            newest.append(last)
+        elif footer.metadata.num_rows:
             unsaid.append(partitions[-1])
     if found is None and not any(partition.rows for partition in partitions):
         raise DataError(f"{root}: none of its {len(partitions)} parquet files holds a row; write data there first")

@@ -24,8 +24,7 @@ from pyarrow import fs
 
 from fraud_ray.cluster import join_or_start
 from fraud_ray.data.contract import ContractViolation, Violation, check_type
-from fraud_ray.data.listing import is_hidden
-from fraud_ray.data.output import list_written, refuse_to_write_into, writing
+from fraud_ray.data.output import count_foreign, list_written, refuse_to_write_into, writing
 from fraud_ray.data.source import (
     FOOTER_THREADS,
     Footer,
@@ -188,7 +187,6 @@ def score_partitions(
                 alerts += found
                 update(done, rows, f"{done:,} of {rows:,} rows, {alerts:,} alerts")
             seconds = time.monotonic() - began
-    foreign = sum(not is_hidden(name) for name in there.keys() - footers.keys())
     return ScoringResult(
         model=model.version,
         threshold=scorer.threshold,
@@ -199,7 +197,7 @@ def score_partitions(
         kept=len(finished),
         seconds=seconds,
         rows_per_second=sum(to_score) / seconds if seconds else 0.0,
-        foreign=foreign,
+        foreign=count_foreign(there, footers),
         notes=listing.notes,
     )
 

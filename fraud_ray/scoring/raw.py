@@ -15,8 +15,7 @@ import pyarrow.compute as pc
 from pyarrow import fs
 
 from fraud_ray.cluster import join_or_start
-from fraud_ray.data.listing import is_hidden
-from fraud_ray.data.output import list_written
+from fraud_ray.data.output import count_foreign, list_written
 from fraud_ray.data.source import (
     Source,
     absolute,
@@ -82,7 +81,7 @@ def score_raw(
         scored,
         counted=len(found) - scored.partitions,
         state=after.key,
-        foreign=sum(not is_hidden(name) for name in list_written(target).keys() - found.keys()),
+        foreign=count_foreign(list_written(target), found),
         notes=listing.notes,
     )
 
