@@ -339,9 +339,8 @@ def test_an_interrupt_ends_a_fit_at_once_and_leaves_nothing_reserved(tmp_path: P
             told, fault = driver.communicate(timeout=30)
         finally:
             driver.kill()
-    # Beside these lines Ray may tell of the worker that ended.
-    assert "\ninterrupted\n" in told, fault
-    assert "\nnothing is reserved\n" in told, fault
+    # Before, between or after these lines Ray may tell of the worker that ended.
+    assert {"interrupted", "nothing is reserved"} <= set(told.splitlines()), (told, fault)
     assert driver.returncode == 0
     assert not fault
 
