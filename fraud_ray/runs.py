@@ -291,7 +291,7 @@ def provenance() -> dict[str, Any]:
     git: commit, and whether files differ from it (`dirty`); None where the code is no git checkout.
     """
     return {
-        "command": without_passwords(shlex.join(sys.argv)),
+        "command": shlex.join(map(without_passwords, sys.argv)),
         "user": user_name(),
         "host": socket.gethostname(),
         "git": _git(),

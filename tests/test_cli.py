@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import re
 import signal
 import socket
@@ -517,3 +518,15 @@ def test_a_table_prints_markup_as_text(capsys: pytest.CaptureFixture[str]) -> No
     print_table(["[/b]", "count"], [["[red]", "[/]"]], title="[/title]")
     printed = capsys.readouterr().out
     assert all(text in printed for text in ("[/b]", "[red]", "[/]", "[/title]"))
+
+
+def test_a_terminal_that_cannot_encode_a_users_text_gets_question_marks(config: Path) -> None:
+    config.write_text(config.read_text() + "registry: {model_name: łódź}\n", encoding="utf-8")
+    conclude(config, outcome(), "registry.model_name=łódź")
+    commands = (["settings", "-c", str(config)], ["runs", "show", "march", "-c", str(config)], ["settings", "-c", "ł"])
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    for command, exit_code in zip(commands, (0, 0, 2), strict=True):
+        line = [sys.executable, "-c", f"from fraud_ray.cli import main; main({command!r})"]
+        done = subprocess.run(line, env=environment, capture_output=True, encoding="ascii", timeout=60)
+        assert done.returncode == exit_code, done.stderr
+        assert "?" in done.stdout + done.stderr

@@ -259,7 +259,10 @@ def test_a_refits_line_says_on_how_many_ranks_of_what_it_ran() -> None:
     [
         ("http://me:p@ss@host/x", "http://***@host/x"),
         ("http://me:p/a@b@host", "http://***@host"),
-        ("http://h:5000/a@b", "http://h:5000/a@b"),
+        ('http://me:p "a@b@host', "http://***@host"),
+        ("http://me:12/a@host:5000/x", "http://***@host:5000/x"),
+        ("http://h:5000/a", "http://h:5000/a"),
+        ("postgresql://h/db?user=me&password=p@ss&ssl=1", "postgresql://h/db?user=me&password=***&ssl=1"),
         ("sqlite:////home/a@b/m.db", "sqlite:////home/a@b/m.db"),
     ],
 )

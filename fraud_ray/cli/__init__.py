@@ -6,6 +6,8 @@ Exit codes: 0 done, 1 fault, 2 usage or settings, 3 gate rejected, 4 contract vi
 
 from __future__ import annotations
 
+import io
+import sys
 from collections.abc import Sequence
 from typing import Annotated, NoReturn
 
@@ -74,5 +76,8 @@ def main(arguments: Sequence[str] | None = None, in_job: bool = False) -> NoRetu
 
     in_job: it is a Ray job, whose working folder and disk end with it; relative places to store in are refused.
     """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a terminal that cannot encode a user's text gets a question mark
+            stream.reconfigure(errors="replace")
     app(args=arguments, prog_name="fraud-ray", obj=in_job)
     raise SystemExit(0)

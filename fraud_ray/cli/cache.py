@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from fraud_ray.cli.options import AsJson, ConfigOrDefaults, Overrides, storage_of
-from fraud_ray.cli.tables import print_json, print_table
+from fraud_ray.cli.tables import print_json, print_line, print_table
 from fraud_ray.progress import counted
 
 if TYPE_CHECKING:
@@ -68,9 +68,9 @@ def prune(
         print_json({"removed": [_summary(entry) for entry in entries], "files": files, "kept_for": kept_for})
         return
     freed = _size(sum(entry.size for entry in entries))
-    typer.echo(f"removed {counted(len(entries), 'entry', 'entries')} with {freed}, {counted(files, 'file')} in all")
+    print_line(f"removed {counted(len(entries), 'entry', 'entries')} with {freed}, {counted(files, 'file')} in all")
     if kept_for:
-        typer.echo(f"left alone what these runs, now at work, may read: {', '.join(kept_for)}")
+        print_line(f"left alone what these runs, now at work, may read: {', '.join(kept_for)}")
 
 
 def _summary(entry: Entry | Kept) -> dict[str, Any]:

@@ -41,7 +41,7 @@ def simulate(
     if as_json:
         print_json(dataclasses.asdict(written))
         return
-    typer.echo(
+    print_line(
         f"{out}: {shown}; best possible average precision "
         f"{written.best_average_precision:.4f}, best possible F1 {written.best_f1:.4f}"
     )
@@ -68,6 +68,6 @@ def validate(config: Config, overrides: Overrides = None, as_json: AsJson = Fals
         print_json({**found, "fingerprint": source.fingerprint, "notes": source.notes})
         return
     shown = f"{counted(census.rows, 'row')}, {counted(census.frauds, 'fraud')} ({census.frauds / census.rows:.3%})"
-    typer.echo(shown + (", " if span else "") + " to ".join(span))
+    print_line(shown + (", " if span else "") + " to ".join(span))
     for note in source.notes:
         print_line(note, "yellow")

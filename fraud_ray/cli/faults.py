@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import signal
 import sys
 import tempfile
@@ -44,7 +45,10 @@ class Commands(TyperGroup):
 
 
 def _failed(message: str, exit_code: int) -> typer.Exit:
-    return _ended(Text.assemble(("error: ", "bold red"), message), exit_code)
+    from fraud_ray.settings import without_passwords  # takes a while to import
+
+    shown = re.sub(r"\S+", lambda word: without_passwords(word[0]), message)
+    return _ended(Text.assemble(("error: ", "bold red"), shown), exit_code)
 
 
 def _ended(message: Text, exit_code: int) -> typer.Exit:
@@ -64,7 +68,7 @@ def _trace(ctx: Any, own: BaseException) -> str:
     trace = traceback.format_exc() + (own.trace if isinstance(own, TaskFault) else "")
     if ctx.params.get("debug") or ctx.obj:  # True: in a job
         return trace
-    with tempfile.NamedTemporaryFile("w", prefix="fraud-ray-", suffix=".log", delete=False) as file:
+    with tempfile.NamedTemporaryFile("w", prefix="fraud-ray-", suffix=".log", delete=False, encoding="utf-8") as file:
         file.write(trace)
     return f"Its trace is in {file.name}; fraud-ray --debug … shows it."
 

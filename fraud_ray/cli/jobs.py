@@ -11,7 +11,7 @@ import typer
 
 from fraud_ray.cli.options import AsJson, Config, Overrides, settings_of
 from fraud_ray.cli.options import Name as RunName
-from fraud_ray.cli.tables import print_facts, print_json, print_next, print_settings, print_table
+from fraud_ray.cli.tables import print_facts, print_json, print_line, print_next, print_settings, print_table
 
 if TYPE_CHECKING:
     from fraud_ray.submission.kuberay import Attempt, KubeRayJobs
@@ -49,14 +49,14 @@ def submit(
     placed = order(config, overrides or [], name, template.line, retrain)
     documents = fill(template, placed, 1)
     if render:
-        typer.echo(to_yaml(documents), nl=False)
+        print(to_yaml(documents), end="", flush=True)
         return
     attempt, is_new = kuberay.submit(kuberay.KubeRayJobs(template), placed)
     if as_json:
         print_json({**_as_values(attempt), "new": is_new})
         return
     told = "submitted as job" if is_new else f"is {attempt.state} as job"
-    typer.echo(f"run '{attempt.run}' {told} {attempt.name}")
+    print_line(f"run '{attempt.run}' {told} {attempt.name}")
     overlays = [override for override in overrides or () if override.startswith("cluster.overlay=")]
     options = ["-c", str(config), *(word for override in overlays for word in ("--set", override))]
     commands = (("what it prints", ["logs", "-f"]), ("its settings", ["show"]), ("end it", ["stop"]))
@@ -105,7 +105,7 @@ def stop(name: Name, config: ConfigOfCluster, overrides: Overrides = None) -> No
     """Stop a job. Its run keeps what it concluded: submitted again under the same name, it goes on from there."""
     jobs, found = _find(name, config, overrides)
     jobs.stop(found)
-    typer.echo(f"stopping {found.name}; run '{found.run}' goes on from here when it is submitted again")
+    print_line(f"stopping {found.name}; run '{found.run}' goes on from here when it is submitted again")
 
 
 def _as_values(attempt: Attempt) -> dict[str, Any]:

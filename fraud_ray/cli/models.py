@@ -11,7 +11,7 @@ import typer
 from fraud_ray.cli.audit import print_records
 from fraud_ray.cli.options import AsJson, ConfigOrDefaults, Overrides, registry_of
 from fraud_ray.cli.outcomes import code_in_words, print_gate
-from fraud_ray.cli.tables import moment, print_facts, print_json, print_settings, print_table
+from fraud_ray.cli.tables import moment, print_facts, print_json, print_line, print_settings, print_table
 from fraud_ray.progress import counted
 
 if TYPE_CHECKING:
@@ -88,11 +88,11 @@ def _print_move(move: Move, as_json: bool) -> None:
         return
     champion = f"{move.model} version {move.version}"
     if move.record is None:
-        typer.echo(f"{champion} is champion already")
+        print_line(f"{champion} is champion already")
         return
     instead = f", instead of version {move.replaced}" if move.replaced else ""
     cut_short = "; an earlier command had begun this and was cut short" if move.completed else ""
-    typer.echo(f"{champion} is champion now{instead} (audit record {move.record}{cut_short})")
+    print_line(f"{champion} is champion now{instead} (audit record {move.record}{cut_short})")
 
 
 def _summary(one: VersionHistory) -> dict[str, Any]:

@@ -33,11 +33,11 @@ def show(
     loaded = load_settings(config, overrides or ())
     resolved = loaded.settings.resolved()
     for note in loaded.notes:
-        typer.echo(note, err=True)
+        print(note, file=sys.stderr)
     if as_json:
         print_json(resolved)
     else:
-        typer.echo(as_yaml(resolved))
+        print(as_yaml(resolved), flush=True)
 
 
 def reference_table() -> str:

@@ -10,7 +10,6 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import typer
 import yaml
 from rich.console import Console
 from rich.table import Table
@@ -22,7 +21,7 @@ _WIDTH_OF_A_PIPE = 160
 
 def print_json(value: Any) -> None:
     """The whole answer of a command that was asked for JSON."""
-    typer.echo(json.dumps(value, indent=1))
+    print(json.dumps(value, indent=1), flush=True)
 
 
 def print_line(text: str | Text, style: str = "") -> None:

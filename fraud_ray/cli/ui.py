@@ -30,5 +30,5 @@ def ui(
         from fraud_ray.registry.server import ui_command
 
         command = ui_command(settings.registry, port or 5000)
-    typer.echo(f"http://127.0.0.1:{command[command.index('--port') + 1]} — Ctrl-C ends it", err=True)
+    print(f"http://127.0.0.1:{command[command.index('--port') + 1]} — Ctrl-C ends it", file=sys.stderr)
     os.execv(command[0], command)

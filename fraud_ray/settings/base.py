@@ -82,5 +82,9 @@ def nested_model(annotation: Any) -> Any:
 
 
 def without_passwords(text: str) -> str:
-    """The text with the user and password of each URI in it starred out, up to the last @ where they hold some."""
-    return re.sub(r'://(?:[^/\s@:"]*:(?!\d+/)[^\s"]*|[^/\s"]*)@', "://***@", text)
+    """A value with the user and password of a URI in it starred out, whatever they hold: up to the last @.
+
+    Of a URI with a port, an @ in its path is taken for that: better a path less than a password more.
+    """
+    text = re.sub(r"([?&][^=&]*(?:password|secret|token)[^=&]*=)[^&]+", r"\1***", text, flags=re.IGNORECASE)
+    return re.sub(r"://(?:[^/@:]*:.*|[^/]*)@", "://***@", text, flags=re.DOTALL)
