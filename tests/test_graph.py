@@ -17,9 +17,10 @@ from hypothesis import strategies as st
 from fraud_ray.model.bundle import Bundle, network_logits, open_graph
 from fraud_ray.model.calibration import Calibration
 from fraud_ray.model.encoder import Encoder, FeatureColumn, Ratio, Statistics
-from fraud_ray.model.graph import build_graph
+from fraud_ray.model.graph import INNER, build_graph
 from fraud_ray.model.network import FraudNetwork, NetworkShape
 from fraud_ray.model.scorer import GraphScorer
+from fraud_ray.settings import INNER as REFUSED
 
 BOTH = ("standard", "signed_log")
 COLUMNS = (
@@ -137,6 +138,27 @@ def test_a_graph_states_its_threshold_and_columns_and_names_its_inputs_after_the
     assert inputs["merchant"] == (["rows", 1], "tensor(string)")
     assert inputs["amount"] == (["rows", 1], "tensor(float)")
     assert scorer.score(table(0)).shape == (0,)
+
+
+def test_columns_may_be_called_like_anything_inside_the_graph() -> None:
+    bundle = made_bundle(COLUMNS, CALIBRATIONS["isotonic"])
+    graph = build_graph(bundle.encoder, bundle.network(), bundle.calibration, bundle.threshold).graph
+    made = {name for node in graph.node for name in node.output} | {tensor.name for tensor in graph.initializer}
+    made -= {value.name for value in graph.output}
+    assert INNER == REFUSED
+    assert all(name.startswith(INNER) for name in made)
+    of_parts = {name.removeprefix(INNER) for name in made}
+    names = sorted(of_parts | {name.rpartition("/")[2] for name in of_parts} | {"rows", "encoder", "main_graph"})
+    assert {"features", "codes", "logit", "constant_0", "encoder/constant_0"} <= set(names)
+    columns = tuple(
+        FeatureColumn(n, "numeric", BOTH) if i % 4 else FeatureColumn(n, "categorical") for i, n in enumerate(names)
+    )
+    rng = np.random.default_rng(0)
+    data = pa.table({c.name: rng.normal(size=200) if c.encodings else rng.choice(["a", "b"], 200) for c in columns})
+    encoder = Encoder.fit(columns, Statistics.of(data, columns))
+    shape = NetworkShape(len(encoder.feature_names), encoder.code_sizes, (4,), 0.0)
+    odd = Bundle(encoder, shape, FraudNetwork(shape).state_dict(), bundle.calibration, 0.5, {})
+    np.testing.assert_allclose(graph_of(odd).score(data), trainer_probabilities(odd, data), atol=1e-5)
 
 
 def test_a_bundle_is_read_back_as_it_was_saved_and_holds_no_pickle(bundle: Bundle, tmp_path: Path) -> None:

@@ -17,15 +17,17 @@ import onnx
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from pydantic import ValidationError
 from typer.testing import CliRunner
 
 from fraud_ray.cli import app
 from fraud_ray.errors import DataError, FraudRayError, SettingsError
+from fraud_ray.model.reasons import Explainer
 from fraud_ray.registry.tracking import connect
 from fraud_ray.registry.versions import register
 from fraud_ray.scoring import partitions as scoring
 from fraud_ray.scoring.partitions import Model, open_model, score_partitions
-from fraud_ray.settings import RegistrySettings
+from fraud_ray.settings import RegistrySettings, Settings
 from tests.handmade import THRESHOLD, example, expected, write_bundle
 
 NOWHERE = RegistrySettings()
@@ -300,6 +302,13 @@ def test_every_unfit_column_is_listed_before_anything_is_scored(
     ):
         assert fault in done.stderr
     assert not (tmp_path / "out").exists()
+
+
+def test_no_column_of_the_data_may_be_called_like_one_that_scoring_adds() -> None:
+    for field in (*scoring.ADDED, *Explainer.fields(scoring.REASONS)):
+        columns = {field.name: {"kind": "numeric"}, "is_fraud": {"kind": "label"}}
+        with pytest.raises(ValidationError, match=f"'{field.name}' is that of a column which scoring writes"):
+            Settings.model_validate({"data": {"path": "data", "columns": columns}, "folds": {"kind": "stratified"}})
 
 
 def test_a_partition_that_breaks_in_the_middle_leaves_nothing(tmp_path: Path, model: Model, ray_session: None) -> None:

@@ -80,6 +80,8 @@ REFUSED = {
     "prepare.numeric_encodings=[]": "prepare.numeric_encodings should have at least 1 item, not 0 (given: [])",
     "prepare.ratios={amount: [amount, amount]}": "prepare.ratios.amount has the name of a column; give it another",
     "prepare.ratios={share: [amount, category]}": "prepare.ratios.share names 'category', which is no number that the",
+    "prepare.ratios={fraud_ray/x: [amount, amount]}": "prepare.ratios: the name 'fraud_ray/x' begins with 'fraud_ray/'",
+    "windows.columns={reason_1: {compute: night}}": "windows.columns: the name 'reason_1' is that of a column which",
     "search.space.members={values: [1], when: {netwrk: mlp}}": "search.space.members.when: train has no 'netwrk'; did",
     "search.space.weight_decay={values: [1], when: {optimizer: adm}}": "search.space.weight_decay: 'adm' should be",
     "search.space={weight_decay: {values: [1], when: {optimizer: adamw}}, optimizer: [adam]}": "search.space.weight_"
@@ -101,6 +103,23 @@ def test_a_bad_setting_is_one_line_that_names_its_key(config: Path, override: st
     assert message in str(fault.value)
     assert len(str(fault.value).splitlines()) == 1
     assert fault.value.exit_code == EXIT_SETTINGS
+
+
+ODD_NAMES = {
+    "": "is empty",
+    " amount": "begins or ends with a blank",
+    "amount\t2": "holds a character that is not printed",
+    "fraud_ray/features": "begins with 'fraud_ray/', as the names inside a model do",
+    "decision": "is that of a column which scoring writes",
+}
+
+
+@pytest.mark.parametrize(("name", "fault"), ODD_NAMES.items())
+def test_a_column_that_could_be_taken_for_another_is_refused_by_its_name(name: str, fault: str) -> None:
+    raw = deepcopy(RAW)
+    raw["data"]["columns"][name] = {"kind": "id"}
+    with pytest.raises(SettingsError, match=re.escape(f"data.columns: the name {name!r} {fault}; give the column ")):
+        parse_settings(raw, "bank.yaml")
 
 
 def test_an_override_below_a_value_is_refused(config: Path) -> None:

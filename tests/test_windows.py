@@ -176,7 +176,7 @@ WINDOWS: dict[str, Any] = {
     "card_n_{days}d": {"compute": "count", "entity": "card", "days": [1, 3]},
     "card_mean_{days}d": {"compute": "mean", "of": "amount", "entity": "card", "days": [1, 3]},
     "card_deviations": {"compute": "deviations", "of": "amount", "entity": "card", "days": [3]},
-    "card_categories": {"compute": "distinct", "of": "category", "entity": "card", "days": [3]},
+    "row": {"compute": "distinct", "of": "category", "entity": "card", "days": [3]},
     "shop_risk_{days}d": {"compute": "share", "among": "frauds", "entity": "category", "days": [1, 2]},
     "shop_since_fraud": {"compute": "since_last", "among": "frauds", "entity": "category", "days": [3]},
     # Of window columns: of another entity's, and of one's own.

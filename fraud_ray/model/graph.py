@@ -24,6 +24,9 @@ from fraud_ray.model.network import FraudNetwork
 OPSET = 20
 DOMAINS = [helper.make_opsetid("", OPSET), helper.make_opsetid("ai.onnx.ml", 4)]
 IR_VERSION = 10
+# What the names inside begin with. Settings refuse it in a column's name, so that no input clashes with them.
+INNER = "fraud_ray/"
+FEATURES, CODES, LOGIT = f"{INNER}features", f"{INNER}codes", f"{INNER}logit"
 
 
 def build_graph(encoder: Encoder, network: FraudNetwork, calibration: Calibration, threshold: float) -> onnx.ModelProto:
@@ -35,9 +38,10 @@ def build_graph(encoder: Encoder, network: FraudNetwork, calibration: Calibratio
     """
     encoded = _encoder_graph(encoder)
     scored = _network_graph(network, encoder)
-    wires = [(value.name, f"network/{value.name}") for value in scored.graph.input]
-    joined = compose.merge_models(encoded, compose.add_prefix(scored, "network/"), wires)
-    whole = compose.merge_models(joined, _calibration_graph(calibration), [("network/logit", "logit")])
+    network_names = f"{INNER}network/"
+    wires = [(f"{INNER}{value.name}", f"{network_names}{value.name}") for value in scored.graph.input]
+    joined = compose.merge_models(encoded, compose.add_prefix(scored, network_names), wires)
+    whole = compose.merge_models(joined, _calibration_graph(calibration), [(f"{network_names}logit", LOGIT)])
     helper.set_model_props(
         whole,
         {
@@ -50,7 +54,7 @@ def build_graph(encoder: Encoder, network: FraudNetwork, calibration: Calibratio
 
 
 def _encoder_graph(encoder: Encoder) -> onnx.ModelProto:
-    build = _Builder()
+    build = _Builder("encoder")
     kinds = {"categorical": TensorProto.STRING}
     inputs = [
         helper.make_tensor_value_info(c.name, kinds.get(c.kind, TensorProto.FLOAT), ["rows", 1])
@@ -60,19 +64,17 @@ def _encoder_graph(encoder: Encoder) -> onnx.ModelProto:
     if encoder.feature_names:
         # A row a column until the end: onnxruntime is several times as fast along contiguous values as across them.
         features = build.add("Concat", _feature_rows(build, encoder), axis=0)
-        build.add("Transpose", [features], perm=[1, 0], output="features")
-        outputs.append(
-            helper.make_tensor_value_info("features", TensorProto.FLOAT, ["rows", len(encoder.feature_names)])
-        )
+        build.add("Transpose", [features], perm=[1, 0], output=FEATURES)
+        outputs.append(helper.make_tensor_value_info(FEATURES, TensorProto.FLOAT, ["rows", len(encoder.feature_names)]))
     if encoder.categorical:
         codes = []
         for book in encoder.categorical:
             keys, values = zip(*book.table().items(), strict=True)
             table: dict[str, Any] = {"keys_strings": keys, "values_int64s": values, "default_int64": UNSEEN}
             codes.append(build.add("LabelEncoder", [book.column], domain="ai.onnx.ml", **table))
-        build.add("Concat", codes, axis=1, output="codes")
-        outputs.append(helper.make_tensor_value_info("codes", TensorProto.INT64, ["rows", len(encoder.categorical)]))
-    return build.model("encoder", inputs, outputs)
+        build.add("Concat", codes, axis=1, output=CODES)
+        outputs.append(helper.make_tensor_value_info(CODES, TensorProto.INT64, ["rows", len(encoder.categorical)]))
+    return build.model(inputs, outputs)
 
 
 def _feature_rows(build: _Builder, encoder: Encoder) -> list[str]:
@@ -188,34 +190,35 @@ class _RowHead(nn.Module):
 
 
 def _calibration_graph(calibration: Calibration) -> onnx.ModelProto:
-    build = _Builder()
+    build = _Builder("calibration")
     if calibration.kind == "isotonic":
         x, y = np.array(calibration.knots, np.float64).T
         rises = np.diff(y) / np.diff(x)
-        column = build.add("Unsqueeze", ["logit", [1]])
+        column = build.add("Unsqueeze", [LOGIT, [1]])
         above = build.add("Max", [build.add("Sub", [column, x[:-1]]), 0.0])
         within = build.add("Min", [above, np.diff(x)])
         risen = build.add("Squeeze", [build.add("MatMul", [within, rises[:, None]]), [1]])
         build.add("Add", [risen, y[0]], output="probability")
     else:
-        scaled = build.add("Mul", ["logit", calibration.slope])
+        scaled = build.add("Mul", [LOGIT, calibration.slope])
         moved = build.add("Add", [scaled, calibration.intercept])
         build.add("Sigmoid", [moved], output="probability")
-    logit = helper.make_tensor_value_info("logit", TensorProto.FLOAT, ["rows"])
+    logit = helper.make_tensor_value_info(LOGIT, TensorProto.FLOAT, ["rows"])
     probability = helper.make_tensor_value_info("probability", TensorProto.FLOAT, ["rows"])
-    return build.model("calibration", [logit], [probability])
+    return build.model([logit], [probability])
 
 
 class _Builder:
-    """Nodes and constants of a graph in the making; names are numbered, and carry the graph's name in the end."""
+    """Nodes and constants of a graph in the making; their names are numbered, and begin with INNER and the graph's."""
 
-    def __init__(self) -> None:
+    def __init__(self, name: str) -> None:
+        self.name = name
         self.nodes: list[onnx.NodeProto] = []
         self.constants: list[onnx.TensorProto] = []
 
     def add(self, operator: str, inputs: Sequence[Any], output: str | None = None, **attributes: Any) -> str:
         """Names the node's output. inputs: names, and constants: numbers, float32 or int64, in arrays or lists."""
-        name = output or f"{operator.lower()}_{len(self.nodes)}"
+        name = output or f"{INNER}{self.name}/{operator.lower()}_{len(self.nodes)}"
         read = [given if isinstance(given, str) else self._constant(np.asarray(given)) for given in inputs]
         self.nodes.append(helper.make_node(operator, read, [name], **attributes))
         return name
@@ -224,19 +227,11 @@ class _Builder:
         return self.add("Gather", [values, positions], axis=0)
 
     def _constant(self, value: npt.NDArray[np.generic]) -> str:
-        name = f"constant_{len(self.constants)}"
+        name = f"{INNER}{self.name}/constant_{len(self.constants)}"
         kind = np.float32 if value.dtype.kind == "f" else np.int64
         self.constants.append(numpy_helper.from_array(value.astype(kind), name))
         return name
 
-    def model(
-        self, name: str, inputs: list[onnx.ValueInfoProto], outputs: list[onnx.ValueInfoProto]
-    ) -> onnx.ModelProto:
-        kept = {value.name for value in (*inputs, *outputs)}
-        for node in self.nodes:
-            for names in (node.input, node.output):
-                names[:] = [n if n in kept else f"{name}/{n}" for n in names]
-        for constant in self.constants:
-            constant.name = f"{name}/{constant.name}"
-        graph = helper.make_graph(self.nodes, name, inputs, outputs, self.constants)
+    def model(self, inputs: list[onnx.ValueInfoProto], outputs: list[onnx.ValueInfoProto]) -> onnx.ModelProto:
+        graph = helper.make_graph(self.nodes, self.name, inputs, outputs, self.constants)
         return helper.make_model(graph, opset_imports=DOMAINS, ir_version=IR_VERSION)

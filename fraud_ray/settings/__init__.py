@@ -4,7 +4,7 @@ A section of the configuration is a class here; `whole.Settings` holds all of th
 """
 
 from fraud_ray.settings.base import without_passwords
-from fraud_ray.settings.data import ColumnSettings, DataSettings, FoldSettings, PrepareSettings, SimulateSettings
+from fraud_ray.settings.data import INNER, ColumnSettings, DataSettings, FoldSettings, PrepareSettings, SimulateSettings
 from fraud_ray.settings.decision import (
     AlertsPerDay,
     DecisionSettings,
@@ -23,6 +23,7 @@ from fraud_ray.settings.windows import WindowsSettings
 
 __all__ = [
     "DEFAULT_SPACE",
+    "INNER",
     "AlertsPerDay",
     "ClusterSettings",
     "ColumnSettings",

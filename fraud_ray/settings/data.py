@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from datetime import date
 from typing import Annotated, Literal
 
@@ -15,6 +16,28 @@ from pydantic import (
 from fraud_ray.settings.base import Frozen, Share
 
 Encoding = Literal["standard", "signed_log", "piecewise_linear"]
+
+INNER = "fraud_ray/"
+"""What names of our own, inside a model's graph and in files, begin with; no column's does."""
+_WRITTEN = re.compile(r"probability|decision|model_version|(reason|effect)_\d+")
+
+
+def name_fault(name: str) -> str | None:
+    """What is wrong with the name of a column, without the name itself; None where all is well."""
+    if not name:
+        return "is empty"
+    if name != name.strip():
+        return "begins or ends with a blank"
+    if not name.isprintable():
+        return "holds a character that is not printed"
+    if name.startswith(INNER):
+        return f"begins with '{INNER}', as the names inside a model do"
+    return None
+
+
+def is_written(name: str) -> bool:
+    """Whether scoring writes a column of this name beside those that it reads."""
+    return _WRITTEN.fullmatch(name) is not None
 
 
 class ColumnSettings(Frozen):

@@ -15,7 +15,14 @@ from pydantic import (
 )
 
 from fraud_ray.settings.base import NO_EFFECT, Frozen, fault_in_words, suggestion, without_passwords
-from fraud_ray.settings.data import DataSettings, FoldSettings, PrepareSettings, SimulateSettings
+from fraud_ray.settings.data import (
+    DataSettings,
+    FoldSettings,
+    PrepareSettings,
+    SimulateSettings,
+    is_written,
+    name_fault,
+)
 from fraud_ray.settings.decision import (
     AlertsPerDay,
     BacktestSettings,
@@ -77,6 +84,20 @@ class Settings(Frozen):
         """What Ray reserves for a rank of a trial or of the refit; a whole GPU where no share of one is given."""
         reserved = (for_search and self.search.resources_per_trial) or self.train.resources_per_worker
         return {**({"GPU": 1.0} if self.train.use_gpu else {}), **{str(k): float(v) for k, v in reserved.items()}}
+
+    @model_validator(mode="after")
+    def _names_are_free(self) -> Settings:
+        windows = [name for name, _, _ in self.windows.expanded()] if self.windows else []
+        # What is scored holds neither: a file may have them under any name.
+        unscored = {self.data.of_kind("label"), self.data.of_kind("true_probability")}
+        named = {"windows.columns": windows, "prepare.ratios": self.prepare.ratios, "data.columns": self.data.columns}
+        for key, names in named.items():
+            for name in names:
+                taken = is_written(name) and name not in unscored
+                fault = "is that of a column which scoring writes" if taken else name_fault(name)
+                if fault:
+                    raise ValueError(f"{key}: the name {name!r} {fault}; give the column another")
+        return self
 
     @model_validator(mode="after")
     def _windows_are_of_declared_columns(self) -> Settings:

@@ -29,12 +29,14 @@ from fraud_ray.data.keys import buckets_of
 from fraud_ray.data.source import Partition, open_filesystem, read_partition, table_name
 from fraud_ray.errors import DataError
 from fraud_ray.model.encoder import strings
+from fraud_ray.settings import INNER
 from fraud_ray.storage import Storage
 from fraud_ray.windows.definition import Definition, Group
 from fraud_ray.windows.measures import calendar, compute
 from fraud_ray.windows.timeline import Transactions
 
 _LABEL, _ID, _VALUE, _TEXT = "label", "id", "value:", "text:"
+_ROW = f"{INNER}row"  # beside window columns, which bear the user's names
 
 
 @dataclass(frozen=True)
@@ -128,7 +130,7 @@ def gather(task: int, job: Job, newest: int, state: str | None, labels: pa.Table
         rows = _with_labels(rows, labels)
     asked = np.arange(rows.num_rows) >= sum(block.num_rows for block in known)
     columns = compute(_transactions(rows, definition, group), asked, group.measures, definition.windows.decimals)
-    made = pa.record_batch({"row": np.concatenate([block["row"].to_numpy() for block in blocks]), **columns})
+    made = pa.record_batch({_ROW: np.concatenate([block["row"].to_numpy() for block in blocks]), **columns})
     cuts = np.cumsum([0, *(block.num_rows for block in blocks)]).tolist()
     job.storage.put(job.gathered(task), _written([made.slice(begin, end - begin) for begin, end in pairwise(cuts)]))
     held = rows.filter(pc.greater(rows["time"], newest - group.horizon))
@@ -178,7 +180,7 @@ def _gathered(job: Job, partition: Partition, index: int, wanted: Collection[str
         held = [measure.name for measure in group.measures if measure.name in columns]
         if held:
             block = _read(job.storage, job.gathered(task), job.filled.index(index))
-            rows = block["row"].to_numpy()
+            rows = block[_ROW].to_numpy()
             for name in held:
                 columns[name][rows] = block[name].to_numpy()
     return columns
