@@ -26,7 +26,7 @@ from fraud_ray.registry.champion import open_champion
 from fraud_ray.registry.server import ui_command
 from fraud_ray.registry.tracking import Dataset, TrackedRun, Tracking, connect
 from fraud_ray.registry.versions import champion, download, list_versions, register
-from fraud_ray.settings import RegistrySettings
+from fraud_ray.settings import RegistrySettings, StorageSettings, locate_registry
 from tests.handmade import THRESHOLD, example, expected, write_bundle
 
 METRICS = {"f1_score": 0.9, "average_precision": 0.8}
@@ -34,9 +34,17 @@ names = (f"name-{number}" for number in itertools.count())
 
 
 @pytest.fixture(scope="module")
-def uri(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """One sqlite store for the module (its schema takes seconds), in a folder whose name needs escaping."""
-    return f"sqlite:///{tmp_path_factory.mktemp('a store #')}/mlflow.db"
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A storage root whose name needs escaping."""
+    return tmp_path_factory.mktemp("stores") / "a store #1 é&?[x] 100%"
+
+
+@pytest.fixture(scope="module")
+def uri(root: Path) -> str:
+    """One sqlite store for the module, as its schema takes seconds."""
+    located = locate_registry(RegistrySettings(), StorageSettings(root=str(root)), "a test")
+    assert located.uri is not None
+    return located.uri
 
 
 @pytest.fixture
@@ -151,13 +159,14 @@ def test_a_rejected_run_keeps_its_reason_and_registers_nothing(tracking):
     assert list_versions(tracking) == []
 
 
-def test_artifacts_lie_beside_the_database(tracking, uri):
+def test_artifacts_lie_beside_the_database(tracking, root):
     run = started(tracking)
     run.log_json({"passed": True}, "gate/decision.json")
     run.log_text("<html>", "report.html")
-    beside = Path(uri.removeprefix("sqlite:///")).parent / "mlartifacts" / run.id / "artifacts"
+    beside = root / "mlartifacts" / run.id / "artifacts"
     logged = {str(path.relative_to(beside)) for path in beside.rglob("*") if path.is_file()}
     assert logged == {"gate/decision.json", "report.html"}
+    assert list(root.parent.iterdir()) == [root]
 
 
 def test_nothing_is_printed_and_nothing_lands_in_the_working_folder(tracking, bundle, tmp_path):
@@ -167,7 +176,7 @@ sys.path.insert(0, {str(Path(__file__).parents[1])!r})
 from tests.handmade import example
 from fraud_ray.registry.tracking import connect
 from fraud_ray.registry.versions import champion, download, register
-from fraud_ray.settings import RegistrySettings
+from fraud_ray.settings import RegistrySettings, StorageSettings, locate_registry
 tracking = connect(RegistrySettings.model_validate({tracking.registry.model_dump()!r}))
 run = tracking.start("run-1", {{}})
 run.log_trial("t-1", {{}}, [{{"epoch": 1, "loss": 0.5}}], {{}})

@@ -92,6 +92,7 @@ REFUSED = {
     "folds.kind=entity": "folds.kind: entity needs a column of kind 'entity'",
     "gate.slices={min: 0.5}": "gate.slices judges the slices of decision.slices, which names none",
     "storage.root=s3://bucket/x": "storage.root is s3://bucket/x, where no sqlite can lie; name a tracking server",
+    "storage.root=/runs/100%20": "storage.root is /runs/100%20, which MLflow reads as /runs/100 ; name a folder",
     "gate.min_f1": "write it as --set section.key=VALUE",
 }
 

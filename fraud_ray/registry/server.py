@@ -27,7 +27,7 @@ def uri_of(registry: RegistrySettings) -> str:
 
 def sqlite_file(uri: str) -> Path | None:
     """The file of an sqlite store; None of any other."""
-    return Path(sqlalchemy.make_url(uri).database or "").absolute() if uri.startswith("sqlite:") else None
+    return Path(sqlalchemy.make_url(uri).database or "").absolute() if _backend(uri) == "sqlite" else None
 
 
 def ui_command(registry: RegistrySettings, port: int = 5000) -> list[str]:
@@ -41,7 +41,7 @@ def ui_command(registry: RegistrySettings, port: int = 5000) -> list[str]:
     folder = _artifact_folder(uri)
     return [
         *(sys.executable, "-m", "mlflow", "server", "--backend-store-uri", uri),
-        *(("--default-artifact-root", str(folder)) if folder else ()),
+        *(("--default-artifact-root", folder.as_uri()) if folder else ()),
         *("--no-serve-artifacts", "--workers", "1", "--host", "127.0.0.1", "--port", str(port)),
     ]
 
@@ -132,7 +132,11 @@ def _experiment(client: MlflowClient, registry: RegistrySettings) -> str:
 
 
 def _is_database(uri: str) -> bool:
-    return urlsplit(uri).scheme.partition("+")[0] in {"sqlite", "postgresql", "mysql", "mssql"}
+    return _backend(uri) in {"sqlite", "postgresql", "mysql", "mssql"}
+
+
+def _backend(uri: str) -> str:
+    return urlsplit(uri).scheme.partition("+")[0]
 
 
 def _artifact_folder(uri: str) -> Path | None:

@@ -7,6 +7,7 @@ import typing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote, unquote
 
 import yaml
 from pydantic import (
@@ -80,7 +81,10 @@ def parse_settings(raw: dict[str, Any], where: str) -> Settings:
 
 
 def locate_registry(registry: RegistrySettings, storage: StorageSettings, where: str) -> RegistrySettings:
-    """The registry with its URI, by default sqlite below the storage's root. Raises SettingsError for a bucket."""
+    """The registry with its URI, by default sqlite below the storage's root.
+
+    Raises SettingsError for a root where that cannot lie.
+    """
     if registry.uri is not None:
         return registry
     root = storage.root
@@ -88,7 +92,15 @@ def locate_registry(registry: RegistrySettings, storage: StorageSettings, where:
         raise SettingsError(
             f"{where}: storage.root is {root}, where no sqlite can lie; name a tracking server with registry.uri"
         )
-    uri = f"sqlite:///{Path(root).expanduser().absolute()}/mlflow.db"
+    file = f"{Path(root).expanduser().absolute()}/mlflow.db"
+    if (misread := unquote(file)) != file:
+        raise SettingsError(
+            f"{where}: storage.root is {root}, which MLflow reads as {misread.removesuffix('/mlflow.db')}; "
+            "name a folder without '%' before two digits of a hexadecimal number, or a tracking server with "
+            "registry.uri"
+        )
+    # MLflow takes sqlite: as it is written for a path, too, and makes its folder, but not where a driver is named.
+    uri = f"sqlite+pysqlite:///{quote(file)}" if "?" in file else f"sqlite:///{file}"
     return registry.model_copy(update={"uri": uri})
 
 
