@@ -29,7 +29,7 @@ from fraud_ray.model.bundle import Bundle, network_logits
 from fraud_ray.progress import Progress, counted
 from fraud_ray.registry import audit
 from fraud_ray.registry.promotion import bundle_hashes
-from fraud_ray.runs import RunRecord, differences, provenance, read_run
+from fraud_ray.runs import RunRecord, differences, find_run, provenance
 from fraud_ray.settings import ClusterSettings, DecisionSettings, Settings, parse_settings
 from fraud_ray.storage import Storage
 from fraud_ray.training.build import network_shape
@@ -83,7 +83,8 @@ def reproduce(storage: Storage, name: str, progress: Progress, cluster: ClusterS
     cluster: where to, if not as the run did. Raises SettingsError for a run that is not concluded, DataError where its
     data are gone.
     """
-    recorded = read_run(storage, name)
+    recorded = find_run(storage, name)
+    name = recorded.name
     if recorded.outcome is None:
         raise SettingsError(f"run '{name}' is {recorded.state}: only one that is concluded can be reproduced")
     if recorded.outcome.evaluation is None:

@@ -16,7 +16,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime
@@ -26,13 +26,14 @@ from typing import Any, TypeVar
 from fraud_ray.errors import EXIT_DONE, EXIT_REJECTED, RunDiffersError, SettingsError
 from fraud_ray.lease import Lease, hold, holder_of, user_name
 from fraud_ray.progress import Progress, Quiet, Update
-from fraud_ray.settings import Loaded, without_passwords
+from fraud_ray.settings import Loaded, dotted, parse_settings, without_passwords
 from fraud_ray.storage import Storage
 from fraud_ray.values import Value
 
 T = TypeVar("T")
 
 FINGERPRINT = "data fingerprint"
+LATEST = "latest"
 _RECORD = "run.json"
 _PACKAGES = (
     *("fraud_ray", "ray", "torch", "numpy", "pandas", "pyarrow", "scikit-learn", "optuna"),
@@ -90,13 +91,25 @@ class RunRecord:
     @property
     def identity(self) -> dict[str, Any]:
         """The settings that can change the result, by dotted key, and the data's fingerprint."""
-        return self.record["identity"]
+        return _identity_there(self.record)
+
+    @property
+    def changed(self) -> dict[str, Any]:
+        """The settings that differ from the defaults; all, where this version of the package does not know one."""
+        try:
+            return parse_settings(self.record["settings"], self.folder).changed()
+        except SettingsError:
+            return self.record["settings"]
 
     @property
     def metrics(self) -> dict[str, float]:
         """The figures on the final holdout; empty before they are known."""
-        evaluation = self.outcome.evaluation if self.outcome else None
-        return dict(evaluation["metrics"]) if evaluation else {}
+        return dict(self.evaluation.get("metrics", {}))
+
+    @property
+    def evaluation(self) -> dict[str, Any]:
+        """The JSON of decision.evaluate.Evaluation; empty before it is known."""
+        return (self.outcome.evaluation if self.outcome else None) or {}
 
 
 class StoppedAfter(Exception):  # noqa: N818 - no error
@@ -280,6 +293,26 @@ def read_run(storage: Storage, name: str) -> RunRecord:
     )
 
 
+def find_run(storage: Storage, wanted: str) -> RunRecord:
+    """The run that a person means, as `named` has it. Raises SettingsError that names the runs there are."""
+    if not storage.exists(f"{_folder(wanted)}/{_RECORD}"):
+        wanted = named(wanted, [run.name for run in list_runs(storage)]) or wanted
+    return read_run(storage, wanted)
+
+
+def named(wanted: str, names: Sequence[str]) -> str | None:
+    """The name that is meant: the exact one, else the only one that begins so; `latest`: the last. None: there is none.
+
+    Raises SettingsError that lists those which begin so, where there are several.
+    """
+    if wanted == LATEST and names and LATEST not in names:
+        return names[-1]
+    found = [wanted] if wanted in names else list(dict.fromkeys(name for name in names if name.startswith(wanted)))
+    if len(found) > 1:
+        raise SettingsError(f"'{wanted}' may be any of {', '.join(found)}; write more of the name")
+    return found[0] if found else None
+
+
 def list_runs(storage: Storage) -> list[RunRecord]:
     """All runs, oldest first."""
     return sorted((read_run(storage, name) for name in run_names(storage)), key=lambda run: run.created)
@@ -343,7 +376,7 @@ def _declare(loaded: Loaded, storage: Storage, name: str, fingerprint: str) -> N
     if storage.create(key, json.dumps(record, indent=1).encode()):
         return
     there = storage.get_json(key) or {}
-    changed = differences(there.get("identity", {}), identity)
+    changed = differences(_identity_there(there), identity)
     if changed:
         lines = [f"  {key}: {old} there, {new} now" for key, (old, new) in changed.items()]
         raise RunDiffersError(
@@ -357,6 +390,16 @@ def _identity(loaded: Loaded, fingerprint: str) -> dict[str, Any]:
     """What makes two runs the same, as JSON types."""
     told = {**loaded.settings.identity(), **(loaded.beside or {}), FINGERPRINT: fingerprint}
     return json.loads(json.dumps(told, default=str))
+
+
+def _identity_there(record: Mapping[str, Any]) -> dict[str, Any]:
+    """A record's identity in today's settings: those that came since have their defaults, those that went are gone."""
+    try:
+        today = parse_settings(record["settings"], record["name"]).identity()
+    except SettingsError:
+        return record["identity"]
+    beside = record["identity"].keys() - dict(dotted(record["settings"]))
+    return json.loads(json.dumps({**today, **{key: record["identity"][key] for key in beside}}, default=str))
 
 
 def _folder(name: str) -> str:

@@ -106,7 +106,7 @@ finally:
 # Bad input: one message, an exit code, no stack trace.
 
 BAD = {
-    "a missing file": (["-c", "none.yaml"], 2, "no configuration file at none.yaml"),
+    "a missing file": (["-c", "none.yaml"], 2, f"no configuration file at {Path.cwd()}/none.yaml"),
     "an unknown setting": (["-c", "CONFIG", "--set", "train.epohcs=3"], 2, "did you mean 'epochs'?"),
     "a value out of range": (["-c", "CONFIG", "--set", "gate.min_f1=85"], 2, "gate.min_f1 should be less than or eq"),
     "a missing path": (["-c", "CONFIG", "--set", "data.path=/nowhere"], 4, "/nowhere does not exist"),
@@ -473,15 +473,65 @@ def test_runs_are_listed_shown_and_compared(config: Path) -> None:
     shown = fraud_ray("runs", "show", "march", *where).stdout
     assert "epochs: 3" in shown
     assert "F1 at threshold" in shown
+    assert "patience_epochs" not in shown, "it is the default"
     compared = fraud_ray("runs", "compare", "march", "april", *where).stdout
     assert re.search(r"train\.epochs\W+3\W+4", compared)
-    assert re.search(r"F1\W+0\.7500\W+0\.7500\W+\+0\.0000", compared)
+    assert re.search(r"F1\W+0\.7500 \(0\.7000 … 0\.8000\)\W+0\.7500 \(0\.7000 … 0\.8000\)\W+\+0\.0000", compared)
+    assert "holdouts" not in compared
     assert json.loads(fraud_ray("runs", "compare", "march", "april", *where, "--json").stdout)["settings"] == {
         "train.epochs": ["3", "4"]
     }
     unknown = fraud_ray("runs", "show", "may", *where)
     assert unknown.exit_code == 2
     assert "there are: april, march" in unknown.stderr
+
+
+def test_a_run_is_named_by_how_it_begins_or_as_the_latest(config: Path) -> None:
+    for name in ("march", "march-2", "april"):
+        conclude(config, outcome(name=name))
+
+    def shown(wanted: str) -> str:
+        done = fraud_ray("runs", "show", wanted, "-c", str(config), "--json")
+        return json.loads(done.stdout)["name"] if done.exit_code == 0 else done.stderr
+
+    assert [shown(wanted) for wanted in ("march", "march-", "a", "latest")] == ["march", "march-2", "april", "april"]
+    assert "'mar' may be any of march, march-2; write more of the name" in shown("mar")
+
+
+def test_runs_of_other_holdouts_are_compared_with_a_warning(config: Path) -> None:
+    conclude(config, outcome())
+    conclude(config, outcome(name="april"), "folds.holdout_days=6")
+    conclude(config, outcome(name="may", evaluation={**EVALUATION, "rows": 900}))
+
+    def warning(other: str) -> str:
+        compared = fraud_ray("runs", "compare", "march", other, "-c", str(config)).stdout.splitlines()[-1]
+        as_json = fraud_ray("runs", "compare", "march", other, "-c", str(config), "--json").stdout
+        assert json.loads(as_json)["warning"] == compared
+        return compared
+
+    assert warning("april") == "the holdouts may differ, as these do: folds.holdout_days"
+    assert warning("may").endswith("cannot be compared: 1,000 rows with 10 frauds, and 900 rows with 10 frauds")
+
+
+def test_json_holds_what_the_table_holds(config: Path) -> None:
+    conclude(config, outcome())
+    (listed,) = json.loads(fraud_ray("runs", "list", "-c", str(config), "--json").stdout)
+    table = fraud_ray("runs", "list", "-c", str(config)).stdout
+    assert f"{listed['metrics']['f1_score']:.4f}" in table
+    assert listed["version"]["version"] == 3
+    assert "fraud-detection-production version 3" in table
+    shown = json.loads(fraud_ray("runs", "show", "march", "-c", str(config), "--json").stdout)
+    assert shown["changed"]["folds"]["fit_days"] == 14
+    assert "fit_days: 14" in fraud_ray("runs", "show", "march", "-c", str(config)).stdout
+    schema = json.loads(fraud_ray("settings", "--schema", "--json").stdout)
+    assert {entry["key"]: entry["default"] for entry in schema}["train.epochs"] == "50"
+
+
+def test_the_version_and_the_shells_completion_are_at_hand() -> None:
+    assert re.fullmatch(r"fraud-ray \d+\.\S+\n", fraud_ray("--version").stdout)
+    assert "--install-completion" in fraud_ray("--help").stdout
+    completed = fraud_ray(env={"_ROOT_COMPLETE": "complete_bash", "COMP_WORDS": "root ret", "COMP_CWORD": "1"})
+    assert completed.stdout.strip() == "retrain"
 
 
 # Progress.

@@ -242,16 +242,18 @@ def test_the_commands_move_list_and_verify(options: list[str], storage: Storage)
         in fraud_ray("models", "promote", *options).stdout
     )
     assert "version 3 is champion already" in fraud_ray("models", "promote", "3", *options).stdout
-    assert json.loads(fraud_ray("models", "rollback", "--json", *options).stdout)["version"] == 1
+    rolled_back = fraud_ray("models", "rollback", "--reason", "too many alerts", "--json", *options)
+    assert json.loads(rolled_back.stdout)["version"] == 1
     listed = json.loads(fraud_ray("models", "list", "--json", *options).stdout)
     assert [(one["version"], one["aliases"]) for one in listed] == [(3, []), (2, []), (1, ["champion"])]
     shown = fraud_ray("models", "show", "@champion", *options).stdout
-    assert "version 1 restored to champion instead of version 3" in " ".join(shown.split())
+    assert "version 1 restored to champion instead of version 3: too many alerts" in " ".join(shown.split())
     assert "does not know its run" in shown
     assert "fraud_ray.alias" in shown
     shown = fraud_ray("audit", "show", *options).stdout
     assert shown.count("registered as") == 3
-    assert json.loads(fraud_ray("audit", "show", "5", "--json", *options).stdout)["facts"]["event"] == "rollback"
+    facts = json.loads(fraud_ray("audit", "show", "5", "--json", *options).stdout)["facts"]
+    assert (facts["event"], facts["reason"]) == ("rollback", "too many alerts")
     done = fraud_ray("audit", "verify", *options)
     assert (done.exit_code, done.stdout) == (0, "records 1 to 5 are as they were written\n")
     assert fraud_ray("models", "show", "@challenger", *options).exit_code == 2

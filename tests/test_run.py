@@ -126,6 +126,21 @@ def test_other_settings_or_data_under_the_same_name_are_refused_by_their_keys(st
         pass
 
 
+def test_a_setting_that_came_since_a_run_has_its_default_there(storage: Storage) -> None:
+    with open_run(loaded(train={"epochs": 3}), storage, FINGERPRINT) as run:
+        run.conclude(Outcome(run.name, run.folder, "registered"))
+    record = read_run(storage, "march").record
+    del record["settings"]["train"]["network"], record["identity"]["train.network"]
+    storage.put_json("runs/march/run.json", record)
+    with open_run(loaded(train={"epochs": 3}), storage, FINGERPRINT) as run:
+        assert run.concluded
+    with (
+        pytest.raises(RunDiffersError, match=r'train\.network: "mlp" there, "residual" now'),
+        open_run(loaded(train={"epochs": 3, "network": "residual"}), storage, FINGERPRINT),
+    ):
+        pass
+
+
 def test_a_run_that_fails_before_it_wrote_anything_leaves_its_name_free(storage: Storage) -> None:
     with pytest.raises(FraudRayError), open_run(loaded(train={"workers": 64}), storage, FINGERPRINT):
         raise FraudRayError("too many workers")

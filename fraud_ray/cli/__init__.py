@@ -6,6 +6,7 @@ Exit codes: 0 done, 1 fault, 2 usage or settings, 3 gate rejected, 4 contract vi
 
 from __future__ import annotations
 
+import importlib.metadata
 import io
 import sys
 from collections.abc import Sequence
@@ -33,7 +34,6 @@ from fraud_ray.cli.faults import Commands
 app = typer.Typer(
     cls=Commands,
     no_args_is_help=True,
-    add_completion=False,
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -42,8 +42,17 @@ app = typer.Typer(
 )
 
 
+def _tell_version(wanted: bool) -> None:
+    if wanted:
+        print(f"fraud-ray {importlib.metadata.version('fraud_ray')}")
+        raise typer.Exit
+
+
 @app.callback()
 def _fraud_ray(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version, and end.", callback=_tell_version, is_eager=True)
+    ] = False,
     debug: Annotated[bool, typer.Option("--debug", help="Show the trace of an unexpected fault.")] = False,
 ) -> None:
     """Trains, gates and registers a card-fraud model on Ray, from partitioned parquet.

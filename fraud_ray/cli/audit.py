@@ -86,4 +86,5 @@ def _in_words(record: Record) -> str:
     if record.event == "register":
         held = [alias for alias, holder in record.facts["aliases"].items() if holder == record.version]
         return f"{version} registered" + (f" as {', '.join(held)}" if held else "")
-    return f"{version} {'promoted' if record.event == 'promote' else 'restored'} to champion{instead}"
+    reason = f": {record.facts['reason']}" if record.facts.get("reason") else ""
+    return f"{version} {'promoted' if record.event == 'promote' else 'restored'} to champion{instead}{reason}"

@@ -39,7 +39,7 @@ def simulate(
         shown = f"{counted(written.rows, 'row')}, {counted(written.frauds, 'fraud')}"
         stage.say(f"{shown} in {counted(written.files, 'file')}")
     if as_json:
-        print_json(dataclasses.asdict(written))
+        print_json({"path": out, **dataclasses.asdict(written)})
         return
     print_line(
         f"{out}: {shown}; best possible average precision "

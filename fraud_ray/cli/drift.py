@@ -65,7 +65,7 @@ def drift(
         storage.put(key, draw_drift(measured, "svg"))
         picture = storage.path(key)
     if as_json:
-        print_json({**measured.to_json(), "picture": picture})
+        print_json({**measured.to_json(), "picture": picture, "notes": source.notes})
     else:
         _print(measured, picture)
         for note in source.notes:

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from fraud_ray.registry.history import VersionHistory
     from fraud_ray.registry.promotion import Move
 
+Reason = Annotated[str, typer.Option("--reason", metavar="TEXT", help="Why, for the audit record.")]
+
 app = typer.Typer(no_args_is_help=True, help="List, show, promote and roll back versions of the registered model.")
 
 
@@ -50,7 +52,7 @@ def show(
     found = find_version(history(tracking, storage), version)
     tags = tags_of_version(tracking, found.version.version)
     if as_json:
-        origin = found.origin.facts if found.origin else None
+        origin = found.origin and {**found.origin.facts, "sha256": found.origin.sha256}
         moves = [record.facts for record in found.moves]
         print_json({**_summary(found), "tags": tags, "origin": origin, "moves": moves})
     else:
@@ -62,6 +64,7 @@ def promote(
     version: Annotated[
         int | None, typer.Argument(metavar="[VERSION]", help="Its number; by default the challenger's.")
     ] = None,
+    reason: Reason = "",
     config: ConfigOrDefaults = None,
     overrides: Overrides = None,
     as_json: AsJson = False,
@@ -70,16 +73,18 @@ def promote(
     from fraud_ray.registry import promotion
 
     storage, tracking = registry_of(config, overrides)
-    _print_move(promotion.promote(tracking, storage, version), as_json)
+    _print_move(promotion.promote(tracking, storage, version, reason), as_json)
 
 
 @app.command()
-def rollback(config: ConfigOrDefaults = None, overrides: Overrides = None, as_json: AsJson = False) -> None:
+def rollback(
+    reason: Reason = "", config: ConfigOrDefaults = None, overrides: Overrides = None, as_json: AsJson = False
+) -> None:
     """Make the version champion again that was it before; repeated, the one before that."""
     from fraud_ray.registry import promotion
 
     storage, tracking = registry_of(config, overrides)
-    _print_move(promotion.rollback(tracking, storage), as_json)
+    _print_move(promotion.rollback(tracking, storage, reason), as_json)
 
 
 def _print_move(move: Move, as_json: bool) -> None:
@@ -96,7 +101,9 @@ def _print_move(move: Move, as_json: bool) -> None:
 
 
 def _summary(one: VersionHistory) -> dict[str, Any]:
-    return {**dataclasses.asdict(one.version), "uri": one.version.uri, "aliases": one.aliases}
+    origin = one.origin.facts if one.origin else {}
+    made = {"made": origin.get("time"), "by": origin.get("user"), "metrics": origin.get("metrics", {})}
+    return {**one.version.to_json(), "aliases": one.aliases, **made}
 
 
 def _print_versions(histories: Sequence[VersionHistory], model: str) -> None:

@@ -32,6 +32,7 @@ Name = Annotated[
     str | None,
     typer.Option("--name", help="The run's name; may hold the data's date, as in 'fraud-{as_of:%Y-%m}'."),
 ]
+RUN_WANTED = "A run's name, or how it begins; latest: the newest."
 NoCache = Annotated[
     bool, typer.Option("--no-cache", help="Prepare the data anew; the same as --set cache.max_staleness=PT0S.")
 ]

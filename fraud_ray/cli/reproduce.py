@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.text import Text
 
-from fraud_ray.cli.options import AsJson, ConfigOrDefaults, Overrides, sections_of, storage_of
+from fraud_ray.cli.options import RUN_WANTED, AsJson, ConfigOrDefaults, Overrides, sections_of, storage_of
 from fraud_ray.cli.tables import print_json, print_line, print_table
 from fraud_ray.errors import EXIT_FAULT
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def reproduce(
-    name: Annotated[str, typer.Argument(metavar="RUN", help="A concluded run's name, as `runs list` shows it.")],
+    name: Annotated[str, typer.Argument(metavar="RUN", help=RUN_WANTED)],
     config: ConfigOrDefaults = None,
     overrides: Overrides = None,
     as_json: AsJson = False,

@@ -4,22 +4,23 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.text import Text
 
-from fraud_ray.cli.options import AsJson, ConfigOrDefaults, Overrides, storage_of
+from fraud_ray.cli.options import RUN_WANTED, AsJson, ConfigOrDefaults, Overrides, storage_of
 from fraud_ray.cli.outcomes import code_in_words, print_outcome, version_in_words
-from fraud_ray.cli.tables import moment, number, print_facts, print_json, print_settings, print_table
+from fraud_ray.cli.tables import moment, number, print_facts, print_json, print_line, print_settings, print_table
 from fraud_ray.decision.names import in_order, metric_name
+from fraud_ray.progress import counted
 
 if TYPE_CHECKING:
     from fraud_ray.runs import RunRecord
 
 app = typer.Typer(no_args_is_help=True, help="List, show and compare runs.")
 
-Name = Annotated[str, typer.Argument(metavar="NAME", help="A run's name, as `runs list` shows it.")]
+Name = Annotated[str, typer.Argument(metavar="NAME", help=RUN_WANTED)]
 _COLOURS = {"registered": "green", "rejected": "red", "running": "cyan"}
 
 
@@ -31,7 +32,7 @@ def list_all(config: ConfigOrDefaults = None, overrides: Overrides = None, as_js
     storage = storage_of(config, overrides)
     found = list_runs(storage)
     if as_json:
-        print_json([{"name": r.name, "state": r.state, "created": r.created, "folder": r.folder} for r in found])
+        print_json([_summary(run) for run in found])
         return
     figures = {"auc_roc": "ROC AUC", "average_precision": "AP", "f1_score": "F1"}
     print_table(
@@ -54,33 +55,37 @@ def list_all(config: ConfigOrDefaults = None, overrides: Overrides = None, as_js
 @app.command()
 def show(name: Name, config: ConfigOrDefaults = None, overrides: Overrides = None, as_json: AsJson = False) -> None:
     """Show a run: who started it, with which code and settings, how far it got, and its figures."""
-    from fraud_ray.runs import read_run
+    from fraud_ray.runs import find_run
 
-    found = read_run(storage_of(config, overrides), name)
+    found = find_run(storage_of(config, overrides), name)
     if as_json:
-        print_json(dataclasses.asdict(found))
+        print_json({**dataclasses.asdict(found), "changed": found.changed})
     else:
         _print_run(found)
 
 
 @app.command()
 def compare(
-    first: Annotated[str, typer.Argument(metavar="A", help="A run's name.")],
+    first: Annotated[str, typer.Argument(metavar="A", help=RUN_WANTED)],
     second: Annotated[str, typer.Argument(metavar="B", help="Another one's.")],
     config: ConfigOrDefaults = None,
     overrides: Overrides = None,
     as_json: AsJson = False,
 ) -> None:
-    """Compare two runs: the settings that differ, and their metrics side by side."""
-    from fraud_ray.runs import differences, read_run
+    """Compare two runs: the settings that differ, and their metrics side by side, with intervals."""
+    from fraud_ray.runs import differences, find_run
 
     storage = storage_of(config, overrides)
-    one, other = read_run(storage, first), read_run(storage, second)
+    runs = one, other = find_run(storage, first), find_run(storage, second)
     changed = differences(one.identity, other.identity)
+    warning = _holdouts_differ(one, other, changed)
     if as_json:
-        print_json({"settings": changed, "metrics": {run.name: run.metrics for run in (one, other)}})
+        figures = {key: {run.name: run.evaluation.get(key) or {} for run in runs} for key in ("metrics", "intervals")}
+        print_json({"settings": changed, **figures, "warning": warning})
     else:
         _print_comparison(one, other, changed)
+        if warning:
+            print_line(warning, "yellow")
 
 
 def _print_run(run: RunRecord) -> None:
@@ -97,7 +102,7 @@ def _print_run(run: RunRecord) -> None:
             "folder": run.folder,
         }
     )
-    print_settings(record["settings"])
+    print_settings(run.changed, "settings, where they differ from the defaults (--json has all)")
     if run.outcome:
         print_outcome(run.outcome)
 
@@ -109,6 +114,33 @@ def _print_comparison(one: RunRecord, other: RunRecord, changed: Mapping[str, tu
     for name in in_order({**one.metrics, **other.metrics}):
         old, new = one.metrics.get(name), other.metrics.get(name)
         difference = "" if old is None or new is None else f"{new - old:+.4f}"
-        rows.append([metric_name(name), number(old), number(new), difference])
+        rows.append([metric_name(name), *(_figure(run, name) for run in (one, other)), difference])
     columns = ["Metric", one.name, other.name, "Difference"]
     print_table(columns, rows, right=columns[1:], empty="neither run has figures yet")
+
+
+def _figure(run: RunRecord, metric: str) -> str:
+    """A metric with its interval."""
+    low, high = (run.evaluation.get("intervals") or {}).get(metric, (None, None))
+    shown = number(run.metrics.get(metric))
+    return shown if low is None else f"{shown} ({number(low)} … {number(high)})"
+
+
+def _holdouts_differ(one: RunRecord, other: RunRecord, changed: Mapping[str, tuple[str, str]]) -> str | None:
+    """A warning where two runs' figures are, or may be, of different rows."""
+    if not (one.evaluation and other.evaluation):
+        return None
+    of = (one.evaluation, other.evaluation)
+    held = [f"{counted(e['rows'], 'row')} with {counted(e['frauds'], 'fraud')}" for e in of]
+    if held[0] != held[1]:
+        return f"the holdouts differ, so the figures cannot be compared: {held[0]}, and {held[1]}"
+    from fraud_ray.runs import FINGERPRINT
+
+    causes = [key for key in changed if key == FINGERPRINT or key.startswith("folds.")]
+    return f"the holdouts may differ, as these do: {', '.join(causes)}" if causes else None
+
+
+def _summary(run: RunRecord) -> dict[str, Any]:
+    version = run.outcome.version if run.outcome else None
+    told = {"name": run.name, "state": run.state, "created": run.created, "folder": run.folder}
+    return {**told, "metrics": run.metrics, "version": version}

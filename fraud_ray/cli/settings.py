@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -23,10 +24,13 @@ def show(
     ] = False,
 ) -> None:
     """Print a configuration with every default filled in, or the reference of all settings."""
-    from fraud_ray.settings import load_settings
+    from fraud_ray.settings import load_settings, reference
 
     if schema:
-        sys.stdout.write(reference_table())
+        if as_json:
+            print_json([dataclasses.asdict(entry) for entry in reference()])
+        else:
+            sys.stdout.write(reference_table())
         return
     if config is None:
         raise typer.BadParameter("is needed, unless --schema is given", param_hint="-c")

@@ -59,9 +59,9 @@ def print_facts(facts: Mapping[str, str]) -> None:
         print_line(Text.assemble((f"{name:<{width}} ", "dim"), value))
 
 
-def print_settings(settings: Mapping[str, Any]) -> None:
-    """Settings as YAML, indented."""
-    print_line("settings", "dim")
+def print_settings(settings: Mapping[str, Any], title: str = "settings") -> None:
+    """Settings as YAML, indented, below a title."""
+    print_line(title, "dim")
     for line in as_yaml(settings).splitlines():
         print_line(f"  {line}")
 

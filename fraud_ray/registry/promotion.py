@@ -140,8 +140,10 @@ def promote_if_better(
     return replace(version, alias=CHAMPION)
 
 
-def rollback(tracking: Tracking, storage: Storage) -> Move:
+def rollback(tracking: Tracking, storage: Storage, reason: str = "") -> Move:
     """Makes the version champion again that was it before the last promotion; repeated, the one before that.
+
+    reason: why, for the record.
 
     Versions that were deleted since are passed over. Raises SettingsError where there is no former champion.
     """
@@ -156,7 +158,7 @@ def rollback(tracking: Tracking, storage: Storage) -> Move:
             )
         return left[-1], left[:-1]
 
-    return _move(tracking, storage, "rollback", choose)
+    return _move(tracking, storage, "rollback", choose, reason=reason)
 
 
 def _move(

@@ -123,7 +123,7 @@ def open_model(uri: str, registry: RegistrySettings, with_reasons: bool = False)
             version, bundle = fetch(registry, uri, Path(scratch))
             named = f"{version.name}/{version.version}"
             return Model(named, (bundle / GRAPH).read_bytes(), _windows(bundle), _explainer(bundle, with_reasons))
-    path = Path(uri).expanduser()
+    path = Path(uri).expanduser().absolute()
     folder = path if path.is_dir() else None
     path = path / GRAPH if folder else path
     if not path.is_file():

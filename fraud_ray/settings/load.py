@@ -44,7 +44,9 @@ def load_settings(path: str | Path, overrides: typing.Sequence[str] = ()) -> Loa
     path = Path(path)
     if not path.is_file():
         near = sorted(str(p) for p in Path("configs").glob("*.yaml"))
-        raise SettingsError(f"no configuration file at {path}" + (f"; there are {', '.join(near)}" if near else ""))
+        raise SettingsError(
+            f"no configuration file at {path.absolute()}" + (f"; there are {', '.join(near)}" if near else "")
+        )
     try:
         raw = _read_yaml(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as fault:

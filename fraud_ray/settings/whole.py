@@ -214,6 +214,10 @@ class Settings(Frozen):
         """As `resolved`, with the passwords in URIs starred out: what is kept, and shown to others."""
         return _starred(self.resolved())
 
+    def changed(self) -> dict[str, Any]:
+        """Those of `recorded` that differ from the defaults."""
+        return _starred(self.model_dump(mode="json", exclude_defaults=True))
+
 
 def settings_hash(settings: Settings) -> str:
     """SHA-256 over the settings that can change the result, in hexadecimal."""

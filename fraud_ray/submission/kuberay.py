@@ -20,7 +20,7 @@ from kubernetes import client, config
 from kubernetes.client.exceptions import ApiException
 
 from fraud_ray.errors import RunDiffersError, ServerError, SettingsError
-from fraud_ray.runs import differences
+from fraud_ray.runs import differences, named
 from fraud_ray.settings import parse_settings
 from fraud_ray.submission.order import Order
 from fraud_ray.submission.render import ATTEMPT_LABEL, RUN_LABEL, SETTINGS_ANNOTATION, Document, Template, fill
@@ -159,12 +159,13 @@ def submit(jobs: KubeRayJobs, order: Order) -> tuple[Attempt, bool]:
 
 
 def find(jobs: KubeRayJobs, name: str) -> Attempt:
-    """The attempt of this name, or the newest attempt at the run of this name.
+    """The attempt of this name, or the newest attempt at the run that is meant, as `runs.named` has it.
 
     Raises SettingsError that names the jobs there are.
     """
     known = jobs.attempts()
-    found = [a for a in known if a.name == name] or [a for a in known if a.run == name]
+    run = None if any(a.name == name for a in known) else named(name, [a.run for a in known])
+    found = [a for a in known if name == a.name or run == a.run]
     if not found:
         there = ", ".join(attempt.name for attempt in known) or "none yet"
         raise SettingsError(f"no job and no run '{name}'; there are: {there}")
