@@ -11,8 +11,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from fraud_ray.data.contract import Census, check
+from fraud_ray.data.kinds import Reading, typed
 from fraud_ray.data.source import Source, open_source, read_partition
-from fraud_ray.settings import Settings
+from fraud_ray.settings import DataSettings, Settings
 
 FIRST_DAY = date(2024, 1, 1)
 COLUMNS: dict[str, dict[str, Any]] = {
@@ -73,6 +74,11 @@ def write_days(root: Path, count: int, rows: int = 60, seed: int = 0, cards: int
 
 def card_settings(root: Path, columns: dict[str, Any] | None = None, **sections: Any) -> Settings:
     return Settings.model_validate({"data": {"path": str(root), "columns": columns or COLUMNS}, **sections})
+
+
+def as_read(table: pa.Table, data: DataSettings) -> pa.Table:
+    """A table as `read_partition` gives it."""
+    return typed(table, {}, {name: Reading.declared(column) for name, column in data.columns.items()})
 
 
 def count_here(source: Source, settings: Settings) -> Census:

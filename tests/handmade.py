@@ -15,8 +15,11 @@ CODES = {"shop": 0.0, "casino": 2.0, "": -1.0}
 UNSEEN = 0.5
 
 
-def write_bundle(folder: Path, slope: float = 0.01) -> Path:
-    """A new bundle folder, whose graph says sigmoid(slope * amount + night + code of merchant), with 0 for missing."""
+def write_bundle(folder: Path, slope: float = 0.01, night: str | None = None) -> Path:
+    """A new bundle folder, whose graph says sigmoid(slope * amount + night + code of merchant), with 0 for missing.
+
+    night: the text that means true, where the column comes as text.
+    """
     nodes = [
         node
         for name in ("amount", "night")
@@ -59,6 +62,7 @@ def write_bundle(folder: Path, slope: float = 0.01) -> Path:
     model = helper.make_model(graph, opset_imports=opsets, ir_version=10)
     kinds = {"amount": "numeric", "night": "boolean", "merchant": "categorical"}
     columns = [{"name": name, "kind": kind} for name, kind in kinds.items()]
+    columns[1] |= {"true": night} if night else {}
     helper.set_model_props(model, {"threshold": repr(THRESHOLD), "columns": json.dumps(columns)})
     folder.mkdir(parents=True)
     onnx.save(model, folder / "model.onnx")

@@ -20,14 +20,14 @@ from fraud_ray.data.folds import Fold, Folds, plan_folds
 from fraud_ray.data.keys import Keys, buckets_of, entities_of
 from fraud_ray.errors import DataError, SettingsError
 from fraud_ray.settings import Settings, parse_settings
-from tests.cards import COLUMNS, FIRST_DAY, card_settings, card_table, days
+from tests.cards import COLUMNS, FIRST_DAY, as_read, card_settings, card_table, days
 
 Row = tuple[int, int]  # partition, row in it
 
 
 def plan(tables: Sequence[pa.Table], **folds: Any) -> tuple[Settings, Folds]:
     settings = card_settings(Path("data"), folds=folds)
-    summaries = [check(table, settings.data, "a.parquet")[1] for table in tables]
+    summaries = [check(as_read(table, settings.data), settings.data, "a.parquet")[1] for table in tables]
     return settings, plan_folds(Census(tuple(summaries)), settings.folds)
 
 

@@ -75,6 +75,14 @@ def test_booleans_of_any_type_and_missing_ones_are_scored(model, kind):
     np.testing.assert_allclose(scored["probability"], wanted, rtol=1e-6)
 
 
+def test_a_boolean_that_comes_as_text_is_read_by_the_text_that_means_true(tmp_path):
+    write_model(write_bundle(tmp_path / "bundle", night="2"), example(), str(tmp_path / "model"))
+    model = mlflow.pyfunc.load_model(str(tmp_path / "model"))
+    for nights in (pd.Series(["2", "1"]), pd.Series([2.0, np.nan]), pd.Series(["2", None], dtype="category")):
+        wanted = [expected(250.0, 1.0, "shop"), expected(250.0, 0.0, "shop")]
+        np.testing.assert_allclose(model.predict(table(night=nights))["probability"], wanted, rtol=1e-6)
+
+
 TEXTS = {
     "pandas text": pd.Series(["casino", None]),
     "objects with None": pd.Series(["casino", None], dtype=object),

@@ -21,6 +21,7 @@ from pydantic import ValidationError
 from typer.testing import CliRunner
 
 from fraud_ray.cli import app
+from fraud_ray.data.contract import ContractViolation
 from fraud_ray.errors import DataError, FraudRayError, SettingsError
 from fraud_ray.model.reasons import Explainer
 from fraud_ray.registry.tracking import connect
@@ -280,7 +281,30 @@ def test_a_killed_scoring_goes_on_to_exactly_one_output_row_a_row(
         assert made["probability"].null_count == 0
 
 
+def test_partitions_of_different_writers_are_scored_alike(tmp_path: Path, ray_session: None) -> None:
+    rows = table(200).set_column(3, "merchant", pa.array(["5", "7", None, "5"] * 50))
+    numbers = pa.array([5.0, 7.0, None, 5.0] * 50)
+    nights = pa.array(["N", "J"]).take(rows["night"].combine_chunks().cast(pa.int32()))
+    write(tmp_path / "in", "a.parquet", rows.set_column(2, "night", nights))
+    write(tmp_path / "in", "b.parquet", rows.set_column(2, "night", nights.dictionary_encode()))
+    write(tmp_path / "in", "c.parquet", rows.set_column(2, "night", nights).set_column(3, "merchant", numbers))
+    write(tmp_path / "in", "d.parquet", rows.set_column(2, "night", nights.cast(pa.binary())))
+    model = Model("cards/4", open_model(str(write_bundle(tmp_path / "bundle", night="J")), NOWHERE).graph)
+    score_partitions(model, str(tmp_path / "in"), str(tmp_path / "out"))
+    for name in files(tmp_path / "out"):
+        np.testing.assert_allclose(read(tmp_path / "out" / name)["probability"], probabilities(rows), rtol=1e-6)
+
+
 # What goes wrong.
+
+
+def test_a_value_that_does_not_fit_is_named_with_its_row(tmp_path: Path, model: Model, ray_session: None) -> None:
+    rows = table(10)
+    merchants = pa.array([*[b"shop"] * 8, b"\xff", b"casino"])
+    write(tmp_path / "in", "a.parquet", rows.set_column(3, "merchant", merchants))
+    with pytest.raises(ContractViolation, match=r"a\.parquet: column 'merchant' .* UTF-8 \(first at row 8: b'\\xff'\)"):
+        score_partitions(model, str(tmp_path / "in"), str(tmp_path / "out"))
+    assert files(tmp_path / "out") == []
 
 
 def test_every_unfit_column_is_listed_before_anything_is_scored(

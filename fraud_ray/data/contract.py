@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import date, datetime
+from datetime import UTC, date, datetime
 from functools import partial
 from typing import Any
 
@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from fraud_ray.data.keys import NO_DAY, Keys, to_date
+from fraud_ray.data.kinds import CATEGORIES, OTHERS, TIMES, Reading
 from fraud_ray.data.source import Partition, Source, read_partition
 from fraud_ray.data.tasks import map_tasks
 from fraud_ray.errors import DataError
@@ -24,6 +25,7 @@ from fraud_ray.settings import ColumnSettings, DataSettings
 SHOWN_VIOLATIONS = 50
 
 Mask = npt.NDArray[np.bool_]
+Facts = dict[str, tuple[str, ...]]
 
 
 @dataclass(frozen=True)
@@ -115,7 +117,7 @@ def validate(source: Source, data: DataSettings, update: Update) -> Census:
 
     Raises ContractViolation that lists what all partitions break. update: gets rows done and rows in all.
     """
-    found: dict[int, tuple[list[Violation], Summary | None, dict[str, str]]] = {}
+    found: dict[int, tuple[list[Violation], Summary | None, Facts]] = {}
     done = 0
     check_one = partial(_check_partition, root=source.root, data=data)
     for position, outcome in map_tasks(check_one, source.partitions, [p.rows for p in source.partitions]):
@@ -125,7 +127,7 @@ def validate(source: Source, data: DataSettings, update: Update) -> Census:
     outcomes = [found[position] for position in range(len(source.partitions))]
     violations = [violation for broken, _, _ in outcomes for violation in broken]
     shown = [partition.shown for partition in source.partitions]
-    violations += _mixed_types(shown, [types for _, _, types in outcomes])
+    violations += _mixed(shown, [facts for _, _, facts in outcomes], data.columns)
     if violations:
         raise ContractViolation(violations, len(source.partitions))
     return Census(tuple(summary for _, summary, _ in outcomes if summary is not None))
@@ -151,33 +153,48 @@ def check_columns(table: pa.Table, columns: Mapping[str, ColumnSettings], shown:
 
 def _check_partition(
     partition: Partition, root: str, data: DataSettings
-) -> tuple[list[Violation], Summary | None, dict[str, str]]:
+) -> tuple[list[Violation], Summary | None, Facts]:
     try:
         table = read_partition(root, partition, data, list(data.columns))
     except DataError as fault:
         message = str(fault).removeprefix(f"{partition.shown} ").removeprefix(f"{partition.shown}: ")
         return [Violation(partition.shown, None, message, partition.rows, 0)], None, {}
-    types = {
-        name: "text" if pa.types.is_string(table[name].type) else "integers"
-        for name in table.column_names
-        if data.columns[name].kind in {"entity", "id"} and table.num_rows
-    }
-    return *check(table, data, partition.shown), types
+    return *check(table, data, partition.shown), _facts(table, data)
 
 
-def _mixed_types(shown: Sequence[str], types: Sequence[dict[str, str]]) -> Iterator[Violation]:
-    """Partitions that hold an entity or id as text where most hold integers, or the other way."""
-    for name in dict.fromkeys(name for held in types for name in held):
-        usual, count = Counter(held[name] for held in types if name in held).most_common(1)[0]
-        for path, held in zip(shown, types, strict=True):
-            if held.get(name, usual) != usual:
-                yield Violation(
-                    path,
-                    name,
-                    f"is {held[name]} and holds {usual} in {counted(count, 'partition')}. Write one type in all.",
-                    0,
-                    0,
+def _facts(table: pa.Table, data: DataSettings) -> Facts:
+    """What a partition holds of what must be the same in all: text or integers, the other value of two."""
+    facts: Facts = {}
+    for field in table.schema if table.num_rows else ():
+        others = (field.metadata or {}).get(OTHERS)
+        if data.columns[field.name].kind in {"entity", "id"}:
+            facts[field.name] = ("text" if pa.types.is_string(field.type) else "integers",)
+        elif others:
+            facts[field.name] = tuple(others.decode().split("\0"))
+    return facts
+
+
+def _mixed(shown: Sequence[str], facts: Sequence[Facts], columns: Mapping[str, ColumnSettings]) -> Iterator[Violation]:
+    """Partitions of which each is right, but which are not right together; each names another one."""
+    for name in dict.fromkeys(name for held in facts for name in held):
+        held = [
+            (path, values) for path, found in zip(shown, facts, strict=True) for values in [found.get(name)] if values
+        ]
+        usual, count = Counter(values for _, values in held).most_common(1)[0]
+        example = next(path for path, values in held if values == usual)
+        for path, values in held:
+            one = Reading.declared(columns[name]).one
+            told = None
+            if one is None and values != usual:
+                told = f"is {values[0]} and holds {usual[0]} in {counted(count, 'partition')}, such as {example}"
+            elif one is not None and len({*values, *usual}) > 1:
+                texts, of_others = ", ".join(map(repr, values)), ", ".join(map(repr, usual))
+                told = f"holds {texts} beside {one!r}" + (
+                    f", where {example} holds {of_others}" if values != usual else ""
                 )
+                told += "; beside the text that means 1 there is one that means 0"
+            if told:
+                yield Violation(path, name, f"{told}. Write one in all.", 0, 0)
 
 
 Finding = tuple[str, int, int]  # message, rows, first row
@@ -185,9 +202,9 @@ Finding = tuple[str, int, int]  # message, rows, first row
 
 def _check_column(table: pa.Table, name: str, column: ColumnSettings) -> Iterator[Finding]:
     setting = f"data.columns.{name}"
-    unfit = check_type(table, name, column.kind, setting)
+    unfit = check_type(table, name, Reading.declared(column), setting)
     if unfit:
-        yield unfit, table.num_rows, 0
+        yield unfit
         return
     values = table[name]
     missing = _missing(values)
@@ -200,19 +217,44 @@ def _check_column(table: pa.Table, name: str, column: ColumnSettings) -> Iterato
             yield _found(what, wrong, values, allowed)
 
 
-def check_type(table: pa.Table, name: str, kind: str, setting: str | None = None) -> str | None:
-    """A sentence on a column that is missing or of a type which its kind is not for; None where all is well.
+def check_type(table: pa.Table, name: str, reading: Reading, setting: str | None = None) -> Finding | None:
+    """Of a column that is missing, or that did not come in the type of its kind: a sentence, how many rows, the first.
 
-    table: as `source.typed` gives it; setting: the key that declares the column, where one does.
+    table: as `kinds.typed` gives it; setting: the key that declares the column, where one does.
     """
     if name not in table.column_names:
-        return "is missing. Add it to the file" + (f", or remove {setting}." if setting else ".")
-    accepts, expected = _TYPES[kind]
-    found = table[name].type
-    if accepts(found):
+        return "is missing. Add it to the file" + (f", or remove {setting}." if setting else "."), table.num_rows, 0
+    kind, values = reading.kind, table[name]
+    fits, expected = _TYPES[kind]
+    found = values.type
+    if fits(found):
         return None
+    if kind in {"categorical", "entity", "id"} and pa.types.is_binary(found):
+        wrong = np.array([not _is_utf8(value.as_py()) for value in values], bool)
+        return _found("values that cannot be read as UTF-8", wrong, values, "text is UTF-8. Fix the file.")
+    if kind in _NUMBERS and pa.types.is_integer(found):
+        allowed = "a float64 holds no more digits. Round them, or write text and declare kind 'categorical' or 'id'."
+        return _found("values beyond 2^53", np.abs(values.to_numpy().astype(np.float64)) >= 2.0**53, values, allowed)
+    if kind in _TIMES and (pa.types.is_timestamp(found) or pa.types.is_date(found) or reading.unit):
+        wrong = _outside_years(values, reading.unit)
+        if wrong.any():
+            return _found("values outside the years 1 to 9999", wrong, values, f"{_NO_TIME} Fix the file.")
     remedy = f"Fix the file, or declare another kind with {setting}.kind." if setting else "Fix the file."
-    return f"is of type {found}; kind '{kind}' is for {expected}. {remedy}"
+    if kind in _TIMES and setting and (pa.types.is_integer(found) or pa.types.is_floating(found)):
+        remedy = f"Say with {setting}.unit in what they count from 1970, such as ms."
+    if kind in {"label", "boolean"} and setting and pa.types.is_string(found):
+        key = "positive" if kind == "label" else "true"
+        remedy = f"Say which text means 1 with {setting}.{key}, such as {_first_text(values)!r}."
+    return f"is of type {found}; kind '{kind}' is for {expected}. {remedy}", table.num_rows, 0
+
+
+def _first_text(values: pa.ChunkedArray) -> str:
+    """Of the texts of a column, the one that most likely means yes."""
+    found = sorted(filter(None, pc.unique(values).to_pylist()))
+    return next((text for text in found if text.strip().lower() in _YES), found[-1] if found else "Y")
+
+
+_YES = ("y", "yes", "t", "true", "j", "ja", "1", "1.0", "s", "si", "o", "oui", "fraud")
 
 
 def _wrong_values(
@@ -225,10 +267,16 @@ def _wrong_values(
             wrong = pc.and_(wrong, pc.is_valid(values)).to_numpy()
             yield "unknown values", wrong, f"the contract names others. {_remedy(column, setting, 'values')}"
         return
-    if column.kind in {"timestamp", "entity", "id"}:
+    if column.kind in {"entity", "id"}:
         return
-    numbers = pc.cast(values, pa.int8()) if pa.types.is_boolean(values.type) else values
-    array = numbers.to_numpy()
+    if column.kind in _TIMES:
+        yield "values outside the years 1 to 9999", _outside_years(values), f"{_NO_TIME} Fix the file."
+        for text, first, after in _NO_TIMES:
+            microseconds = _microseconds(values)
+            wrong = (microseconds >= first) & (microseconds < after)
+            yield f"values {text} in place of no time", wrong, f"{_NO_TIME} {_remedy(column, setting, 'nulls')}"
+        return
+    array = values.to_numpy()
     present = True if missing is None else ~missing
     if column.kind in {"label", "boolean"}:
         wrong = (array != 0) & (array != 1) & present
@@ -264,38 +312,77 @@ def _found(what: str, wrong: Mask, values: pa.ChunkedArray, allowed: str) -> Fin
     count, first = int(wrong.sum()), int(wrong.argmax())
     if count == 1:
         what = what.replace("values", "value", 1)
-    example = values[first].as_py()
+    try:
+        example = values[first].as_py()
+    except (OverflowError, ValueError):  # a year that Python does not have
+        example = None
     shown = f": {example!r}" if example is not None else ""
     return f"has {count:,} {what} (first at row {first}{shown}); {allowed}", count, first
 
 
-def _is_number(kind: pa.DataType) -> bool:
-    return pa.types.is_integer(kind) or pa.types.is_floating(kind)
+def _is_utf8(value: bytes | None) -> bool:
+    try:
+        (value or b"").decode()
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
-def _is_binary(kind: pa.DataType) -> bool:
-    return pa.types.is_boolean(kind) or _is_number(kind)
+def _outside_years(values: pa.ChunkedArray, unit: str | None = None) -> Mask:
+    """Which times lie outside the years that Python's datetime has."""
+    found = values.type
+    a_second = {"s": 1, "ms": 1_000, "us": 10**6, "ns": 10**9}
+    if pa.types.is_date32(found):
+        counted, scale = pc.cast(values, pa.int32()), 1 / 86_400
+    elif pa.types.is_date64(found):
+        counted, scale = pc.cast(values, pa.int64()), 1_000
+    elif pa.types.is_timestamp(found):
+        counted, scale = pc.cast(values, pa.int64()), a_second[found.unit]
+    else:
+        counted, scale = values, a_second[unit or "s"]
+    seconds = pc.fill_null(pc.cast(counted, pa.float64(), safe=False), 0.0).to_numpy() / scale
+    return (seconds < _second(datetime.min)) | (seconds >= _second(datetime.max))
 
 
-def _is_name(kind: pa.DataType) -> bool:
-    return pa.types.is_string(kind) or pa.types.is_integer(kind)
+def _microseconds(values: pa.ChunkedArray) -> npt.NDArray[np.int64]:
+    return pc.fill_null(pc.cast(values, pa.int64()), 0).to_numpy()
 
 
-def _is_category(kind: pa.DataType) -> bool:
-    return _is_name(kind.value_type if pa.types.is_dictionary(kind) else kind)
+def _second(moment: datetime) -> float:
+    return moment.replace(tzinfo=UTC).timestamp()
 
 
-# By kind: the types that it accepts, after `source.harmonised`, and how a message names them.
+_NUMBERS, _TIMES = ("numeric", "amount", "true_probability"), ("timestamp", "label_time")
+_NO_TIME = "a time that is not known is null."
+_A_DAY, _A_SECOND = 86_400_000_000, 1_000_000
+# Times that systems write where they know none: their text, the first microsecond since 1970, and the one after them.
+_NO_TIMES = tuple(
+    (
+        text,
+        int(_second(datetime.fromisoformat(text))) * _A_SECOND,
+        int(_second(datetime.fromisoformat(text))) * _A_SECOND + span,
+    )
+    for text, span in (("0001-01-01", _A_DAY), ("1900-01-01", 1), ("9999-12-31", _A_DAY))
+)
+
+
+def _is_number(found: pa.DataType) -> bool:
+    return pa.types.is_integer(found) or pa.types.is_floating(found)
+
+
+# By kind: what a column is that `kinds.typed` found to fit, and what may be written, in words. The values of booleans
+# and labels are a rule of their own.
 _TYPES: dict[str, tuple[Callable[[pa.DataType], bool], str]] = {
-    "numeric": (_is_number, "integers, floating point numbers and decimals"),
-    "amount": (_is_number, "integers, floating point numbers and decimals"),
-    "true_probability": (_is_number, "floating point numbers"),
-    "boolean": (_is_binary, "booleans, and numbers that are 0 or 1"),
-    "label": (_is_binary, "booleans, and numbers that are 0 or 1"),
-    "categorical": (_is_category, "strings, dictionaries of strings, and integers"),
-    "entity": (_is_name, "strings and integers"),
-    "id": (_is_name, "strings and integers"),
-    "timestamp": (pa.types.is_timestamp, "dates and timestamps"),
+    "numeric": (pa.types.is_float64, "integers, floating point numbers and decimals"),
+    "amount": (pa.types.is_float64, "integers, floating point numbers and decimals"),
+    "true_probability": (pa.types.is_float64, "floating point numbers"),
+    "boolean": (_is_number, "booleans, and numbers that are 0 or 1"),
+    "label": (_is_number, "booleans, and numbers that are 0 or 1"),
+    "categorical": (CATEGORIES.equals, "text and whole numbers"),
+    "entity": (lambda found: found in {pa.string(), pa.int64()}, "text and whole numbers"),
+    "id": (lambda found: found in {pa.string(), pa.int64()}, "text and whole numbers"),
+    "timestamp": (TIMES.equals, "dates and timestamps"),
+    "label_time": (TIMES.equals, "dates and timestamps"),
 }
 
 

@@ -26,7 +26,7 @@ from fraud_ray.settings import DataSettings, PrepareSettings, Settings
 from fraud_ray.storage import Storage
 
 # Part of the key: raise it when the same data and settings come to be prepared differently.
-VERSION = 7
+VERSION = 8
 
 # A partition and its position in the source.
 Placed = tuple[int, Partition]
@@ -122,7 +122,7 @@ def feature_columns(data: DataSettings, prepare: PrepareSettings) -> tuple[Featu
         if declared.kind == "categorical":
             return FeatureColumn(name, "categorical")
         if declared.kind == "boolean":
-            return FeatureColumn(name, "boolean", ("standard",))
+            return FeatureColumn(name, "boolean", ("standard",), declared.true)
         ways = prepare.numeric_encodings if declared.encodings is None else declared.encodings
         return FeatureColumn(name, "numeric", ways)
 

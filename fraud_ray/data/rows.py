@@ -123,8 +123,7 @@ def load(storage: Storage, rows: RowSet, with_roles: bool = False) -> Rows:
 
 def raw_table(storage: Storage, rows: RowSet) -> pa.Table:
     """The feature columns as the partitions hold them, which holdout parts carry for models with other encoders."""
-    # Partitions may differ in harmless ways, such as int32 beside int64.
-    table = pa.concat_tables([read_part(storage, part) for part in rows.parts], promote_options="permissive")
+    table = pa.concat_tables([read_part(storage, part) for part in rows.parts])
     names = [name for name in table.column_names if name.startswith(RAW)]
     return table.select(names).rename_columns([name.removeprefix(RAW) for name in names])
 

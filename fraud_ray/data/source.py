@@ -18,16 +18,16 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from pyarrow import fs
 
+from fraud_ray.data.kinds import Reading, typed
 from fraud_ray.data.listing import ENCRYPTED, MAGIC, Listing, entries_below, leading_keys, select_partitions
 from fraud_ray.errors import DataError
 from fraud_ray.settings import DataSettings
 from fraud_ray.storage import unusable
 
 FOOTER_THREADS = 16
+INT96_UNIT = "us"  # nanoseconds, as Arrow reads INT96 by default, wrap in the year 2262
 FOOTER_GUESS = 64 * 1024  # bytes: most footers are smaller, and one request fetches them
 _NAME_A_FOLDER = "name the folder or URI of the parquet partitions (data.path in a configuration)"
-CATEGORIES = pa.dictionary(pa.int32(), pa.string())
-HIVE_NULL = "__HIVE_DEFAULT_PARTITION__"
 
 
 @dataclass(frozen=True)
@@ -192,41 +192,30 @@ def open_filesystem(root: str) -> tuple[fs.FileSystem, str]:
 def read_partition(root: str, partition: Partition, data: DataSettings, columns: Sequence[str]) -> pa.Table:
     """Those of the declared columns that the file or its hive keys hold, in types that do not depend on the writer.
 
-    Numbers come as integers or floats, categories as dictionaries of strings or as integers, entities and ids as
-    strings or integers, timestamps as timestamp[us] in UTC without a zone. A column of another type than its kind
-    allows comes as it is, so that the contract can name it. Raises DataError where the file cannot be read.
+    The types are those of `typed`. Raises DataError where the file cannot be read.
     """
     filesystem, _ = open_filesystem(root)
     try:
         with filesystem.open_input_file(partition.path) as opened:
             metadata = pq.read_metadata(opened)
-            names = metadata.schema.to_arrow_schema().names
+            schema = metadata.schema.to_arrow_schema()
+            texts = [name for name in columns if name in schema.names and pa.types.is_string(schema.field(name).type)]
             file = pq.ParquetFile(
                 opened,
                 metadata=metadata,
                 pre_buffer=not isinstance(filesystem, fs.LocalFileSystem),
                 # Categories repeat: read as dictionaries they are neither copied nor compared row by row.
-                read_dictionary=[c for c in columns if c in names and data.columns[c].kind == "categorical"],
+                read_dictionary=[name for name in texts if data.columns[name].kind == "categorical"],
+                coerce_int96_timestamp_unit=INT96_UNIT,
             )
             # One thread: the partitions are read side by side, one a CPU.
-            table = file.read(columns=[c for c in columns if c in names], use_threads=False)
+            table = file.read(columns=[c for c in columns if c in schema.names], use_threads=False)
     except (pa.ArrowException, OSError) as fault:
         raise DataError(f"{partition.shown} cannot be read: {str(fault).splitlines()[0]}; write it again") from None
     if len(set(table.column_names)) < table.num_columns:
         twice = next(name for name in table.column_names if table.column_names.count(name) > 1)
         raise DataError(f"{partition.shown}: column '{twice}' is there more than once; write it again with one")
-    return typed(table, hive_keys(root, partition.shown), {name: data.columns[name].kind for name in columns})
-
-
-def typed(table: pa.Table, keys: Mapping[str, str], kinds: Mapping[str, str]) -> pa.Table:
-    """Those columns, of these kinds, that a table or its hive keys hold, in types that do not depend on the writer."""
-    arrays = {}
-    for name, kind in kinds.items():
-        if name in table.column_names:
-            arrays[name] = harmonised(table[name], kind)
-        elif name in keys:
-            arrays[name] = _repeated(keys[name], kind, table.num_rows)
-    return pa.table(arrays) if arrays else table
+    return typed(table, hive_keys(root, partition.shown), {n: Reading.declared(data.columns[n]) for n in columns})
 
 
 def hive_keys(root: str, name: str) -> dict[str, str]:
@@ -238,59 +227,6 @@ def hive_keys(root: str, name: str) -> dict[str, str]:
 def table_name(root: str, name: str) -> str:
     """A partition's name below the root of its hive table, of which `root` may be a folder or a file."""
     return "/".join([*leading_keys(*open_filesystem(root), name), name])
-
-
-def harmonised(column: pa.ChunkedArray, kind: str) -> pa.ChunkedArray:
-    """A column of a declared kind without the harmless differences between writers; others are left as they are."""
-    if pa.types.is_dictionary(column.type):
-        if kind == "categorical" and column.type == CATEGORIES:
-            return column
-        column = pc.cast(column, column.type.value_type)
-    if pa.types.is_large_string(column.type) or pa.types.is_string_view(column.type):
-        column = pc.cast(column, pa.string())
-    found = column.type
-    if kind == "categorical" and pa.types.is_string(found):
-        return column.dictionary_encode()
-    if pa.types.is_null(found):
-        return pc.cast(column, _NULL_TYPES.get(kind, pa.float64()))
-    if kind == "timestamp" and (pa.types.is_date(found) or pa.types.is_timestamp(found)):
-        return pc.cast(column, pa.timestamp("us"), safe=False)
-    if kind in {"entity", "id"} and pa.types.is_integer(found):
-        return pc.cast(column, pa.string() if found == pa.uint64() else pa.int64())
-    if kind in {"numeric", "amount", "true_probability"} and (
-        pa.types.is_decimal(found) or (pa.types.is_integer(found) and column.null_count)
-    ):
-        return pc.cast(column, pa.float64(), safe=False)
-    if kind == "label" and pa.types.is_boolean(found):
-        return pc.cast(column, pa.int8())
-    return column
-
-
-_NULL_TYPES = {"timestamp": pa.timestamp("us"), "categorical": CATEGORIES, "entity": pa.string(), "id": pa.string()}
-
-
-def _repeated(text: str, kind: str, rows: int) -> pa.ChunkedArray:
-    """A hive key's value as a column of its kind; as a string where it does not read as one."""
-    if text == HIVE_NULL:
-        return harmonised(pa.chunked_array([pa.nulls(rows)]), kind)
-    value = pa.scalar(text)
-    for read_as in _HIVE_TYPES.get(kind, ()):
-        with suppress(pa.ArrowInvalid):
-            value = pc.cast(value, read_as)
-            break
-    return harmonised(pa.chunked_array([pa.repeat(value, rows)]), kind)
-
-
-_NUMBER = (pa.float64(),)
-# By kind: the types that a hive key's text is tried as, in order, where it is more than text.
-_HIVE_TYPES: dict[str, tuple[pa.DataType, ...]] = {
-    "numeric": _NUMBER,
-    "amount": _NUMBER,
-    "true_probability": _NUMBER,
-    "boolean": (pa.bool_(), *_NUMBER),
-    "label": (pa.int8(), pa.bool_(), *_NUMBER),
-    "timestamp": (pa.timestamp("us"), pa.timestamp("us", "UTC")),
-}
 
 
 def read_footer(filesystem: fs.FileSystem, info: fs.FileInfo) -> Footer | str:
@@ -333,8 +269,10 @@ def _newest_day(metadata: pq.FileMetaData, column: str | None) -> date | None:
         return None
     position = names.index(column)
     groups = (metadata.row_group(i).column(position).statistics for i in range(metadata.num_row_groups))
-    days = [_day_of(s.max) for s in groups if s is not None and s.has_min_max]
-    return max((day for day in days if day is not None), default=None)
+    with suppress(OverflowError, ValueError):  # a year that Python cannot hold, which the contract tells of
+        days = [_day_of(s.max) for s in groups if s is not None and s.has_min_max]
+        return max((day for day in days if day is not None), default=None)
+    return None
 
 
 def _read_newest_day(root: str, partition: Partition, data: DataSettings, timestamp: str) -> date | None:

@@ -36,11 +36,15 @@ Float32 = npt.NDArray[np.float32]
 
 @dataclass(frozen=True)
 class FeatureColumn:
-    """A column that the model reads: `kind` is numeric, boolean or categorical; `encodings` hold for numbers."""
+    """A column that the model reads: `kind` is numeric, boolean or categorical; `encodings` hold for numbers.
+
+    true: of a boolean column that comes as text, the value that means true.
+    """
 
     name: str
     kind: str
     encodings: tuple[str, ...] = ()
+    true: str | None = None
 
 
 @dataclass(frozen=True)
@@ -273,7 +277,7 @@ class Encoder:
             if column.kind == "categorical":
                 columns[column.name] = pa.array([next(iter(books[column.name].names), ""), None], pa.string())
             elif column.kind == "boolean":
-                columns[column.name] = pa.array([means[column.name] >= 0.5, None], pa.bool_())
+                columns[column.name] = pa.array([column.true or means[column.name] >= 0.5, None])
             else:
                 columns[column.name] = pa.array([float(f"{means.get(column.name, 0.0):.3g}"), None], pa.float64())
         return pa.table(columns)

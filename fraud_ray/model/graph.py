@@ -34,7 +34,7 @@ def build_graph(encoder: Encoder, network: FraudNetwork, calibration: Calibratio
 
     Inputs: one a feature column, by its name, shape (rows, 1): float32 for numeric and boolean ones (NaN: missing),
     string for categorical ones ("": missing). Output: `probability`, float32 (rows,).
-    Metadata: `threshold`, and `columns`, a JSON list of {name, kind}.
+    Metadata: `threshold`, and `columns`, a JSON list of {name, kind}, with `true` where text stands for it.
     """
     encoded = _encoder_graph(encoder)
     scored = _network_graph(network, encoder)
@@ -46,7 +46,9 @@ def build_graph(encoder: Encoder, network: FraudNetwork, calibration: Calibratio
         whole,
         {
             "threshold": repr(float(threshold)),
-            "columns": json.dumps([{"name": c.name, "kind": c.kind} for c in encoder.columns]),
+            "columns": json.dumps(
+                [{"name": c.name, "kind": c.kind, **({"true": c.true} if c.true else {})} for c in encoder.columns]
+            ),
         },
     )
     onnx.checker.check_model(whole, full_check=True)

@@ -38,7 +38,9 @@ class GraphScorer:
         if not {"threshold", "columns"} <= metadata.keys():
             raise GraphError("it does not state its threshold and columns")
         self.threshold = float(metadata["threshold"])
-        self.columns = tuple(FeatureColumn(c["name"], c["kind"]) for c in json.loads(metadata["columns"]))
+        self.columns = tuple(
+            FeatureColumn(c["name"], c["kind"], true=c.get("true")) for c in json.loads(metadata["columns"])
+        )
 
     def score(self, table: pa.Table, batch_rows: int = 2_048) -> npt.NDArray[np.float32]:
         """Calibrated probabilities float32 (rows,) of a table that holds the graph's columns."""

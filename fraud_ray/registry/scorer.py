@@ -35,24 +35,30 @@ class Scorer(PythonModel):
         stored = graph.get_modelmeta().custom_metadata_map
         self.graph = graph
         self.threshold = float(stored["threshold"])
-        self.kinds: dict[str, str] = {column["name"]: column["kind"] for column in json.loads(stored["columns"])}
+        self.columns: dict[str, dict[str, str]] = {column["name"]: column for column in json.loads(stored["columns"])}
 
     def predict(self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None) -> pd.DataFrame:
         """`probability` (float32) and `decision` (whether it reaches the threshold), with the rows' own index.
 
         Raises ValueError that names the columns which are missing, or hold what is no number.
         """
-        missing = [name for name in self.kinds if name not in model_input.columns]
+        missing = [name for name in self.columns if name not in model_input.columns]
         if missing:
             raise ValueError(f"the model reads columns that the table does not have: {', '.join(missing)}")
-        inputs = {
-            name: (_strings if kind == "categorical" else _numbers)(model_input[name]).reshape(-1, 1)
-            for name, kind in self.kinds.items()
-        }
+        inputs = {name: _input(model_input[name], column).reshape(-1, 1) for name, column in self.columns.items()}
         (probability,) = self.graph.run(["probability"], inputs)
         return pd.DataFrame(
             {"probability": probability, "decision": probability >= self.threshold}, index=model_input.index
         )
+
+
+def _input(values: pd.Series, column: dict[str, str]) -> np.ndarray:
+    if column["kind"] == "categorical":
+        return _strings(values)
+    if "true" not in column:
+        return _numbers(values)
+    texts = _strings(values)
+    return np.where(texts == "", np.float32(np.nan), (texts == column["true"]).astype(np.float32))
 
 
 def _numbers(column: pd.Series) -> np.ndarray:

@@ -24,9 +24,11 @@ from pyarrow import fs
 
 from fraud_ray.cluster import join_or_start
 from fraud_ray.data.contract import ContractViolation, Violation, check_type
+from fraud_ray.data.kinds import Reading, typed
 from fraud_ray.data.output import count_foreign, list_written, refuse_to_write_into, writing
 from fraud_ray.data.source import (
     FOOTER_THREADS,
+    INT96_UNIT,
     Footer,
     absolute,
     fingerprint_line,
@@ -36,7 +38,6 @@ from fraud_ray.data.source import (
     read_footer,
     read_footers,
     table_name,
-    typed,
 )
 from fraud_ray.data.tasks import map_tasks
 from fraud_ray.errors import DataError, SettingsError
@@ -160,7 +161,7 @@ def score_partitions(
     listing = list_partitions(source)
     footers = read_footers(source, listing.files)
     scorer = _scorer(model.graph)
-    _check_contract(source, footers, {column.name: column.kind for column in scorer.columns}, model.added)
+    _check_contract(source, footers, {column.name: Reading.of_model(column) for column in scorer.columns}, model.added)
     explained = str(REASONS if model.explainer else 0)
     made = {MADE_BY: model.version.encode(), MADE_WITH: _digest(model.graph), EXPLAINED: explained.encode()}
     jobs = [
@@ -250,20 +251,22 @@ def _explainer(bundle: Path, is_wanted: bool) -> Explainer | None:
 def _check_contract(
     source: str,
     footers: Mapping[str, tuple[fs.FileInfo, Footer]],
-    kinds: Mapping[str, str],
+    readings: Mapping[str, Reading],
     added: Sequence[pa.Field],
 ) -> None:
     violations = [
         Violation(name, column, message, footer.metadata.num_rows, 0)
         for name, (_, footer) in footers.items()
-        for column, message in _faults(hive_keys(source, name), footer.metadata.schema.to_arrow_schema(), kinds, added)
+        for column, message in _faults(
+            hive_keys(source, name), footer.metadata.schema.to_arrow_schema(), readings, added
+        )
     ]
     if violations:
         raise ContractViolation(violations, len(footers))
 
 
 def _faults(
-    keys: Mapping[str, str], schema: pa.Schema, kinds: Mapping[str, str], added: Sequence[pa.Field]
+    keys: Mapping[str, str], schema: pa.Schema, readings: Mapping[str, Reading], added: Sequence[pa.Field]
 ) -> Iterator[tuple[str, str]]:
     """(column, what is wrong with it) of a partition of these hive keys and this schema."""
     twice = sorted({column for column in schema.names if schema.names.count(column) > 1})
@@ -273,11 +276,11 @@ def _faults(
     for field in added:
         if field.name in schema.names:
             yield field.name, "has the name of one that scoring adds. Rename it in the file."
-    table = typed(schema.empty_table(), keys, kinds)
-    for column, kind in kinds.items():
-        fault = check_type(table, column, kind)
-        if fault:
-            yield column, fault
+    table = typed(schema.empty_table(), keys, readings)
+    for column, reading in readings.items():
+        unfit = check_type(table, column, reading)
+        if unfit:
+            yield column, unfit[0]
 
 
 def _finished(target: str, jobs: list[_Job], there: Mapping[str, fs.FileInfo]) -> dict[str, int]:
@@ -298,16 +301,24 @@ def _finished(target: str, jobs: list[_Job], there: Mapping[str, fs.FileInfo]) -
 def _score_partition(job: _Job, model: Model, source: str, target: str) -> int:
     """Scores one partition in this process; returns its alerts."""
     scorer = _scorer(model.graph)
-    kinds = {column.name: column.kind for column in scorer.columns}
+    readings = {column.name: Reading.of_model(column) for column in scorer.columns}
     keys = hive_keys(source, job.name)
     alerts = 0
     filesystem, _ = open_filesystem(source)
     with _readable(job.name):
         opened = filesystem.open_input_file(job.path)
-        file = pq.ParquetFile(opened, pre_buffer=not isinstance(filesystem, fs.LocalFileSystem))
+        file = pq.ParquetFile(
+            opened,
+            pre_buffer=not isinstance(filesystem, fs.LocalFileSystem),
+            coerce_int96_timestamp_unit=INT96_UNIT,
+        )
     with opened, writing(target, job.name, file, model.added) as writer:
         for table in _batches(file, job.name):
-            read = typed(table, keys, kinds)
+            read = typed(table, keys, readings)
+            unfit = {column: check_type(read, column, reading) for column, reading in readings.items()}
+            broken = [Violation(job.name, column, *finding) for column, finding in unfit.items() if finding]
+            if broken:
+                raise ContractViolation(broken, 1)
             probability = scorer.score(read)
             decision = probability >= scorer.threshold
             version = pa.repeat(model.version, table.num_rows)

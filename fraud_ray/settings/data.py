@@ -56,6 +56,12 @@ class ColumnSettings(Frozen):
     """Whether missing values (and NaN) are allowed."""
     values: tuple[str, ...] | None = None
     """The only values that the contract allows, for a categorical column; by default any."""
+    positive: str | None = None
+    """label: the value, as text, that means fraud, such as Y; the other one means none. By default 1 or true."""
+    true: str | None = None
+    """boolean: the value, as text, that means true; the other one means false. By default 1 or true."""
+    unit: Literal["s", "ms", "us", "ns"] | None = None
+    """timestamp: the unit of times that are numbers, counted from 1970 in UTC; by default dates and timestamps."""
     encodings: tuple[Encoding, ...] | None = None
     """How a number enters the network; by default `prepare.numeric_encodings`. Empty: only through ratios."""
 
@@ -72,6 +78,9 @@ class ColumnSettings(Frozen):
             raise ValueError(f"min {self.min} is above max {self.max}")
         if self.values is not None and self.kind != "categorical":
             raise ValueError(f"'values' is for categorical columns, this one is '{self.kind}'")
+        for key, kind in (("positive", "label"), ("true", "boolean"), ("unit", "timestamp")):
+            if getattr(self, key) is not None and self.kind != kind:
+                raise ValueError(f"'{key}' is for columns of kind '{kind}', this one is '{self.kind}'")
         if self.nulls and self.kind == "label":
             raise ValueError("a label cannot be missing; leave rows without one out of the data")
         return self

@@ -26,7 +26,7 @@ import pyarrow.parquet as pq
 
 from fraud_ray.data.contract import Violation, check_columns
 from fraud_ray.data.keys import buckets_of
-from fraud_ray.data.source import Partition, open_filesystem, read_partition, table_name
+from fraud_ray.data.source import INT96_UNIT, Partition, open_filesystem, read_partition, table_name
 from fraud_ray.errors import DataError
 from fraud_ray.model.encoder import strings
 from fraud_ray.settings import INNER
@@ -144,7 +144,7 @@ def assemble(item: tuple[int, Partition], job: Job) -> None:
     definition = job.definition
     filesystem, _ = open_filesystem(job.root)
     with filesystem.open_input_file(partition.path) as opened:
-        table = pq.ParquetFile(opened).read(use_threads=False)
+        table = pq.ParquetFile(opened, coerce_int96_timestamp_unit=INT96_UNIT).read(use_threads=False)
     columns: dict[str, npt.NDArray[Any]] = {}
     if definition.calendar:
         stamp = definition.timestamp
