@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from fraud_ray.data.contract import SHOWN_VIOLATIONS, Census, ContractViolation, Violation, check, validate
+from fraud_ray.data.contract import SHOWN_CAUSES, Census, ContractViolation, Violation, check, validate
 from fraud_ray.data.keys import buckets_of
 from fraud_ray.data.source import open_source
 from fraud_ray.settings import DataSettings
@@ -89,10 +89,10 @@ def test_another_type_than_the_kind_is_for_is_a_violation_that_names_both(kind, 
     ("kind", "declared", "values", "count", "first", "says"),
     [
         ("amount", {"min": 0}, [1, -3.2, -1], 2, 1, "2 values below 0 (first at row 1: -3.2); the contract says >= 0."),
-        ("amount", {"min": 0}, [1, -3.2, -1], 2, 1, "or allow it with data.columns.x.min."),
+        ("amount", {"min": 0}, [1, -3.2, -1], 2, 1, "or change data.columns.x.min."),
         ("numeric", {"max": 10}, [1, 11], 1, 1, "1 value above 10 (first at row 1: 11.0); the contract says <= 10."),
         ("numeric", {}, [1.0, None, float("nan")], 2, 1, "2 missing values (first at row 1); the contract allows none"),
-        ("numeric", {}, [1.0, None], 1, 1, "allow them with data.columns.x.nulls"),
+        ("numeric", {}, [1.0, None], 1, 1, "allow them with data.columns.x.nulls: true"),
         ("numeric", {"nulls": True, "min": 0}, [None, float("inf")], 1, 1, "1 infinite value (first at row 1: inf)"),
         ("categorical", {}, ["a", None], 1, 1, "1 missing value"),
         ("categorical", {"values": ["a"]}, ["b", "a", "c"], 2, 0, "2 unknown values (first at row 0: 'b')"),
@@ -216,7 +216,7 @@ def test_validation_lists_what_all_partitions_break_and_names_file_column_count_
     assert lines[0] == "the data breaks the contract: 4 violations in 3 of 6 partitions"
     assert (
         "negative.parquet: column 'amount' has 2 values below 0 (first at row 1: -3.2); the contract says >= 0. "
-        "Fix the file, or allow it with data.columns.amount.min." in lines
+        "Fix the file, or change data.columns.amount.min." in lines
     )
 
 
@@ -261,9 +261,15 @@ def test_a_label_in_letters_has_one_other_value_in_all_partitions(tmp_path, ray_
     assert (census.rows, census.frauds) == (6, 3)
 
 
-def test_the_message_shows_some_violations_and_the_exception_keeps_all():
-    violations = [Violation(f"{i}.parquet", "x", "is missing.", 1, 0) for i in range(SHOWN_VIOLATIONS + 20)]
-    fault = pickle.loads(pickle.dumps(ContractViolation(violations, 100)))
-    assert len(fault.violations) == SHOWN_VIOLATIONS + 20
-    assert len(str(fault).splitlines()) == SHOWN_VIOLATIONS + 2
-    assert str(fault).endswith("and 20 more")
+def test_the_message_shows_each_cause_once_and_the_exception_keeps_all():
+    found = "has {:,} values below 0 (first at row {}: -1.0); the contract says >= 0. Fix the file."
+    violations = [Violation(f"{i}.parquet", "x", found.format(i, i), i, i) for i in range(1, 1_500)]
+    violations += [Violation("0.parquet", f"column_{i}", "is missing.", 1, 0) for i in range(SHOWN_CAUSES + 4)]
+    fault = pickle.loads(pickle.dumps(ContractViolation(violations, 3_000)))
+    assert fault.violations == tuple(violations)
+    summary, first, likewise, *lines, rest = str(fault).splitlines()
+    assert summary.startswith("the data breaks the contract: 1,515 violations in 1500 of 3,000 partitions")
+    assert first == f"1.parquet: column 'x' {found.format(1, 1)}"
+    assert likewise == "  likewise in 1,498 other partitions, 1,124,250 rows in all"
+    assert lines == [f"0.parquet: column 'column_{i}' is missing." for i in range(SHOWN_CAUSES - 1)]
+    assert rest == "and 5 more causes; `fraud-ray validate --all` lists all"

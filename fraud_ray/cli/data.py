@@ -10,6 +10,7 @@ import typer
 
 from fraud_ray.cli.options import AsJson, Config, Overrides, settings_of
 from fraud_ray.cli.tables import print_json, print_line
+from fraud_ray.errors import DataError
 from fraud_ray.progress import counted
 
 
@@ -47,7 +48,14 @@ def simulate(
     )
 
 
-def validate(config: Config, overrides: Overrides = None, as_json: AsJson = False) -> None:
+def validate(
+    config: Config,
+    overrides: Overrides = None,
+    show_all: Annotated[
+        bool, typer.Option("--all", help="List what each partition breaks, not one for each cause.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
     """Check every partition against the declared columns, and list everything that breaks the contract.
 
     Ends with exit code 4 if anything does.
@@ -60,7 +68,10 @@ def validate(config: Config, overrides: Overrides = None, as_json: AsJson = Fals
     settings = settings_of(config, overrides)
     source = open_source(settings.data)
     with stdout_for_the_result(), join_or_start(settings.cluster), Display().stage("validate") as stage:
-        census = contract.validate(source, settings.raw_data, stage.update)
+        try:
+            census = contract.validate(source, settings.raw_data, stage.update)
+        except contract.ContractViolation as fault:
+            raise DataError("\n".join(map(str, fault.violations))) if show_all else fault from None
         stage.say(str(census))
     span = [str(moment) for moment in (census.first, census.last) if moment]
     if as_json:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -22,7 +23,7 @@ from fraud_ray.errors import DataError
 from fraud_ray.progress import Update, counted
 from fraud_ray.settings import ColumnSettings, DataSettings
 
-SHOWN_VIOLATIONS = 50
+SHOWN_CAUSES = 12  # as many as fill a screen
 
 Mask = npt.NDArray[np.bool_]
 Facts = dict[str, tuple[str, ...]]
@@ -42,12 +43,17 @@ class Violation:
     count: int
     first_row: int
 
+    @property
+    def cause(self) -> tuple[str | None, str]:
+        """The column, and the message without its figures: the same of violations that one change mends."""
+        return self.column, re.sub(r"[\d,]+ values?", "values", self.message.partition(" (first at")[0])
+
     def __str__(self) -> str:
         return f"{self.path}: " + (f"column '{self.column}' {self.message}" if self.column else self.message)
 
 
 class ContractViolation(DataError):  # noqa: N818 - the word that the message begins with
-    """Partitions break the contract; `violations` holds all of them, the message the first SHOWN_VIOLATIONS."""
+    """Partitions break the contract; `violations` holds all of them, the message one of each of SHOWN_CAUSES causes."""
 
     def __init__(self, violations: Sequence[Violation], partitions: int) -> None:
         self.violations = tuple(violations)
@@ -57,9 +63,18 @@ class ContractViolation(DataError):  # noqa: N818 - the word that the message be
             f"the data breaks the contract: {counted(len(violations), 'violation')} "
             f"in {broken} of {counted(partitions, 'partition')}"
         ]
-        lines += [str(violation) for violation in self.violations[:SHOWN_VIOLATIONS]]
-        if len(violations) > SHOWN_VIOLATIONS:
-            lines.append(f"and {len(violations) - SHOWN_VIOLATIONS:,} more")
+        causes: dict[Any, list[Violation]] = {}
+        for violation in self.violations:
+            causes.setdefault(violation.cause, []).append(violation)
+        for first, *others in list(causes.values())[:SHOWN_CAUSES]:
+            lines.append(str(first))
+            if others:
+                rows = sum(violation.count for violation in (first, *others))
+                lines.append(f"  likewise in {counted(len(others), 'other partition')}, {counted(rows, 'row')} in all")
+        if len(causes) > SHOWN_CAUSES:
+            lines.append(
+                f"and {counted(len(causes) - SHOWN_CAUSES, 'more cause')}; `fraud-ray validate --all` lists all"
+            )
         super().__init__("\n".join(lines))
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -296,7 +311,8 @@ def _wrong_values(
 def _remedy(column: ColumnSettings, setting: str, key: str) -> str:
     if column.kind in {"label", "true_probability"} and not (column.kind == "true_probability" and key == "nulls"):
         return "Fix the file."
-    return f"Fix the file, or allow {'them' if key == 'nulls' else 'it'} with {setting}.{key}."
+    change = {"nulls": "allow them with {}.nulls: true", "values": "add them to {}.values"}.get(key, "change {}." + key)
+    return f"Fix the file, or {change.format(setting)}."
 
 
 def _missing(values: pa.ChunkedArray) -> Mask | None:
