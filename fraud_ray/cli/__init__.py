@@ -20,6 +20,7 @@ from fraud_ray.cli import (
     cache,
     data,
     drift,
+    init,
     jobs,
     models,
     reproduce,
@@ -62,6 +63,7 @@ def _fraud_ray(
     """
 
 
+app.command()(init.init)
 app.command()(run.run)
 app.command()(run.retrain)
 app.command()(backtest.backtest)

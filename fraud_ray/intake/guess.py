@@ -1,0 +1,366 @@
+"""What a column is, by its name and by what it holds, and why: each guess with its reason."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any
+
+from fraud_ray.errors import DataError
+from fraud_ray.intake.facts import A_SECOND, MOST_VALUES, Facts, Labels, Roles, Survey
+from fraud_ray.progress import counted
+
+LISTED_VALUES = 12  # a contract names the values of a category that has at most as many
+ROWS_A_CATEGORY = 20  # as `prepare.min_category_rows` by default: with fewer, none would have a code of its own
+
+_FRAUD = re.compile(r"fraud|betrug|fraude|frode|scam|chargeback|dispute")
+_LABEL = {"label", "labels", "target", "class", "outcome", "flag", "y"}
+_NO_LABEL = {
+    "type",
+    "score",
+    "prob",
+    "probability",
+    "scenario",
+    "rule",
+    "reason",
+    "code",
+    "amount",
+    "at",
+    "time",
+    "date",
+}
+_TIME = {"timestamp", "time", "datetime", "ts", "at", "date", "day", "zeit", "datum", "zeitpunkt", "when", "booked"}
+_KNOWN = {"label", "labelled", "labeled", "report", "reported", "confirmed", "known", "investigated", "gemeldet"}
+_OTHER_TIME = {"valid", "expiry", "expires", "birth", "opened", "opening", "since", "updated", "loaded", "ingested"}
+_AMOUNT = ("amount", "betrag", "montant", "importe", "bedrag", "amt", "umsatz", "value", "price", "total", "sum")
+_ENTITY = (
+    "card",
+    "pan",
+    "karte",
+    "kartennummer",
+    "account",
+    "acct",
+    "iban",
+    "konto",
+    "customer",
+    "client",
+    "kunde",
+    "user",
+)
+_ID = {"id", "ids", "no", "nr", "num", "number", "nummer", "hash", "token", "key", "ref", "reference", "uuid", "guid"}
+_OWN_ID = {"transaction", "tx", "txn", "trx", "trans", "payment", "event", "row", "record", "uuid", "guid", "buchung"}
+_CODE = {
+    "code",
+    "mcc",
+    "type",
+    "category",
+    "cat",
+    "zip",
+    "plz",
+    "postcode",
+    "country",
+    "currency",
+    "region",
+    "channel",
+    "bin",
+}
+_DATE_PARTS = {"year", "month", "day", "week", "quarter", "date", "dt", "jahr", "monat", "tag"}
+_YES = ("y", "yes", "t", "true", "j", "ja", "1", "1.0", "s", "si", "o", "oui", "x")
+_NO = ("n", "no", "f", "false", "nein", "0", "0.0", "non")
+_ISO = re.compile(r"\d{4}-\d\d-\d\d([ T]\d\d:\d\d.*)?$")
+_DATE = re.compile(r"\d{1,2}[./]\d{1,2}[./]\d{2,4}\b")
+_NUMBER = re.compile(r"-?\d[\d.,' ]*$")
+
+
+@dataclass(frozen=True)
+class Guess:
+    """How a column is declared, and why; kind None: it is left out. keys: what stands beside the kind."""
+
+    name: str
+    kind: str | None
+    why: str
+    keys: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def declaration(self) -> dict[str, Any]:
+        return {"kind": self.kind, **self.keys}
+
+
+def guess_roles(columns: Mapping[str, Facts], label: str | None) -> Roles:
+    """Label and times by the first rows of some files. label: the column that the user names, if any.
+
+    Raises DataError where no column can be the label: what could be one, and what to write.
+    """
+    chosen = label or _label_of(columns)
+    if chosen not in columns:
+        raise DataError(f"--label {chosen}: there is no such column; there are {', '.join(columns)}")
+    times = {name: unit for name, facts in columns.items() for unit in [_unit_of(name, facts)] if unit is not None}
+    known = [name for name in times if name != chosen and (_words(name) & _KNOWN or _FRAUD.search(name.lower()))]
+    known = known if len(times) > len(known) else []  # the only time is that of the transaction
+    own = sorted((name for name in times if name not in known), key=lambda name: _time_rank(name, columns[name]))
+    timestamp, label_time = next(iter(own), None), next(iter(known), None)
+    return Roles(
+        chosen,
+        timestamp,
+        (timestamp and times[timestamp]) or None,
+        label_time,
+        (label_time and times[label_time]) or None,
+    )
+
+
+def _label_of(columns: Mapping[str, Facts]) -> str:
+    def rank(name: str) -> int:
+        words = _words(name)
+        return 0 if words & _NO_LABEL else 2 if _FRAUD.search(name.lower()) else 1 if words & _LABEL else 0
+
+    def values(name: str) -> int:
+        held = columns[name].values
+        return MOST_VALUES + 1 if held is None or columns[name].sort in {"time", "day"} else len(held)
+
+    named = sorted(
+        (name for name in columns if rank(name)),
+        key=lambda name: (values(name) != 2, -rank(name), columns[name].missing.total() > 0),
+    )
+    fits = [name for name in named if 1 <= values(name) <= 2]  # where fraud is rare, the first rows may hold none
+    if fits:
+        return fits[0]
+    several = next((name for name in named if 2 < values(name) <= LISTED_VALUES), None)
+    if several:
+        raise too_many_labels(several, columns[several].values)
+    two = [name for name in columns if values(name) == 2]
+    found = f"these columns hold two values: {', '.join(two)}" if two else "and no column holds two values"
+    raise DataError(
+        f"no label found: no column is named like one (fraud, label, chargeback, target), {found}. "
+        + ("Name the one that says whether a row is fraud" if two else "Join the labels to the transactions, and name")
+        + (f" with --label, such as --label {two[0]}" if two else " their column with --label")
+    )
+
+
+def too_many_labels(name: str, values: Mapping[str, Labels] | None) -> DataError:
+    """The fault of a label that has more values than two, or more than are told apart (None)."""
+    shown = [f"{value!r} in {counted(rows.total(), 'row')}" for value, rows in sorted((values or {}).items())]
+    told = f": {', '.join(shown[:LISTED_VALUES])}" if shown else ""
+    return DataError(
+        f"column '{name}', the label, holds {len(shown) or f'more than {MOST_VALUES}'} values{told}; a label has two. "
+        "Write it with two, leave out the rows that are neither fraud nor legitimate, or name another with --label"
+    )
+
+
+def _unit_of(name: str, facts: Facts) -> str | None:
+    """The unit of times that are whole numbers, '' of those that need none, None for what is no time."""
+    if facts.sort in {"time", "day"}:
+        return ""
+    if facts.sort != "whole" or not (_words(name) & (_TIME | {"epoch", "unix"}) or "time" in name.lower()):
+        return None
+    if facts.low is None or facts.high is None:
+        return None
+    years = datetime(2000, 1, 1, tzinfo=UTC).timestamp(), datetime(2100, 1, 1, tzinfo=UTC).timestamp()
+    return next((u for u, n in A_SECOND.items() if years[0] * n <= facts.low and facts.high < years[1] * n), None)
+
+
+def _time_rank(name: str, facts: Facts) -> tuple[Any, ...]:
+    words = _words(name)
+    return bool(words & _OTHER_TIME), facts.missing.total() > 0, not words & _TIME, facts.sort == "day"
+
+
+def positive_of(values: Mapping[str, Labels]) -> tuple[str | None, str]:
+    """Which of two values means 1, None where it is 1 itself; and why."""
+    texts = sorted(values)
+    if set(texts) <= {"0", "1"}:
+        return None, ""
+    yes = [text for text in texts if text.strip().lower() in _YES]
+    no = [text for text in texts if text.strip().lower() in _NO]
+    if len(yes) == 1 and (len(no) == 1 or len(texts) == 1):
+        return yes[0], ""
+    fraud = [text for text in texts if _FRAUD.search(text.lower()) and not re.match(r"no|kein", text.lower())]
+    if len(fraud) == 1:
+        return fraud[0], ""
+    rarer = min(texts, key=lambda text: values[text].total())
+    return rarer, f"{rarer!r} is the rarer value"
+
+
+def guess_columns(found: Survey, heads: Mapping[str, Sequence[object]], roles: Roles, positive: str) -> list[Guess]:
+    """A guess a column, in their order. heads: values of the first rows of some files; positive: the label's, of fraud.
+
+    The first of the best names is the amount, the entity and the id; there is one of each.
+    """
+    columns = found.columns
+    labels = sum((columns[roles.label].values or {}).values(), columns[roles.label].missing.copy())
+
+    def best(rank: Callable[[str, Facts, Sequence[object]], int]) -> str | None:
+        ranked = {n: rank(n, facts, heads.get(n, ())) for n, facts in columns.items() if n not in fixed}
+        return max((n for n in ranked if ranked[n]), key=lambda n: ranked[n], default=None)
+
+    fixed = {roles.label, roles.timestamp, roles.label_time}
+    amount = best(_amount_rank)
+    fixed.add(amount)
+    entity = best(_entity_rank)
+    fixed.add(entity)
+    named = {amount: "amount", entity: "entity", best(_id_rank): "id"}
+
+    def guess(name: str, facts: Facts) -> Guess:
+        if name == roles.label:
+            return _label(name, facts)
+        if name in {roles.timestamp, roles.label_time}:
+            return _time(name, facts, roles)
+        unfit = _left_out(name, facts, positive, labels)
+        if unfit:
+            return Guess(name, None, unfit)
+        nulls = {"nulls": True} if facts.missing.total() else {}
+        kind = named.get(name)
+        if kind == "amount":
+            return Guess(name, kind, f"named like an amount; {_range(facts)}", {**_bounds(facts), **nulls})
+        if kind == "entity":
+            return Guess(name, kind, "named like a card, account or customer; its values come again", nulls)
+        if kind == "id":
+            return Guess(name, kind, "named like an id; each value is met once", nulls)
+        return _feature(name, facts, heads.get(name, ()), nulls)
+
+    return [guess(name, facts) for name, facts in columns.items()]
+
+
+def _label(name: str, facts: Facts) -> Guess:
+    values = facts.values or {}
+    one, why = positive_of(values)
+    shown = ", ".join(f"{value} in {rows.total():,}" for value, rows in sorted(values.items()))
+    missing = f"; not known of {counted(facts.missing.total(), 'row')}" if facts.missing.total() else ""
+    keys = {} if one is None else {"positive": one}
+    return Guess(name, "label", "; ".join(filter(None, [f"{shown} rows{missing}", why])), keys)
+
+
+def _time(name: str, facts: Facts, roles: Roles) -> Guess:
+    is_own = name == roles.timestamp
+    unit = roles.unit if is_own else roles.label_unit
+    why = "when the transaction was" if is_own else "named like the time when the label became known"
+    keys = {**({"unit": unit} if unit else {}), **({"nulls": True} if facts.missing.total() else {})}
+    return Guess(name, "timestamp" if is_own else "label_time", why, keys)
+
+
+def _left_out(name: str, facts: Facts, positive: str, labels: Labels) -> str | None:
+    """Why a column is of no use, or would tell the label; None where neither is so."""
+    if facts.sort == "nothing" or not facts.present:
+        return "no row has a value"
+    if facts.sort in {"time", "day"}:
+        return f"a further time: the model reads none; {_range(facts)}"
+    if facts.sort not in {"whole", "number", "boolean", "text", *_MIXED}:
+        kinds = sorted(facts.types.items())
+        if len(kinds) > 1:
+            return "; ".join(f"{kind} in {file}" for kind, file in kinds) + ": write one type in all"
+        return f"of type {facts.sort}, which no kind is for"
+    if facts.infinite:
+        return f"{counted(facts.infinite, 'row')} infinite: a number must be finite"
+    values = facts.values
+    if values is not None and len(values) == 1 and not facts.missing.total():
+        return f"one value in all rows: {next(iter(values))}"
+    if _tells_label(facts, positive, labels):
+        return "tells the label of each row for sure: is it known when the transaction is?"
+    if name.lower() in _DATE_PARTS:
+        return "a part of the date, which days to come do not share"
+    if _FRAUD.search(name.lower()):
+        return "its name speaks of fraud: it may hold what is known only later"
+    if facts.sort == "whole" and max(abs(facts.low or 0), abs(facts.high or 0)) >= 2.0**53 and values is None:
+        return "whole numbers beyond 2^53, which a float64 would round: an identifier?"
+    return None
+
+
+def _tells_label(facts: Facts, positive: str, labels: Labels) -> bool:
+    """Whether each value of a column, or that it has one, says for sure what the label is. labels: all rows."""
+    legitimate = labels.total() - labels[None] - labels[positive]
+    missing_frauds = facts.missing[positive]
+    missing_others = facts.missing.total() - facts.missing[None] - missing_frauds
+    if (missing_frauds, missing_others) in {(0, legitimate), (labels[positive], 0)} and legitimate and labels[positive]:
+        return True
+    groups = [rows for rows in (*(facts.values or {}).values(), facts.missing) if rows.total() > rows[None]]
+    is_pure = all(rows[positive] in (0, rows.total() - rows[None]) for rows in groups)
+    return facts.values is not None and is_pure and facts.rows >= ROWS_A_CATEGORY * len(groups)
+
+
+def _feature(name: str, facts: Facts, head: Sequence[object], nulls: Mapping[str, Any]) -> Guess:
+    values = facts.values
+    if values is not None and facts.sort != "text" and set(values) <= {"0", "1"}:
+        return Guess(name, "boolean", "0 and 1 only" if facts.sort != "boolean" else "true and false", nulls)
+    if values is not None and {value.strip().lower() for value in values} <= {*_YES, *_NO} and len(values) == 2:
+        one, _ = positive_of(values)
+        return Guess(
+            name, "boolean", f"two values: {', '.join(sorted(values))}", {**({"true": one} if one else {}), **nulls}
+        )
+    words = _words(name)
+    is_name = bool(words & (_CODE | _ID))
+    if facts.sort in {"whole", "number"} and not (facts.sort == "whole" and is_name):
+        return Guess(name, "numeric", _range(facts), {**_bounds(facts), **nulls})
+    what = "text" if facts.sort == "text" else "whole numbers that are names"
+    if values is None:
+        told = f"{what} of more than {MOST_VALUES:,} values"
+        if head and len(set(head)) == len(head):
+            told = f"{what}, another value in each row"
+        return Guess(name, None, f"{told}: too many for a category{_hint(head)}")
+    if len(values) * ROWS_A_CATEGORY > facts.present:
+        return Guess(
+            name, None, f"{what} of {len(values):,} values in {counted(facts.present, 'row')}: too few of each"
+        )
+    keys = {"values": sorted(values), **nulls} if len(values) <= LISTED_VALUES else nulls
+    return Guess(name, "categorical", f"{what}, {counted(len(values), 'value')}", keys)
+
+
+def _hint(head: Sequence[object]) -> str:
+    """What texts would be if they were written as such."""
+    texts = [value for value in head if isinstance(value, str)][:1_000]
+    for pattern, told in ((_ISO, "times"), (_DATE, "dates"), (_NUMBER, "numbers")):
+        if texts and all(pattern.match(text) for text in texts):
+            return f". They look like {told}, such as {texts[0]!r}: write them as such"
+    return ""
+
+
+def _bounds(facts: Facts) -> dict[str, Any]:
+    """Bounds that mean something, where all rows keep them: the observed range would refuse next month's rows."""
+    if facts.low is None or facts.low < 0 or facts.high is None:
+        return {}
+    return {"min": 0, "max": 1} if facts.high <= 1 and facts.sort == "number" else {"min": 0}
+
+
+def _range(facts: Facts) -> str:
+    if facts.low is None or facts.high is None:
+        return ""
+    if facts.sort in {"time", "day"}:
+        return " to ".join(day_of(bound / 1e6) for bound in (facts.low, facts.high))
+    return f"{facts.low:,.6g} to {facts.high:,.6g}"
+
+
+def day_of(seconds: float) -> str:
+    """The day of a time in seconds since 1970; of one that no calendar here has, only that."""
+    try:
+        return datetime.fromtimestamp(seconds, UTC).date().isoformat()
+    except (OverflowError, ValueError, OSError):
+        return "beyond the year 9999" if seconds > 0 else "before the year 1"
+
+
+def _amount_rank(name: str, facts: Facts, head: Sequence[object]) -> int:
+    if facts.sort not in {"whole", "number"} or _words(name) & (_ID | _CODE):
+        return 0
+    return next((len(_AMOUNT) - i for i, stem in enumerate(_AMOUNT) if stem in name.lower()), 0)
+
+
+def _entity_rank(name: str, facts: Facts, head: Sequence[object]) -> int:
+    words = _words(name)
+    stem = next((len(_ENTITY) - i for i, stem in enumerate(_ENTITY) if stem in name.lower()), 0)
+    is_key = bool(words & _ID) or len(words) == 1
+    comes_again = len(set(head)) < len(head)
+    return stem if stem and is_key and facts.sort in {"whole", "text"} and comes_again and len(set(head)) > 2 else 0
+
+
+def _id_rank(name: str, facts: Facts, head: Sequence[object]) -> int:
+    words = _words(name)
+    is_repeated = len(set(head)) < len(head) or (facts.values is not None and len(facts.values) < facts.present)
+    if facts.sort not in {"whole", "text"} or is_repeated:
+        return 0
+    return (2 if words & _OWN_ID else 1) if words & (_ID | _OWN_ID) else 0
+
+
+def _words(name: str) -> set[str]:
+    """The words of a name, in lower case: of isFraud, TX_FRAUD, card-id."""
+    return {word.lower() for word in re.findall(r"[A-ZÄÖÜ]+(?![a-zäöü])|[A-ZÄÖÜ]?[a-zäöüß]+|\d+", name)}
+
+
+_MIXED = ("text beside whole",)
