@@ -12,7 +12,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from pyarrow import fs
 
-from fraud_ray.data.source import HIVE_NULL, absolute, hive_keys, list_partitions, open_filesystem, read_footers
+from fraud_ray.data.kinds import HIVE_NULL
+from fraud_ray.data.source import absolute, hive_keys, list_partitions, open_filesystem, read_footers
 from fraud_ray.errors import DataError
 
 BATCH_ROWS = 65_536
