@@ -22,6 +22,7 @@ from typer.testing import CliRunner
 
 from fraud_ray.cli import app
 from fraud_ray.data.contract import ContractViolation
+from fraud_ray.data.output import writing
 from fraud_ray.errors import DataError, FraudRayError, SettingsError
 from fraud_ray.model.reasons import Explainer
 from fraud_ray.registry.tracking import connect
@@ -176,6 +177,33 @@ def test_a_partition_larger_than_a_batch_is_scored_in_parts_and_written_as_it_wa
     assert {column.compression for column in columns} == {"ZSTD"}
     assert [c.path_in_schema for c in columns if c.has_dictionary_page] == ["merchant", "model_version"]
     assert read(tmp_path / "out/large.parquet")["id"].to_pylist() == list(range(rows))
+
+
+HADOOP_LZ4, LZ4 = b"\x0a", b"\x0e"  # as a footer's bytes name the two codecs
+
+
+@pytest.mark.parametrize(
+    ("codec", "written"),
+    [
+        *(("snappy", "SNAPPY"), ("gzip", "GZIP"), ("zstd", "ZSTD"), ("brotli", "BROTLI")),
+        *(("lz4", "LZ4"), ("none", "UNCOMPRESSED"), ("lz4 of hadoop", "ZSTD")),
+    ],
+)
+def test_a_scored_partition_keeps_its_codec_where_it_can_be_written(tmp_path: Path, codec: str, written: str) -> None:
+    rows = table(100)
+    path = write(tmp_path, "in/a.parquet", rows, compression=codec.partition(" ")[0])
+    if codec == "lz4 of hadoop":  # which Arrow reads and does not write
+        content = path.read_bytes()
+        for name in rows.column_names:  # before the codec of its chunk
+            content = content.replace(name.encode() + b"\x15" + LZ4, name.encode() + b"\x15" + HADOOP_LZ4)
+        path.write_bytes(content)
+    file = pq.ParquetFile(path)
+    with writing(str(tmp_path / "out"), "a.parquet", file, []) as writer:
+        writer.write_table(file.read())
+    made = pq.ParquetFile(tmp_path / "out/a.parquet")
+    group = made.metadata.row_group(0)
+    assert {group.column(number).compression for number in range(group.num_columns)} == {written}
+    assert made.read().equals(rows)
 
 
 def test_a_bucket_is_scored_into_a_bucket(tmp_path: Path, model: Model, ray_session: None, bucket: str) -> None:

@@ -7,7 +7,7 @@ import posixpath
 import re
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
@@ -107,7 +107,8 @@ def writing(target: str, name: str, like: pq.ParquetFile, added: Sequence[pa.Fie
 
 
 def _encodings(metadata: pq.FileMetaData, added: Sequence[pa.Field]) -> dict[str, Any]:
-    """A writer's options for a file like another one: its codec, and which columns have a dictionary."""
+    """A writer's options for a file like another one: its codec, or zstd for one that Arrow only reads, as Hadoop's
+    LZ4, and which columns have a dictionary."""
     if not metadata.num_row_groups:
         return {}
     group = metadata.row_group(0)
@@ -115,4 +116,12 @@ def _encodings(metadata: pq.FileMetaData, added: Sequence[pa.Field]) -> dict[str
     codec = columns[0].compression
     dictionaries = [column.path_in_schema for column in columns if column.has_dictionary_page]
     dictionaries += [field.name for field in added if pa.types.is_string(field.type)]
-    return {"compression": "NONE" if codec == "UNCOMPRESSED" else codec, "use_dictionary": dictionaries}
+    return {"compression": _written_as(codec), "use_dictionary": dictionaries}
+
+
+def _written_as(codec: str) -> str:
+    if codec == "UNCOMPRESSED":
+        return "NONE"
+    with suppress(ValueError):  # of names that Arrow's codecs do not bear
+        return codec if pa.Codec.is_available(codec.lower()) else "ZSTD"
+    return "ZSTD"
