@@ -317,6 +317,20 @@ def test_day_by_day_from_a_state_is_to_the_bit_what_one_computation_gives(tmp_pa
     assert partition.date == days(7)[-1], "a folder of a hive table keeps its keys beside its window columns"
 
 
+def test_windows_of_the_time_alone_are_computed_without_any_entity(tmp_path, storage, ray_session):
+    alone = {"columns": {"night": {"compute": "night"}, "weekend": {"compute": "weekend"}}}
+    tables = write_days(tmp_path / "data", 3)
+    definition, _, made = computed(tmp_path / "data", storage, **alone)
+    got, stamps = read(made), pa.concat_tables(tables)["timestamp"].to_pylist()
+    assert got["weekend"].to_pylist() == [int(t.weekday() >= 5) for t in stamps]
+    write_partition(tmp_path / "next", "date=2024-01-04/part-0.parquet", card_table(days(4)[3]))
+    later = open_source(definition.data.model_copy(update={"path": str(tmp_path / "next")}))
+    after = add_windows(later, definition, storage, quiet, made.state)
+    assert read(after)["night"].to_pylist() == [
+        int(t.hour <= 6) for t in card_table(days(4)[3])["timestamp"].to_pylist()
+    ]
+
+
 def test_labels_that_come_later_are_fed_by_id(tmp_path, storage, ray_session):
     tables = write_days(tmp_path / "data", 5)
     definition, _, whole = computed(tmp_path / "data", storage)

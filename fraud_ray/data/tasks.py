@@ -39,7 +39,7 @@ def map_tasks(
 
     if not items:
         return
-    most = TASKS_PER_CPU * int(ray.cluster_resources().get("CPU", 1))
+    most = TASKS_PER_CPU * max(int(ray.cluster_resources().get("CPU", 0)), 1)
     tasks = min(most, len(items), max(math.ceil(sum(weights) / least), 1))
     rows = [{"work": _Neighbours(first, items[first:end])} for first, end in pairwise(_cuts(weights, tasks))]
     with _quietly_on_all_cpus():
