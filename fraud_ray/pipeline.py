@@ -46,7 +46,9 @@ def run(loaded: Loaded, progress: Progress, until: str | None = None, retrain: b
         try:
             return _train(run, loaded, source, mlflow, retrain)
         except StoppedAfter as stopped:
-            return run.stopped(stopped)
+            outcome = run.stopped(stopped)
+            mlflow.tell("finish", "KILLED", "stopped", outcome.status)
+            return outcome
 
 
 def _train(run: Run, loaded: Loaded, source: Source, mlflow: Writer, retrain: bool) -> Outcome:

@@ -74,7 +74,7 @@ def conclude(run: Run, values: ReportValues, mlflow: Writer, retrain: bool) -> O
         run.storage.put(run.key(REPORT), page.encode())
         mlflow.tell("log_text", page, REPORT)
         stage.say(place)
-    mlflow.tell("finish", *(["FINISHED"] if decision.passed else ["FAILED", decision.reason]))
+    mlflow.tell("finish", *(["FINISHED", "registered"] if decision.passed else ["FAILED", "rejected", decision.reason]))
     outcome = Outcome.of_gate(
         decision.passed,
         champion_stays,

@@ -14,6 +14,7 @@ from typing import Any
 import mlflow
 import numpy as np
 import pytest
+import yaml
 from mlflow import MlflowClient
 
 from fraud_ray import pipeline
@@ -42,6 +43,8 @@ def test_one_command_ends_with_a_registered_version_that_scores_like_the_pipelin
 ) -> None:
     settings = ("run.name=april", "search.space={learning_rate: [0.001, 0.004]}")
     assert run(*settings, until="search").status == "stopped after search"
+    (stopped,) = client(store).search_runs(["1"], "tags.`fraud_ray.run` = 'april'")
+    assert (stopped.info.status, stopped.data.tags["fraud_ray.reason"]) == ("KILLED", "stopped after search")
     searched = (store / "runs/april/stages/search.json").read_bytes()
     outcome = run(*settings)
     assert (store / "runs/april/stages/search.json").read_bytes() == searched
@@ -52,12 +55,18 @@ def test_one_command_ends_with_a_registered_version_that_scores_like_the_pipelin
     assert outcome.evaluation["best_possible"]["average_precision"] > outcome.evaluation["metrics"]["average_precision"]
 
     parents = client(store).search_runs(["1"], "tags.`fraud_ray.run` = '" + outcome.name + "'")
-    assert [p.info.run_name for p in parents] == ["fraud-detection-training"]
+    assert [(p.info.run_name, p.info.status) for p in parents] == [("april", "FINISHED")]
+    assert parents[0].data.tags["fraud_ray.state"] == "registered"
+    params = parents[0].data.params
+    assert (params["train.seed"], params["folds.fit_days"]) == ("42", "14"), "all of train, else what is no default"
+    assert "folds.seed" not in params
+    artifact = next((store / "mlartifacts").rglob("settings.yaml"))
+    assert yaml.safe_load(artifact.read_text())["folds"]["seed"] == 42
     logged = parents[0].data.metrics
     for name in ("auc_roc", "precision", "recall", "f1_score", "average_precision"):
         assert logged[name] == pytest.approx(outcome.evaluation["metrics"][name])
     children = client(store).search_runs(["1"], f"tags.`mlflow.parentRunId` = '{parents[0].info.run_id}'")
-    assert sorted(c.data.params["learning_rate"] for c in children) == ["0.001", "0.004"]
+    assert sorted(c.info.run_name for c in children) == ["learning_rate=0.001", "learning_rate=0.004"]
     assert all(c.data.metrics["epoch/average_precision"] > 0 for c in children)
 
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{store}/mlflow.db")
@@ -106,7 +115,7 @@ def test_a_second_run_becomes_challenger_and_a_rejected_one_leaves_the_registry_
     assert check["bound"] == pytest.approx(champion.evaluation["metrics"]["average_precision"], abs=1e-6)
     parent = client(store).search_runs(["1"], "tags.`fraud_ray.run` = 'weak'")[0]
     assert "below the required 0.999" in parent.data.tags["fraud_ray.reason"]
-    assert parent.info.status == "FAILED"
+    assert (parent.info.status, parent.data.tags["fraud_ray.state"]) == ("FAILED", "rejected")
     assert run(*weak, "gate.beats_champion=true") == rejected
 
     other = run("train.epochs=3", "train.seed=1", "decision.calibration=isotonic")

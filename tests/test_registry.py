@@ -16,17 +16,22 @@ import mlflow.models
 import mlflow.pyfunc
 import pandas as pd
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
-from fraud_ray.errors import FraudRayError, ServerError, SettingsError
+from fraud_ray.data.source import open_source
+from fraud_ray.errors import DataError, FraudRayError, RunHeldError, ServerError, SettingsError
 from fraud_ray.registry import server
 from fraud_ray.registry.champion import open_champion
 from fraud_ray.registry.server import ui_command
 from fraud_ray.registry.tracking import Dataset, TrackedRun, Tracking, connect
 from fraud_ray.registry.versions import champion, download, list_versions, register
-from fraud_ray.settings import RegistrySettings, StorageSettings, locate_registry
+from fraud_ray.registry.writer import writing
+from fraud_ray.runs import open_run
+from fraud_ray.settings import Loaded, RegistrySettings, StorageSettings, locate_registry, parse_settings
+from fraud_ray.storage import Storage
 from tests.handmade import THRESHOLD, example, expected, write_bundle
 
 METRICS = {"f1_score": 0.9, "average_precision": 0.8}
@@ -82,12 +87,13 @@ def children(run: TrackedRun):
 
 def test_a_run_is_created_once_and_then_resumed(tracking):
     first = started(tracking)
-    first.finish("KILLED", "interrupted")
+    first.finish("KILLED", "stopped", "stopped after prepare")
     again = tracking.start("run-1", {"train": {"epochs": 4, "workers": 2}}, {"mlflow.user": "ada"})
     assert again.id == first.id
     run = stored(again)
-    assert run.info.status == "RUNNING"
-    assert run.info.run_name == tracking.registry.run_name
+    assert (run.info.status, run.data.tags["fraud_ray.state"]) == ("RUNNING", "running")
+    assert "fraud_ray.reason" not in run.data.tags
+    assert run.info.run_name == "run-1"
     assert run.data.params == {"train.epochs": "3", "train.workers": "2"}
     assert run.data.tags["mlflow.source.git.commit"] == "abc"
     assert run.data.tags["mlflow.user"] == "ada"
@@ -112,6 +118,7 @@ def test_a_trial_is_one_child_however_often_it_is_logged(tracking):
     assert child.info.status == "FINISHED"
     assert child.info.end_time - child.info.start_time == 9_000
     assert child.data.params == {"learning_rate": "0.1"}
+    assert child.info.run_name == "learning_rate=0.1"
     assert child.data.metrics["average_precision"] == 0.5
     history = tracking.client.get_metric_history(child.info.run_id, "epoch/loss")
     assert [(point.step, point.value) for point in history] == [(row["epoch"], row["loss"]) for row in curve]
@@ -153,10 +160,37 @@ def test_metrics_curve_and_dataset_are_logged_once(tracking):
 
 def test_a_rejected_run_keeps_its_reason_and_registers_nothing(tracking):
     run = started(tracking)
-    run.finish("FINISHED", "f1_score 0.71 is below gate.min_f1 0.85")
+    run.finish("FAILED", "rejected", "f1_score 0.71 is below gate.min_f1 0.85")
+    assert stored(run).data.tags["fraud_ray.state"] == "rejected"
     assert stored(run).data.tags["fraud_ray.reason"].startswith("f1_score 0.71")
     assert champion(tracking) is None
     assert list_versions(tracking) == []
+
+
+@pytest.mark.parametrize(
+    ("fault", "shown"),
+    [
+        (KeyboardInterrupt(), ("KILLED", "interrupted", None)),
+        (DataError("no rows"), ("FAILED", "failed", "no rows")),
+        (RunHeldError("by ada"), ("RUNNING", "running", None)),
+    ],
+)
+def test_how_a_run_ends_is_told_even_while_the_store_is_being_connected_to(tracking, tmp_path, fault, shown):
+    pq.write_table(pa.table({"is_fraud": [0, 1], "amount": [1.0, 2.0]}), tmp_path / "a.parquet")
+    columns = {"is_fraud": {"kind": "label"}, "amount": {"kind": "amount"}}
+    raw = {
+        "data": {"path": str(tmp_path), "columns": columns},
+        "registry": tracking.registry.model_dump(),
+        "folds": {"kind": "stratified"},
+    }
+    loaded = Loaded(parse_settings(raw, "test"), "test")
+    storage, source = Storage.at(str(tmp_path / "store")), open_source(loaded.settings.data)
+    with pytest.raises(type(fault)), open_run(loaded, storage, "f") as run, writing(loaded, source, run):
+        run.storage.put(run.key("kept"), b"")
+        raise fault
+    (told,) = tracking.client.search_runs([tracking.experiment_id])
+    tags = told.data.tags
+    assert (told.info.status, tags["fraud_ray.state"], tags.get("fraud_ray.reason")) == shown
 
 
 def test_artifacts_lie_beside_the_database(tracking, root):
@@ -182,7 +216,7 @@ run = tracking.start("run-1", {{}})
 run.log_trial("t-1", {{}}, [{{"epoch": 1, "loss": 0.5}}], {{}})
 register(run, {str(bundle)!r}, example())
 download(tracking, champion(tracking), "download")
-run.finish("FINISHED")
+run.finish("FINISHED", "registered")
 """
     ran = subprocess.run([sys.executable, "-c", story], cwd=tmp_path, capture_output=True, text=True, check=True)
     assert (ran.stdout, ran.stderr) == ("", "")

@@ -25,9 +25,12 @@ from fraud_ray.registry.server import open_experiment, reported, sqlite_file, ur
 from fraud_ray.settings import RegistrySettings, dotted
 
 Status = Literal["FINISHED", "FAILED", "KILLED"]
+# What MLflow has no status for: it knows of no rejection.
+State = Literal["running", "registered", "rejected", "failed", "interrupted", "stopped"]
 
 RUN_TAG = "fraud_ray.run"
 TRIAL_TAG = "fraud_ray.trial"
+STATE_TAG = "fraud_ray.state"
 REASON_TAG = "fraud_ray.reason"
 # MLflow's own tags.
 _PARENT_TAG, _CONTEXT_TAG = "mlflow.parentRunId", "mlflow.data.context"
@@ -75,13 +78,17 @@ class Tracking:
         params: settings, nested or flat; a parameter that is logged already keeps its value, as MLflow demands.
         """
         with self.reported():
-            wanted = {**{key: value[:_TAG_LENGTH] for key, value in (tags or {}).items()}, RUN_TAG: run}
+            told = {key: value[:_TAG_LENGTH] for key, value in (tags or {}).items()}
+            wanted = {**told, RUN_TAG: run, STATE_TAG: "running"}
             found = self.search(f"tags.`{RUN_TAG}` = '{run}'")
             is_new = found is None
             if found is None:
-                found = self.client.create_run(self.experiment_id, tags=wanted, run_name=self.registry.run_name)
+                name = self.registry.run_name or run
+                found = self.client.create_run(self.experiment_id, tags=wanted, run_name=name)
             else:
                 self.client.update_run(found.info.run_id, status="RUNNING")
+                if REASON_TAG in found.data.tags:
+                    self.client.delete_tag(found.info.run_id, REASON_TAG)
             self.log(found, dict(dotted(params)), tags={} if is_new else wanted)
             if dataset is not None:
                 self._log_dataset(found, dataset)
@@ -162,7 +169,7 @@ class TrackedRun:
                     tracking.experiment_id,
                     start_time=_now_ms() - int(1000 * seconds),
                     tags={_PARENT_TAG: self.id, TRIAL_TAG: trial},
-                    run_name=trial,
+                    run_name=_trial_name(hyperparameters),
                 )
             elif child.info.status == "FINISHED":
                 return child.info.run_id
@@ -200,8 +207,9 @@ class TrackedRun:
         with self.tracking.reported():
             self.tracking.client.set_tag(self.id, key, value[:_TAG_LENGTH])
 
-    def finish(self, status: Status, reason: str | None = None) -> None:
-        """Ends the run; the reason (of a rejection or a fault) becomes the tag fraud_ray.reason."""
+    def finish(self, status: Status, state: State, reason: str | None = None) -> None:
+        """Ends the run; its state, and the reason of a rejection, a fault or a stop, become tags."""
+        self.tag(STATE_TAG, state)
         if reason is not None:
             self.tag(REASON_TAG, reason)
         with self.tracking.reported():
@@ -244,6 +252,14 @@ def every(page_after: Callable[[str | None], Any]) -> Iterator[Any]:
 def entity_name(name: str) -> str:
     """A name that MLflow takes for a parameter or a metric."""
     return re.sub(r"[^\w./ :-]", "_", name)[:_KEY_LENGTH]
+
+
+def _trial_name(hyperparameters: Mapping[str, Any]) -> str:
+    """Such as `learning_rate=0.002 dropout=0.1`."""
+    shown = {
+        key: f"{value:.3g}" if isinstance(value, float) else _text(value) for key, value in hyperparameters.items()
+    }
+    return " ".join(f"{key}={value}" for key, value in shown.items())[:_KEY_LENGTH] or "settings as given"
 
 
 def _now_ms() -> int:

@@ -9,15 +9,20 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+import yaml
+
 from fraud_ray.data.source import Source
+from fraud_ray.errors import RunHeldError
 from fraud_ray.registry.tracking import Dataset, TrackedRun, Tracking, connect
-from fraud_ray.runs import Run
+from fraud_ray.runs import Run, read_run
 from fraud_ray.settings import Loaded
 
 if TYPE_CHECKING:
     from fraud_ray.training.search import Trial
 
 T = TypeVar("T")
+
+SETTINGS = "settings.yaml"  # of the run's artifacts
 
 
 @dataclass(frozen=True)
@@ -71,13 +76,20 @@ def writing(loaded: Loaded, source: Source, run: Run) -> Iterator[Writer]:
         try:
             yield writer
         except BaseException as fault:
-            if writer.run.done() and writer.run.exception() is None:
-                status = "FAILED" if isinstance(fault, Exception) else "KILLED"
-                writer.tell("finish", status, str(fault) or type(fault).__name__)
+            if isinstance(fault, Exception) and not isinstance(fault, RunHeldError):  # the run is another's by then
+                writer.tell("finish", "FAILED", "failed", str(fault) or type(fault).__name__)
+            elif not isinstance(fault, Exception):
+                writer.tell("finish", "KILLED", "interrupted")
             raise
 
 
 def _start(loaded: Loaded, source: Source, run: Run) -> TrackedRun:
-    tags = {"fraud_ray.config": loaded.config, "fraud_ray.folder": run.folder}
+    settings, record = loaded.settings, read_run(run.storage, run.name).record
+    tags = {"fraud_ray.config": loaded.config, "fraud_ray.folder": run.folder, "mlflow.user": record["user"]}
+    if record["git"]:
+        tags["mlflow.source.git.commit"] = record["git"]["commit"]
+    params = {**settings.changed(), "train": settings.recorded()["train"]}
     dataset = Dataset(Path(source.root).name or source.root, source.root, source.fingerprint, source.rows)
-    return connect(loaded.settings.registry).start(run.name, loaded.settings.recorded(), tags, dataset)
+    started = connect(settings.registry).start(run.name, params, tags, dataset)
+    started.log_text(yaml.safe_dump(settings.recorded(), sort_keys=False, allow_unicode=True), SETTINGS)
+    return started

@@ -19,8 +19,8 @@ class RegistrySettings(Frozen):
     """MLflow's tracking and registry URI; by default sqlite below storage.root."""
     experiment: str = "fraud-detection-experiments"
     """MLflow experiment."""
-    run_name: str = "fraud-detection-training"
-    """Name of the parent run in MLflow."""
+    run_name: str | None = Field(default=None, json_schema_extra=NO_EFFECT)
+    """Name of the parent run in MLflow; null: the run's own."""
     model_name: str = "fraud-detection-production"
     """Registered model."""
 
