@@ -24,6 +24,7 @@ Summary = TypeVar("Summary")
 # Enough that a slow task does not keep the other CPUs waiting, few enough that their starts cost little.
 TASKS_PER_CPU = 8
 MERGE_AT = 64
+RETRIES = 3
 
 
 def map_tasks(
@@ -33,7 +34,7 @@ def map_tasks(
 
     weights: what each item costs, such as its rows; least: weight that is worth a task's start. Function, items and
     results are pickled. Needs a connected Ray. A FraudRayError of the function is raised here, as it was;
-    every other fault as a TaskFault that names the partition.
+    every other fault as a TaskFault that names the partition; FraudRayError where a worker dies again and again.
     """
     import ray.data
 
@@ -42,8 +43,10 @@ def map_tasks(
     most = TASKS_PER_CPU * max(int(ray.cluster_resources().get("CPU", 0)), 1)
     tasks = min(most, len(items), max(math.ceil(sum(weights) / least), 1))
     rows = [{"work": _Neighbours(first, items[first:end])} for first, end in pairwise(_cuts(weights, tasks))]
-    with _quietly_on_all_cpus():
-        mapped = ray.data.from_items(rows, override_num_blocks=len(rows)).map(partial(_apply, function=function))
+    apply = partial(_apply, function=function)
+    with _quietly_on_all_cpus(), _told_of_dying():
+        # Without a limit, Ray Data repeats for ever what kills its worker.
+        mapped = ray.data.from_items(rows, override_num_blocks=len(rows)).map(apply, ray_remote_args_fn=_limited)
         for row in mapped.iter_rows():
             found: _Neighbours | FraudRayError | TaskFault = row["found"]
             if isinstance(found, FraudRayError | TaskFault):
@@ -105,9 +108,26 @@ def _shown(item: Any) -> str | None:
     return next((part.shown for part in held if isinstance(part, Partition)), None)
 
 
+def _limited() -> dict[str, Any]:
+    return {"max_retries": RETRIES}
+
+
+@contextmanager
+def _told_of_dying() -> Iterator[None]:
+    from ray.exceptions import WorkerCrashedError
+
+    try:
+        yield
+    except WorkerCrashedError as fault:
+        raise FraudRayError(
+            f"a worker process died {RETRIES + 1} times at the same partitions, most often for want of memory: write "
+            "smaller partitions, or give Ray's nodes more of it"
+        ) from fault
+
+
 @contextmanager
 def _quietly_on_all_cpus() -> Iterator[None]:
-    """All CPUs for the one operator, Python objects in rows, no progress bars, and nothing but errors logged."""
+    """All CPUs for the one operator, Python objects in rows, no progress bars, and nothing logged."""
     from ray.data import DataContext
 
     context = DataContext.get_current().copy()
@@ -117,7 +137,7 @@ def _quietly_on_all_cpus() -> Iterator[None]:
     context.op_resource_reservation_enabled = False
     logger = logging.getLogger("ray.data")
     level = logger.level
-    logger.setLevel(logging.ERROR)
+    logger.setLevel(logging.CRITICAL)
     try:
         with DataContext.current(context):
             yield
