@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import signal
 from typing import Any
 
 import pytest
@@ -11,7 +9,7 @@ import pytest
 from fraud_ray.data.contract import ContractViolation, Violation
 from fraud_ray.data.source import Partition
 from fraud_ray.data.tasks import Merged, map_tasks
-from fraud_ray.errors import FraudRayError, TaskFault
+from fraud_ray.errors import TaskFault
 
 
 def described(item: Any) -> tuple[Any, list[Any], dict[str, Any]]:
@@ -43,17 +41,6 @@ def test_a_fault_of_a_task_is_raised_as_it_was_and_nothing_is_printed(
     assert [violation.count for violation in raised.value.violations] == [7]
     assert raised.value.__cause__ is None
     assert capfd.readouterr() == ("", "")
-
-
-def killed(item: int) -> int:
-    if item == 3:
-        os.kill(os.getpid(), signal.SIGKILL)
-    return item
-
-
-def test_what_kills_its_worker_is_not_repeated_for_ever(ray_session: None) -> None:
-    with pytest.raises(FraudRayError, match="a worker process died 4 times at the same partitions"):
-        list(map_tasks(killed, range(5), [1] * 5))
 
 
 def torn(item: tuple[int, Partition]) -> None:

@@ -24,7 +24,6 @@ Summary = TypeVar("Summary")
 # Enough that a slow task does not keep the other CPUs waiting, few enough that their starts cost little.
 TASKS_PER_CPU = 8
 MERGE_AT = 64
-RETRIES = 3
 
 
 def map_tasks(
@@ -34,7 +33,7 @@ def map_tasks(
 
     weights: what each item costs, such as its rows; least: weight that is worth a task's start. Function, items and
     results are pickled. Needs a connected Ray. A FraudRayError of the function is raised here, as it was;
-    every other fault as a TaskFault that names the partition; FraudRayError where a worker dies again and again.
+    every other fault as a TaskFault that names the partition.
     """
     import ray.data
 
@@ -43,10 +42,8 @@ def map_tasks(
     most = TASKS_PER_CPU * max(int(ray.cluster_resources().get("CPU", 0)), 1)
     tasks = min(most, len(items), max(math.ceil(sum(weights) / least), 1))
     rows = [{"work": _Neighbours(first, items[first:end])} for first, end in pairwise(_cuts(weights, tasks))]
-    apply = partial(_apply, function=function)
-    with _quietly_on_all_cpus(), _told_of_dying():
-        # Without a limit, Ray Data repeats for ever what kills its worker.
-        mapped = ray.data.from_items(rows, override_num_blocks=len(rows)).map(apply, ray_remote_args_fn=_limited)
+    with _quietly_on_all_cpus():
+        mapped = ray.data.from_items(rows, override_num_blocks=len(rows)).map(partial(_apply, function=function))
         for row in mapped.iter_rows():
             found: _Neighbours | FraudRayError | TaskFault = row["found"]
             if isinstance(found, FraudRayError | TaskFault):
@@ -108,26 +105,9 @@ def _shown(item: Any) -> str | None:
     return next((part.shown for part in held if isinstance(part, Partition)), None)
 
 
-def _limited() -> dict[str, Any]:
-    return {"max_retries": RETRIES}
-
-
-@contextmanager
-def _told_of_dying() -> Iterator[None]:
-    from ray.exceptions import WorkerCrashedError
-
-    try:
-        yield
-    except WorkerCrashedError as fault:
-        raise FraudRayError(
-            f"a worker process died {RETRIES + 1} times at the same partitions, most often for want of memory: write "
-            "smaller partitions, or give Ray's nodes more of it"
-        ) from fault
-
-
 @contextmanager
 def _quietly_on_all_cpus() -> Iterator[None]:
-    """All CPUs for the one operator, Python objects in rows, no progress bars, and nothing logged."""
+    """All CPUs for the one operator, Python objects in rows, no progress bars, and nothing but errors logged."""
     from ray.data import DataContext
 
     context = DataContext.get_current().copy()
@@ -137,7 +117,7 @@ def _quietly_on_all_cpus() -> Iterator[None]:
     context.op_resource_reservation_enabled = False
     logger = logging.getLogger("ray.data")
     level = logger.level
-    logger.setLevel(logging.CRITICAL)
+    logger.setLevel(logging.ERROR)
     try:
         with DataContext.current(context):
             yield
