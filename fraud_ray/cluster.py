@@ -7,6 +7,7 @@ import os
 import re
 import signal
 import socket
+import sys
 import threading
 import time
 import uuid
@@ -17,34 +18,55 @@ from pathlib import Path
 from typing import Any
 
 from fraud_ray.errors import FraudRayError, ServerError, SettingsError, as_raised
-from fraud_ray.progress import Progress, Stage, counted
+from fraud_ray.progress import Progress, Quiet, Stage, counted
 from fraud_ray.settings import ClusterSettings, Settings
 from fraud_ray.storage import Storage
 
 _PROBE_S = 5.0
 _POLL_S = 2.0
 _PATIENCE_S = 120.0
+FEW_ROWS = 200_000  # fewer are worked through in a process before a Ray has started
 
 
 @contextmanager
-def join_or_start(cluster: ClusterSettings) -> Iterator[None]:
-    """Ray for as long as the context lasts.
+def join_or_start(cluster: ClusterSettings, progress: Progress | None = None) -> Iterator[None]:
+    """Ray for as long as the context lasts; progress: told of it before it takes its seconds.
 
     The one that this process has already; else the cluster at cluster.address or RAY_ADDRESS (a Ray job has it set);
     else one started here, and ended here. Raises ServerError where a cluster does not answer or refuses the token.
     """
-    import ray
-
-    if ray.is_initialized():
+    if is_connected():
         yield
         return
-    address = cluster.address or os.environ.get("RAY_ADDRESS")
+    address = _address(cluster)
+    (progress or Quiet()).note(f"joining Ray at {address}" if address else "starting Ray")
+    import ray
+
     with _own_signal_handler():
         _join(address) if address else _start(cluster)
     try:
         yield
     finally:
         ray.shutdown()
+
+
+@contextmanager
+def join_unless_few(cluster: ClusterSettings, rows: int, progress: Progress | None = None) -> Iterator[None]:
+    """As `join_or_start`, but none is started for fewer than FEW_ROWS, which `data.tasks` then maps in this process."""
+    if rows < FEW_ROWS and not _address(cluster):
+        yield
+    else:
+        with join_or_start(cluster, progress):
+            yield
+
+
+def is_connected() -> bool:
+    """Whether this process has a Ray; one that never imported it, which takes a second, has none."""
+    return "ray" in sys.modules and bool(sys.modules["ray"].is_initialized())
+
+
+def _address(cluster: ClusterSettings) -> str | None:
+    return cluster.address or os.environ.get("RAY_ADDRESS")
 
 
 def answer(task: Any, timeout_s: float | None = None) -> Any:

@@ -37,9 +37,13 @@ def run(loaded: Loaded, progress: Progress, until: str | None = None, retrain: b
         run = session.enter_context(open_run(loaded, storage, source.fingerprint, source.as_of, progress, until))
         if run.concluded:
             return run.concluded
-        from fraud_ray.registry.writer import writing  # takes seconds to import, which a concluded run does without
+        from fraud_ray.registry.writer import (  # takes seconds to import, which a concluded run does without
+            check_server,
+            writing,
+        )
 
-        session.enter_context(join_or_start(loaded.settings.cluster))
+        check_server(settings.registry)
+        session.enter_context(join_or_start(loaded.settings.cluster, progress))
         check_resources(loaded.settings, progress)
         check_storage(storage)
         mlflow = session.enter_context(writing(loaded, source, run))
@@ -78,6 +82,7 @@ def _train(run: Run, loaded: Loaded, source: Source, mlflow: Writer, retrain: bo
     census = run.stage("validate", partial(validate, data, settings.data))
     say = partial(run.announce, notes=(settings.search.in_words, *source.notes, *loaded.notes))
     folds = run.stage("plan", lambda _: plan_folds(census, settings.folds), say=say)
+    run.remark(settings.remark_on_steps(folds.final.fit.rows))
 
     known = None if settings.drift.action == "ignore" or run.has("drift") else open_champion(tracking)
     baseline, drift = known.baseline if known else None, None

@@ -26,6 +26,9 @@ class Progress(Protocol):
     def stage(self, name: str) -> AbstractContextManager[Stage]:
         """A stage for as long as the context lasts; an exception ends it as failed."""
 
+    def note(self, text: str) -> None:
+        """A line at once."""
+
 
 class Quiet:
     """Tells nobody: for tests and notebooks that want silence."""
@@ -33,6 +36,9 @@ class Quiet:
     @contextmanager
     def stage(self, name: str) -> Iterator[Stage]:
         yield self
+
+    def note(self, text: str) -> None:
+        return None
 
     def update(self, done: float, total: float, text: str = "") -> None:
         return None

@@ -95,7 +95,7 @@ def reproduce(storage: Storage, name: str, progress: Progress, cluster: ClusterS
     train = settings.train_with(best.hyperparameters)
     original = _bundle(storage, name)
     source = open_source(settings.data)
-    with join_or_start(settings.cluster), _scratch(storage, name) as scratch:
+    with join_or_start(settings.cluster, progress), _scratch(storage, name) as scratch:
         check_resources(settings, progress)
         fold = _prepared(source, settings, scratch, progress)
         with progress.stage("refit") as stage:

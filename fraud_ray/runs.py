@@ -167,6 +167,12 @@ class Run:
         self.plan += [*str(planned).splitlines(), *notes]
         return "; ".join(self.plan)
 
+    def remark(self, text: str | None) -> None:
+        """Tells of something at once, and adds it to the plan; None: there is nothing to tell."""
+        if text:
+            self.plan.append(text)
+            self.progress.note(text)
+
     def stop_after(self, stage: str) -> None:
         """Raises StoppedAfter if the run is to stop after this stage, which is over or was not needed."""
         if stage == self.until:

@@ -12,6 +12,7 @@ import subprocess
 import sys
 from datetime import datetime, timedelta
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pyarrow as pa
@@ -134,6 +135,33 @@ def test_an_address_without_ray_is_told_by_a_process_without_a_trace(config: Pat
     assert (done.returncode, done.stdout) == (1, "")
     assert re.search("^error: no Ray cluster answers", done.stderr, re.MULTILINE)
     assert "Traceback" not in done.stderr
+
+
+def test_few_rows_need_no_ray_and_what_is_wrong_is_said_before_one_starts(config: Path, tmp_path: Path) -> None:
+    script = """
+import sys
+from fraud_ray.cli import main
+try:
+    main(sys.argv[1:])
+finally:
+    print("ray" in sys.modules, file=sys.stderr)
+"""
+
+    def told(*arguments: str) -> str:
+        line = [sys.executable, "-c", script, *arguments]
+        environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+        return subprocess.run(line, env=environment, capture_output=True, text=True, timeout=60).stderr
+
+    assert "keep the contract" in (checked := told("validate", "-c", str(config)))
+    assert checked.endswith("False\n")
+    against = told("drift", "-c", str(config), "--against", str(tmp_path / "none"))
+    assert f"{tmp_path}/none does not exist" in against
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full/notes.txt").write_text("mine")
+    full = told("simulate", "--rows", "900000", "--out", str(tmp_path / "full"))
+    server = told("run", "-c", str(config), "--set", "registry.uri=http://127.0.0.1:9")
+    assert "http://127.0.0.1:9" in server
+    assert not any("starting Ray" in text for text in (checked, against, full, server))
 
 
 @pytest.mark.parametrize("arguments", [["run"], ["run", "-c", "x", "--until", "lunch"], ["trian"], ["settings"]])
@@ -548,6 +576,19 @@ def test_elsewhere_than_on_a_terminal_a_stage_is_one_plain_line() -> None:
     first, second = written.getvalue().splitlines()
     assert re.fullmatch(r"✓ prepare +0\.0 s  200 rows", first)
     assert re.fullmatch(r"✗ search +0\.0 s  failed", second)
+
+
+def test_a_stage_says_how_long_the_rest_takes_and_a_note_comes_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    times = iter([0.0, 10.0, 10.0, 110.0, 110.0, 110.0, 110.0, 140.0])
+    monkeypatch.setattr("fraud_ray.cli.display.time", SimpleNamespace(monotonic=lambda: next(times)))
+    written = io.StringIO()
+    display = Display(Console(file=written))
+    display.note("starting Ray")
+    assert written.getvalue() == "· starting Ray\n"
+    with display.stage("refit") as stage:
+        stage.update(10, 50, "epoch 10 of 50")  # where an earlier start had come to
+        stage.update(20, 50, "epoch 20 of 50")
+    assert "40% epoch 20 of 50, about 5 min left" in written.getvalue()
 
 
 def test_on_a_terminal_a_stage_has_a_bar_that_gives_way_to_its_line() -> None:

@@ -21,6 +21,7 @@ from pydantic import ValidationError
 from typer.testing import CliRunner
 
 from fraud_ray.cli import app
+from fraud_ray.data import tasks
 from fraud_ray.data.contract import ContractViolation
 from fraud_ray.data.output import writing
 from fraud_ray.errors import DataError, FraudRayError, SettingsError
@@ -106,6 +107,25 @@ def test_each_row_keeps_its_place_and_columns_and_gains_three(tmp_path: Path, mo
         alerts += sum(made["decision"].to_pylist())
     assert (scored.rows, scored.alerts, scored.partitions, scored.kept, scored.foreign) == (1500, alerts, 3, 0, 0)
     assert 0 < scored.alert_rate == alerts / 1500
+
+
+def test_few_rows_are_scored_without_ray_to_the_bit_as_on_it(
+    tmp_path: Path, march: Path, simulated: Path, ray_session: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = open_model(str(march / "runs/march/bundle"), NOWHERE, with_reasons=True)
+    scored = [score_partitions(model, str(simulated), str(tmp_path / "on Ray"))]
+    monkeypatch.setattr(tasks, "is_connected", lambda: False)
+    told: list[float] = []
+    update = lambda done, total, text: told.append(done / total)  # noqa: E731
+    scored.append(score_partitions(model, str(simulated), str(tmp_path / "here"), update=update))
+    assert (scored[0].rows, scored[0].alerts) == (scored[1].rows, scored[1].alerts)
+    assert told == sorted(told)
+    assert told[-1] == 1
+    names = files(tmp_path / "on Ray")
+    assert names == files(tmp_path / "here")
+    for name in names:
+        assert (tmp_path / "on Ray" / name).read_bytes() == (tmp_path / "here" / name).read_bytes()
+    assert score_partitions(model, str(simulated), str(tmp_path / "here")).kept == len(names)
 
 
 def test_other_types_of_the_same_values_give_the_same_probabilities(

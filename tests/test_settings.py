@@ -274,6 +274,17 @@ def test_a_refits_line_says_on_how_many_ranks_of_what_it_ran() -> None:
     assert TrainSettings(workers=8, use_gpu=True).ranks == "8 ranks (GPU)"
 
 
+def test_defaults_that_cannot_be_right_for_the_size_are_said_with_better_ones() -> None:
+    local = Path(__file__).parents[1] / "configs/local.yaml"
+    settings = load(local, "train.batch_size=256", "train.epochs=50", "search.space={}").settings
+    told = settings.remark_on_steps(5_000_000)
+    assert told
+    assert "976,600 steps over 5,000,000 fit rows" in told
+    assert told.endswith("--set train.batch_size=1024 --set train.epochs=12")
+    assert settings.remark_on_steps(100_000) is None
+    assert load(local).settings.remark_on_steps(5_000_000) is None
+
+
 @pytest.mark.parametrize(
     ("text", "shown"),
     [

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from fraud_ray.data import tasks
 from fraud_ray.data.contract import ContractViolation, Violation
 from fraud_ray.data.source import Partition
 from fraud_ray.data.tasks import Merged, map_tasks
@@ -22,19 +23,27 @@ def refused(item: int) -> int:
     return item
 
 
+@pytest.fixture(params=["on Ray", "here"])
+def mapped(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both ways of mapping: with a Ray, and as in a process that has none."""
+    request.getfixturevalue("ray_session")
+    if request.param == "here":
+        monkeypatch.setattr(tasks, "is_connected", lambda: False)
+
+
 @pytest.mark.parametrize("weights", [[1] * 40, [0] * 40, [1_000] + [1] * 39])
-def test_every_item_is_mapped_once_and_its_result_keeps_its_types(ray_session: None, weights: list[int]) -> None:
+def test_every_item_is_mapped_once_and_its_result_keeps_its_types(mapped: None, weights: list[int]) -> None:
     items = [*range(30), *map(str, range(10))]
     found = dict(map_tasks(described, items, weights, least=10))
     assert [found[position] for position in range(40)] == [described(item) for item in items]
 
 
-def test_of_nothing_nothing_is_mapped(ray_session: None) -> None:
+def test_of_nothing_nothing_is_mapped(mapped: None) -> None:
     assert list(map_tasks(described, [], [])) == []
 
 
 def test_a_fault_of_a_task_is_raised_as_it_was_and_nothing_is_printed(
-    ray_session: None, capfd: pytest.CaptureFixture[str]
+    mapped: None, capfd: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(ContractViolation) as raised:
         list(map_tasks(refused, range(5), [1] * 5))
@@ -51,7 +60,7 @@ def torn(item: tuple[int, Partition]) -> None:
 
 
 def test_a_fault_that_is_not_ours_is_told_by_its_innermost_cause_and_its_partition(
-    ray_session: None, capfd: pytest.CaptureFixture[str]
+    mapped: None, capfd: pytest.CaptureFixture[str]
 ) -> None:
     placed = (0, Partition("/data/day=1/a.parquet", "day=1/a.parquet", 5, "", None))
     with pytest.raises(TaskFault) as raised:

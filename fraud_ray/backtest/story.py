@@ -42,7 +42,7 @@ def backtest(loaded: Loaded, progress: Progress) -> Backtest:
         run = session.enter_context(open_run(named, storage, source.fingerprint, source.as_of, progress))
         if run.concluded:
             return _read(run)
-        session.enter_context(join_or_start(settings.cluster))
+        session.enter_context(join_or_start(settings.cluster, progress))
         check_resources(settings, progress)
         check_storage(storage)
         # Ray, torch and MLflow take seconds to import, which a concluded backtest does without.

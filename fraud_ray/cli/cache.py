@@ -74,9 +74,8 @@ def prune(
 
 
 def _summary(entry: Entry | Kept) -> dict[str, Any]:
-    made, age_s = entry.made.isoformat(timespec="seconds"), entry.age.total_seconds()
-    told = {"kind": entry.kind, "key": entry.key, "made": made, "age_s": age_s}
-    return {**told, "parts": len(entry.parts), "bytes": entry.size}
+    made = entry.made.isoformat(timespec="seconds")
+    return {"kind": entry.kind, "key": entry.key, "made": made, "parts": len(entry.parts), "bytes": entry.size}
 
 
 def _size(count: int) -> str:

@@ -29,13 +29,17 @@ def simulate(
     Prints the best scores that any model can reach on it: its labels are drawn from a known probability.
     """
     from fraud_ray.cli.display import Display, stdout_for_the_result
-    from fraud_ray.cluster import join_or_start
+    from fraud_ray.cluster import join_unless_few
+    from fraud_ray.data import simulate
     from fraud_ray.settings import ClusterSettings, SimulateSettings
 
-    settings = SimulateSettings(rows=rows, days=days, start=start.date(), seed=seed)
-    with stdout_for_the_result(), join_or_start(ClusterSettings()), Display().stage("simulate") as stage:
-        from fraud_ray.data import simulate
-
+    settings, display = SimulateSettings(rows=rows, days=days, start=start.date(), seed=seed), Display()
+    to_write = 0 if simulate.simulated_before(settings, out) else rows
+    with (
+        stdout_for_the_result(),
+        join_unless_few(ClusterSettings(), to_write, display),
+        display.stage("simulate") as stage,
+    ):
         written = simulate.simulate(settings, out, stage.update)
         shown = f"{counted(written.rows, 'row')}, {counted(written.frauds, 'fraud')}"
         stage.say(f"{shown} in {counted(written.files, 'file')}")
@@ -61,13 +65,17 @@ def validate(
     Ends with exit code 4 if anything does.
     """
     from fraud_ray.cli.display import Display, stdout_for_the_result
-    from fraud_ray.cluster import join_or_start
+    from fraud_ray.cluster import join_unless_few
     from fraud_ray.data import contract
     from fraud_ray.data.source import open_source
 
     settings = settings_of(config, overrides)
-    source = open_source(settings.data)
-    with stdout_for_the_result(), join_or_start(settings.cluster), Display().stage("validate") as stage:
+    source, display = open_source(settings.data), Display()
+    with (
+        stdout_for_the_result(),
+        join_unless_few(settings.cluster, source.rows, display),
+        display.stage("validate") as stage,
+    ):
         try:
             census = contract.validate(source, settings.raw_data, stage.update)
         except contract.ContractViolation as fault:

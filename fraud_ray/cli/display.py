@@ -12,6 +12,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 from rich.text import Text
 
 _LINE_EVERY_S = 60.0
+_SURE_AFTER_S = 3.0  # before that, how long the rest takes is a guess
 
 
 @contextmanager
@@ -30,6 +31,9 @@ class Display:
     def stage(self, name: str) -> _Line:
         return _BarLine(name, self.console) if self.console.is_terminal else _Line(name, self.console)
 
+    def note(self, text: str) -> None:
+        self.console.print(Text.assemble(("·", "dim"), f" {text}"), soft_wrap=True)
+
 
 class _Line:
     """A stage where nothing can be drawn over: its line when it ends, and one a minute before that."""
@@ -37,6 +41,7 @@ class _Line:
     def __init__(self, name: str, console: Console) -> None:
         self.name, self.console = name, console
         self.text = ""
+        self.first: tuple[float, float] | None = None  # time and what was done at the first update
 
     def __enter__(self) -> _Line:
         self.began = self.told = time.monotonic()
@@ -51,12 +56,22 @@ class _Line:
             self._print("…", "yellow", "interrupted")
 
     def update(self, done: float, total: float, text: str = "") -> None:
+        left = self._left(done, total)
         if time.monotonic() - self.told > _LINE_EVERY_S:
             self.told = time.monotonic()
-            self._print("·", "dim", f"{done / total:.0%} {text}" if total else text)
+            self._print("·", "dim", f"{done / total:.0%} {text}{left}" if total else text)
 
     def say(self, text: str) -> None:
         self.text = text
+
+    def _left(self, done: float, total: float) -> str:
+        """How long the rest takes at the speed since the first update: before it an earlier start may have worked."""
+        now = time.monotonic()
+        self.first = began, before = self.first or (now, done)
+        if not before < done < total or now - began < _SURE_AFTER_S:
+            return ""
+        seconds = (now - began) / (done - before) * (total - done)
+        return f", about {seconds / 60:.0f} min left" if seconds > 90 else f", about {seconds:.0f} s left"
 
     def _print(self, mark: str, style: str, text: str) -> None:
         seconds = f"{time.monotonic() - self.began:7.1f} s"
@@ -89,4 +104,4 @@ class _BarLine(_Line):
         super().__exit__(*fault)
 
     def update(self, done: float, total: float, text: str = "") -> None:
-        self.bar.update(self.task, completed=done, total=total or None, text=text)
+        self.bar.update(self.task, completed=done, total=total or None, text=f"{text}{self._left(done, total)}")

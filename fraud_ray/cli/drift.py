@@ -14,6 +14,7 @@ from fraud_ray.errors import EXIT_DONE, EXIT_DRIFTED, SettingsError
 
 if TYPE_CHECKING:
     from fraud_ray.data.drift import ColumnDrift, Drift, Measure
+    from fraud_ray.data.source import Source
     from fraud_ray.model.profile import Baseline
     from fraud_ray.settings import Settings
 
@@ -46,15 +47,19 @@ def drift(
     settings = load(context, config, overrides).settings
 
     from fraud_ray.cli.display import Display, stdout_for_the_result
-    from fraud_ray.cluster import join_or_start
+    from fraud_ray.cluster import join_unless_few
     from fraud_ray.data.baseline import measure_drift
     from fraud_ray.data.source import open_source
+    from fraud_ray.model.profile import Baseline
     from fraud_ray.report.panels import draw_drift
     from fraud_ray.storage import Storage
 
-    source = open_source(settings.data)
-    with stdout_for_the_result(), join_or_start(settings.cluster), Display().stage("drift") as stage:
-        measured = measure_drift(_baseline(against, settings), source, settings, stage.update)
+    source, display = open_source(settings.data), Display()
+    with stdout_for_the_result():
+        reference = _reference(against, settings)
+    rows = source.rows + (0 if isinstance(reference, Baseline) else reference.rows)
+    with stdout_for_the_result(), join_unless_few(settings.cluster, rows, display), display.stage("drift") as stage:
+        measured = measure_drift(reference, source, settings, stage.update)
         stage.say(measured.verdict)
     if out is not None:
         out.parent.mkdir(parents=True, exist_ok=True)
@@ -73,11 +78,11 @@ def drift(
     raise typer.Exit(EXIT_DRIFTED if measured.drifted else EXIT_DONE)
 
 
-def _baseline(against: str, settings: Settings) -> Baseline:
+def _reference(against: str, settings: Settings) -> Baseline | Source:
     if against != "champion":
-        from fraud_ray.data.baseline import baseline_at
+        from fraud_ray.data.baseline import reference_at
 
-        return baseline_at(against, settings, lambda done, total, text: None)
+        return reference_at(against, settings)
     from fraud_ray.registry.champion import open_champion
     from fraud_ray.registry.tracking import connect
 

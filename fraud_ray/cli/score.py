@@ -84,12 +84,14 @@ def score(
     storage, where, cluster = sections_of(config, overrides)
     where = where if registry is None else where.model_copy(update={"uri": registry})
     where = locate_registry(where, StorageSettings(), "the default settings")
-    with stdout_for_the_result(), Display().stage("score") as stage:
+    display = Display()
+    with stdout_for_the_result(), display.stage("score") as stage:
         opened = open_model(model, where, with_reasons=reasons)
         if opened.windows or labels or state:
-            scored = score_raw(opened, source, target, Storage.at(storage.root), labels, state, cluster, stage.update)
+            kept = Storage.at(storage.root)
+            scored = score_raw(opened, source, target, kept, labels, state, cluster, stage.update, display)
         else:
-            scored = score_partitions(opened, source, target, cluster, stage.update)
+            scored = score_partitions(opened, source, target, cluster, stage.update, display)
         stage.say(f"{counted(scored.partitions - scored.kept, 'partition')} scored, {scored.kept:,} kept")
     if as_json:
         print_json(scored.to_json())

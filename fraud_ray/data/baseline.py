@@ -18,24 +18,22 @@ from fraud_ray.settings import Settings
 from fraud_ray.storage import Storage
 
 
-def baseline_at(path: str, settings: Settings, update: Update) -> Baseline:
-    """The profile in a bundle's folder, else of all partitions below a folder or URI, declared as `data` declares."""
+def reference_at(path: str, settings: Settings) -> Baseline | Source:
+    """The profile in a bundle's folder, else the partitions below a folder or URI, declared as `data` declares."""
     stored = Storage.at(path).get(PROFILE) if "://" in path or Path(path).expanduser().is_dir() else None
     if stored is not None:
         profile, graph = Profile.from_json(json.loads(stored)), Storage.at(path).get(GRAPH)
         return Baseline(f"the bundle at {path}", profile, graph)
-    data = settings.data.model_copy(update={"path": path})
-    source = open_source(data)
-    columns = feature_columns(data, settings.prepare)
-    return Baseline(f"the partitions at {path}", profile_partitions(source, data, columns, update))
+    return open_source(settings.data.model_copy(update={"path": path}))
 
 
-def measure_drift(baseline: Baseline | None, source: Source, settings: Settings, update: Update) -> Drift:
-    """Profiles today's rows, the newest `drift.days` of a source, and compares them with the baseline.
+def measure_drift(reference: Baseline | Source | None, source: Source, settings: Settings, update: Update) -> Drift:
+    """Profiles today's rows, the newest `drift.days` of a source, and compares them with the reference.
 
-    A column that the settings do not declare as the baseline has it is not compared, and no scores are then.
+    A column that the settings do not declare as the reference has it is not compared, and no scores are then.
     """
-    assert baseline is not None, "there is one where nothing is measured yet"
+    assert reference is not None, "there is one where nothing is measured yet"
+    baseline = _profiled(reference, settings) if isinstance(reference, Source) else reference
     lacking = {}
     declared = {column.name: column.kind for column in feature_columns(settings.data, settings.prepare)}
     columns = []
@@ -52,3 +50,9 @@ def measure_drift(baseline: Baseline | None, source: Source, settings: Settings,
         graph = None
     today = profile_partitions(source, settings.data, columns, update, settings.drift.days, graph)
     return compare(baseline.profile, today, settings.drift, baseline.described, lacking)
+
+
+def _profiled(reference: Source, settings: Settings) -> Baseline:
+    columns = feature_columns(settings.data, settings.prepare)
+    profile = profile_partitions(reference, settings.data, columns, lambda *_: None)
+    return Baseline(f"the partitions at {reference.root}", profile)

@@ -58,9 +58,13 @@ def simulate(settings: SimulateSettings, out: str, update: Update | None = None)
     Raises DataError where `out` holds anything else, FraudRayError where it cannot be written.
     """
     with _writing(out):
-        filesystem, target = open_filesystem(absolute(out))
-        found = _result_of_the_same_call(settings, filesystem, target, out)
-        return found or _simulate(settings, filesystem, target, update)
+        return simulated_before(settings, out) or _simulate(settings, *open_filesystem(absolute(out)), update)
+
+
+def simulated_before(settings: SimulateSettings, out: str) -> Simulated | None:
+    """What an earlier call with these settings wrote, where it was finished. Raises as `simulate` does."""
+    with _writing(out):
+        return _result_of_the_same_call(settings, *open_filesystem(absolute(out)), out)
 
 
 def holds_data(path: str) -> bool:
@@ -78,7 +82,7 @@ def simulate_if_absent(settings: Settings, progress: Progress, session: ExitStac
     if settings.simulate is None or holds_data(settings.data.path):
         return
     with progress.stage("simulate") as stage:
-        session.enter_context(join_or_start(settings.cluster))
+        session.enter_context(join_or_start(settings.cluster, progress))
         stage.say(str(simulate(settings.simulate, settings.data.path, stage.update)))
 
 

@@ -1,4 +1,4 @@
-"""Work on partitions through Ray Data: neighbours share a task, results as tasks finish, nothing printed."""
+"""Work on partitions, through Ray Data or in a process without Ray: results as they come, and nothing printed."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from functools import partial
 from itertools import accumulate, pairwise
 from typing import Any, Generic, TypeVar
 
+from fraud_ray.cluster import is_connected
 from fraud_ray.data.source import Partition
 from fraud_ray.errors import FraudRayError, TaskFault, innermost
 
@@ -31,10 +32,25 @@ def map_tasks(
 ) -> Iterator[tuple[int, Result]]:
     """Applies a function to every item, and yields (position of the item, result) in the order in which tasks finish.
 
-    weights: what each item costs, such as its rows; least: weight that is worth a task's start. Function, items and
-    results are pickled. Needs a connected Ray. A FraudRayError of the function is raised here, as it was;
-    every other fault as a TaskFault that names the partition.
+    Neighbours share a task of the connected Ray; without one, this process takes item after item. weights: what each
+    item costs, such as its rows; least: weight that is worth a task's start. Function, items and results are pickled
+    for Ray. A FraudRayError of the function is raised here, as it was; every other fault as a TaskFault that names the
+    partition.
     """
+    for found in _on_ray(function, items, weights, least) if is_connected() else _here(function, items):
+        if isinstance(found, FraudRayError | TaskFault):
+            raise found
+        yield from enumerate(found.values, found.first)
+
+
+def _here(function: Callable[[Any], Any], items: Sequence[Any]) -> Iterator[_Found]:
+    for position, item in enumerate(items):
+        yield _apply({"work": _Neighbours(position, [item])}, function)["found"]
+
+
+def _on_ray(
+    function: Callable[[Any], Any], items: Sequence[Any], weights: Sequence[int], least: int
+) -> Iterator[_Found]:
     import ray.data
 
     if not items:
@@ -45,10 +61,7 @@ def map_tasks(
     with _quietly_on_all_cpus():
         mapped = ray.data.from_items(rows, override_num_blocks=len(rows)).map(partial(_apply, function=function))
         for row in mapped.iter_rows():
-            found: _Neighbours | FraudRayError | TaskFault = row["found"]
-            if isinstance(found, FraudRayError | TaskFault):
-                raise found
-            yield from enumerate(found.values, found.first)
+            yield row["found"]
 
 
 class Merged(Generic[Summary]):
@@ -76,6 +89,9 @@ class _Neighbours:
 
     first: int
     values: Sequence[Any]
+
+
+_Found = _Neighbours | FraudRayError | TaskFault
 
 
 def _cuts(weights: Sequence[int], tasks: int) -> list[int]:

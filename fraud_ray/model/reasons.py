@@ -57,7 +57,8 @@ class Explainer:
 
     def contributions(self, table: pa.Table) -> Float32:
         """What each of `columns` adds to the logit of each row, (rows, columns); positive is towards fraud."""
-        found = [self._of_batch(table.slice(start, BATCH_ROWS)) for start in range(0, table.num_rows, BATCH_ROWS)]
+        with _one_thread():
+            found = [self._of_batch(table.slice(start, BATCH_ROWS)) for start in range(0, table.num_rows, BATCH_ROWS)]
         return np.concatenate(found) if found else np.empty((0, len(self.columns)), np.float32)
 
     def reasons(self, table: pa.Table, count: int) -> tuple[npt.NDArray[np.object_], Float32]:
@@ -126,6 +127,17 @@ class Explainer:
         looked_up: dict[nn.Module, Tensor] = {}
         with torch.no_grad(), _hooked(self.network, looked_up.__setitem__):
             return self.network(features, codes), looked_up
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """One, as a task of Ray has: with more, the last bits may differ."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 @contextmanager

@@ -233,7 +233,8 @@ def connect_existing(registry: RegistrySettings) -> Tracking:
     file = sqlite_file(uri_of(registry))
     if file and not file.exists():
         raise SettingsError(
-            f"nothing is registered at {registry.uri} yet: `fraud-ray run` does that, or registry.uri is another"
+            f"nothing is registered at {registry.uri} yet ({file} is missing): `fraud-ray run` does that, or "
+            "registry.uri is another"
         )
     return connect(registry)
 

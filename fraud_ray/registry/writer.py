@@ -13,15 +13,17 @@ import yaml
 
 from fraud_ray.data.source import Source
 from fraud_ray.errors import RunHeldError
+from fraud_ray.registry.server import sqlite_file, uri_of
 from fraud_ray.registry.tracking import Dataset, TrackedRun, Tracking, connect
 from fraud_ray.runs import Run, read_run
-from fraud_ray.settings import Loaded
+from fraud_ray.settings import Loaded, RegistrySettings
 
 if TYPE_CHECKING:
     from fraud_ray.training.search import Trial
 
 T = TypeVar("T")
 
+_SOURCE = {"mlflow.source.name": "fraud-ray", "mlflow.source.type": "LOCAL"}
 SETTINGS = "settings.yaml"  # of the run's artifacts
 
 
@@ -68,6 +70,12 @@ class Writer:
         return value
 
 
+def check_server(registry: RegistrySettings) -> None:
+    """Raises ServerError where a store does not answer; a file of sqlite is there, or made while others work."""
+    if sqlite_file(uri_of(registry)) is None:
+        connect(registry)
+
+
 @contextmanager
 def writing(loaded: Loaded, source: Source, run: Run) -> Iterator[Writer]:
     """The writer of a run. MLflow is connected to meanwhile; a fault ends the run there as failed, or as killed."""
@@ -85,7 +93,7 @@ def writing(loaded: Loaded, source: Source, run: Run) -> Iterator[Writer]:
 
 def _start(loaded: Loaded, source: Source, run: Run) -> TrackedRun:
     settings, record = loaded.settings, read_run(run.storage, run.name).record
-    tags = {"fraud_ray.config": loaded.config, "fraud_ray.folder": run.folder, "mlflow.user": record["user"]}
+    tags = {"fraud_ray.config": loaded.config, "fraud_ray.folder": run.folder, "mlflow.user": record["user"]} | _SOURCE
     if record["git"]:
         tags["mlflow.source.git.commit"] = record["git"]["commit"]
     params = {**settings.changed(), "train": settings.recorded()["train"]}

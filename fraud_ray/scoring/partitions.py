@@ -22,7 +22,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pyarrow import fs
 
-from fraud_ray.cluster import join_or_start
+from fraud_ray.cluster import join_unless_few
 from fraud_ray.data.contract import ContractViolation, Violation, check_type
 from fraud_ray.data.kinds import Reading, typed
 from fraud_ray.data.output import count_foreign, list_written, refuse_to_write_into, writing
@@ -42,7 +42,7 @@ from fraud_ray.data.source import (
 from fraud_ray.data.tasks import map_tasks
 from fraud_ray.errors import DataError, SettingsError
 from fraud_ray.model.scorer import GRAPH, INFO, GraphError, GraphScorer
-from fraud_ray.progress import Update
+from fraud_ray.progress import Progress, Update
 from fraud_ray.settings import ClusterSettings, RegistrySettings
 
 if TYPE_CHECKING:
@@ -147,13 +147,14 @@ def score_partitions(
     target: str,
     cluster: ClusterSettings = ClusterSettings(),  # noqa: B008 - frozen
     update: Update = lambda *_: None,
+    progress: Progress | None = None,
 ) -> ScoringResult:
     """Scores every partition below `source` into one of the same name below `target`; both are folders or URIs.
 
     An output partition has its input's rows in their order, all columns, and ADDED; from a model with an explainer also
     the REASONS columns that weigh most in each alert, and what each adds to its log-odds. One that this model has made
     from the input as it is now is kept; any other is replaced. Uses the Ray that this process has, else joins or starts
-    one.
+    one where there are more rows than a few. progress: told that one is.
     Raises ContractViolation that lists every column which the model reads and a partition lacks, or has in another
     type, before anything is scored.
     """
@@ -180,7 +181,7 @@ def score_partitions(
     to_score = [job.rows for job in left]
     done, seconds = rows - sum(to_score), 0.0
     if left:
-        with join_or_start(cluster):
+        with join_unless_few(cluster, sum(to_score), progress):
             began = time.monotonic()
             score_one = partial(_score_partition, model=model, source=source, target=target)
             for position, found in map_tasks(score_one, left, to_score):

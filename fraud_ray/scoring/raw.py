@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pyarrow import fs
 
-from fraud_ray.cluster import join_or_start
+from fraud_ray.cluster import join_unless_few
 from fraud_ray.data.output import count_foreign, list_written
 from fraud_ray.data.source import (
     Source,
@@ -29,7 +29,7 @@ from fraud_ray.data.tasks import map_tasks
 from fraud_ray.errors import DataError, SettingsError
 from fraud_ray.model.encoder import strings
 from fraud_ray.model.scorer import GraphScorer
-from fraud_ray.progress import Update
+from fraud_ray.progress import Progress, Update
 from fraud_ray.scoring.partitions import Model, ScoringResult, locate, score_partitions
 from fraud_ray.settings import ClusterSettings, DataSettings
 from fraud_ray.storage import Storage
@@ -47,6 +47,7 @@ def score_raw(
     state: str | None = None,
     cluster: ClusterSettings = ClusterSettings(),  # noqa: B008 - frozen
     update: Update = lambda *_: None,
+    progress: Progress | None = None,
 ) -> ScoringResult:
     """Scores those partitions below `source` that the window state has not counted, with their window columns.
 
@@ -63,17 +64,20 @@ def score_raw(
     definition = Definition.from_json(model.windows["definition"])
     listing = list_partitions(source)
     found = listing.files
-    with join_or_start(cluster):
-        before = load_state(storage, state or model.windows["state"])
-        before = before if state else latest_after(storage, before)
-        before, fresh = _uncounted(before, _data(definition, source), found, definition)
+    before = load_state(storage, state or model.windows["state"])
+    before = before if state else latest_after(storage, before)
+    # Only a file that the state does not know, or that was written again, is read.
+    unknown = {name: info for name, info in found.items() if before.files.get(info.path) != stamp_of(info)}
+    opened = open_source(_data(definition, source), unknown)
+    are_labels = labels is not None and list_files(absolute(labels)) != {}
+    told = open_source(_data(definition, labels or "")) if are_labels else None
+    with join_unless_few(cluster, opened.rows, progress):
+        before, fresh = _uncounted(before, opened, unknown, definition)
         if fresh is None:
             threshold = GraphScorer(model.graph).threshold
             after, scored = before, ScoringResult(model.version, threshold, target, 0, 0, 0, 0, 0.0, 0.0, 0)
         else:
-            known = None
-            if labels is not None and list_files(absolute(labels)) != {}:
-                known = read_labels(open_source(_data(definition, labels)), definition.data)
+            known = read_labels(told, definition.data) if told else None
             made = add_windows(fresh, definition, storage, update, before, known)
             after, scored = made.state, score_partitions(model, made.root, target, cluster, update)
             make_latest(storage, after)
@@ -87,26 +91,25 @@ def score_raw(
 
 
 def _uncounted(
-    state: State, data: DataSettings, found: Mapping[str, fs.FileInfo], definition: Definition
+    state: State, source: Source, unknown: Mapping[str, fs.FileInfo], definition: Definition
 ) -> tuple[State, Source | None]:
-    """Those of the partitions found below `data.path` that the state has not counted; None where none holds a row.
+    """Those of a source's partitions, files that the state does not know, that it has not counted; None: none has rows.
 
-    Only a file that the state does not know, or that was written again, is read, on Ray. The state comes back knowing
-    those of them that it has counted, under another name or with labels filled in.
+    The state comes back knowing those of them that it has counted, under another name or with labels filled in.
     """
-    unknown = {name: info for name, info in found.items() if state.files.get(info.path) != stamp_of(info)}
-    source = open_source(data, unknown)
     filled = [partition for partition in source.partitions if partition.rows]
     if not filled:
         return state, None
     identity = partial(identify, root=source.root, definition=definition)
     identities = map_tasks(identity, filled, [partition.rows for partition in filled], ROWS_A_TASK)
     counted = {filled[position].shown for position, content in identities if content in state.counted}
-    again = {found[name].path: stamp_of(found[name]) for name in counted}
+    again = {unknown[name].path: stamp_of(unknown[name]) for name in counted}
     if len(counted) == len(filled):
         fresh = None
     elif counted:
-        fresh = open_source(data, {name: info for name, info in unknown.items() if name not in counted})
+        fresh = open_source(
+            _data(definition, source.root), {name: info for name, info in unknown.items() if name not in counted}
+        )
     else:  # as on most days
         fresh = source
     return replace(state, files=state.files | again), fresh

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -37,6 +38,9 @@ from fraud_ray.settings.windows import WindowsSettings
 
 # Settings of `train` that say where and how safely it runs, so that a search over them finds nothing.
 _UNSEARCHABLE = {"workers", "use_gpu", "resources_per_worker", "residency", "memory_budget", "max_failures"}
+
+
+_MANY_STEPS = 200_000  # of 256 rows, in 50 epochs: a million rows
 
 
 class Settings(Frozen):
@@ -201,6 +205,26 @@ class Settings(Frozen):
     def train_with(self, hyperparameters: dict[str, Any]) -> TrainSettings:
         """The train settings with a trial's hyperparameters in their place, validated."""
         return TrainSettings.model_validate({**self.train.model_dump(), **hyperparameters})
+
+    def remark_on_steps(self, rows: int) -> str | None:
+        """What to set where the defaults of `train`, made for little data, take far more steps over so many fit rows
+        than a network needs; None where they do not, or others are set or searched."""
+        small, larger = TrainSettings(), {"batch_size": 1_024, "epochs": 12}  # as configs/cluster.yaml has them
+
+        def steps(batch_size: int, epochs: int) -> int:
+            return math.ceil(rows / batch_size) * epochs
+
+        taken = steps(self.train.batch_size, self.train.epochs)
+        is_default = all(
+            getattr(self.train, name) == getattr(small, name) and name not in self.search.space for name in larger
+        )
+        if taken < _MANY_STEPS or not is_default:
+            return None
+        better = " ".join(f"--set train.{name}={value}" for name, value in larger.items())
+        return (
+            f"train.batch_size and train.epochs are at their defaults, {taken:,} steps over {rows:,} fit rows; "
+            f"{steps(**larger):,} are enough for that many: {better}"
+        )
 
     def identity(self) -> dict[str, Any]:
         """Dotted keys and values of every setting that can change a run's result; passwords in URIs starred out."""

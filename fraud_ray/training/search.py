@@ -105,7 +105,7 @@ def search(
     update(len(known), total, f"{counted(len(known), 'trial')} kept" if known else "")
     if open_points or (plan is None and len(known) < total):
         folds = [place(fold, train, storage, with_holdout=True) for fold in selection]
-        watcher = _Watcher(storage, folder, total, known, ledger, finished, update)
+        watcher = _Watcher(storage, folder, total, train.epochs, known, ledger, finished, update)
         _run_tune(open_points, known, folds, settings, storage, folder, watcher)
     wanted = ledger if plan is None else {trial_id(p) for p in plan}
     trials = [t for t in ledger.values() if t.id in wanted]
@@ -168,12 +168,14 @@ class _Watcher(tune.Callback):
         storage: Storage,
         folder: str,
         total: int,
+        epochs: int,
         known: dict[str, Trial],
         ledger: dict[str, Trial],
         finished: Callable[[Trial], None],
         update: Callable[[float, float, str], None],
     ) -> None:
-        self.storage, self.folder, self.total, self.ledger = storage, folder, total, ledger
+        self.storage, self.folder, self.ledger = storage, folder, ledger
+        self.total, self.epochs = total, epochs
         self.finished, self.update = finished, update
         self.done = len(known)
         self.best = max((t.average_precision or 0.0 for t in known.values()), default=0.0)
@@ -184,8 +186,10 @@ class _Watcher(tune.Callback):
     ) -> None:
         self.best = max(self.best, result.get(METRIC, 0.0))
         self.running[trial.trial_id] = trial, result["epoch"]
-        running = ", ".join(str(epoch) for _, epoch in self.running.values())
-        self.update(self.done, self.total, f"best AP {self.best:.4f}; running at epoch {running}")
+        at = [(epoch, one.config["point"].get("epochs", self.epochs)) for one, epoch in self.running.values()]
+        running = ", ".join(f"{epoch} of {epochs}" for epoch, epochs in at)
+        done = self.done + sum(epoch / epochs for epoch, epochs in at)
+        self.update(done, self.total, f"best AP {self.best:.4f}; running at epoch {running}")
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         self._conclude(trial, None)

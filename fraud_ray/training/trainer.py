@@ -316,7 +316,8 @@ def _watched(storage: Storage, folder: str, epochs: int, update: Callable[[float
             last = storage.get_json(f"{folder}/{PROGRESS}")
             if last and last != shown:
                 shown = last
-                update(last["epoch"], epochs, f"loss {last['loss']:.4f}, {last['rows_per_second']:,.0f} rows/s")
+                told = f"loss {last['loss']:.4f}, {last['rows_per_second']:,.0f} rows/s"
+                update(last["epoch"], epochs, f"epoch {last['epoch']} of {epochs}, {told}")
 
     watcher = threading.Thread(target=watch, daemon=True)
     watcher.start()
