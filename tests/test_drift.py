@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable
-from datetime import date
+from datetime import date, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +34,7 @@ from fraud_ray.progress import Quiet
 from fraud_ray.registry.tracking import connect
 from fraud_ray.registry.versions import register
 from fraud_ray.settings import DriftSettings, Settings, SimulateSettings, load_settings
-from tests.cards import card_settings, days, write_days, write_partition
+from tests.cards import card_settings, card_table, days, write_days, write_partition
 from tests.handmade import example, write_bundle
 
 BOUNDS = DriftSettings()
@@ -205,11 +205,23 @@ def test_between_simulated_months_only_the_column_with_a_planted_shift_is_flagge
 def test_columns_that_settings_and_reference_do_not_share_are_named_and_not_compared(tmp_path: Path, ray_session: None):
     write_days(tmp_path / "data", 2)
     write_bundle(tmp_path / "bundle")
-    given = card_settings(tmp_path / "data")
+    given = card_settings(tmp_path / "data", prepare={"calendar": True})
     baseline = Baseline("a bundle", profiled(table(500)), (tmp_path / "bundle/model.onnx").read_bytes())
     drift = measure_drift(baseline, open_source(given.data), given, quiet)
     assert {column.name for column in drift.columns} == {"amount", FRAUD_RATE}
-    assert set(drift.not_compared) == {"night", "merchant", "distance", "category", "online"}
+    assert set(drift.not_compared) == {"night", "merchant", "distance", "category", "online", "timestamp:hour"}
+
+
+def test_another_time_of_day_is_drift_and_other_days_of_the_week_are_none(tmp_path: Path, ray_session: None):
+    given = card_settings(tmp_path / "days", prepare={"calendar": True})
+    for day, rows in zip(days(2), write_days(tmp_path / "days", 2, rows=2_000), strict=True):
+        at_three = pc.add(pc.floor_temporal(rows["timestamp"], unit="day"), pa.scalar(timedelta(hours=3)))
+        write_partition(tmp_path / "nights", f"{day}.parquet", rows.set_column(1, "timestamp", at_three))
+    clock = [FeatureColumn("timestamp", "timestamp")]
+    baseline = Baseline("the day before", Profile.of(card_table(days(1)[0] - timedelta(days=1), 4_000), clock, None))
+    for folder, expected in (("days", []), ("nights", ["timestamp:hour"])):
+        source = open_source(given.data.model_copy(update={"path": str(tmp_path / folder)}))
+        assert drifted(measure_drift(baseline, source, given, quiet)) == expected
 
 
 # The command and the stage, with a champion in a real registry.

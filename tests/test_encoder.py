@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import random
+from datetime import datetime, timedelta
 
 import numpy as np
 import pyarrow as pa
@@ -22,6 +23,7 @@ from fraud_ray.model.encoder import (
     FeatureColumn,
     Ratio,
     Statistics,
+    with_derived,
 )
 
 BOTH = ("standard", "signed_log")
@@ -146,6 +148,30 @@ def test_a_category_is_coded_alike_in_every_type(kind):
     encoder = Encoder.fit(columns, Statistics.of(fit, columns), min_category_rows=1)
     block = pa.table({"c": pa.array([12, 7, None]).cast(pa.string()).cast(kind)})
     assert encoder.apply(block)[1][:, 0].tolist() == [4, 3, MISSING]
+
+
+def test_hour_and_weekday_of_a_time_are_categories_in_utc_and_a_missing_time_is_a_missing_one():
+    midnight = datetime(2024, 3, 4)  # a Monday
+    moments = [
+        *(midnight, midnight - timedelta(microseconds=1), midnight + timedelta(hours=23, minutes=59)),
+        *(datetime(1970, 1, 1), datetime(1969, 12, 31, 23, 59, 59, 999_999), datetime(1, 1, 1), datetime(9999, 12, 31)),
+    ]
+    columns = (FeatureColumn("at", "timestamp"),)
+    block = pa.table({"at": pa.array([*moments, None], pa.timestamp("us"))})
+    found = with_derived(block, columns)
+    assert found["at:hour"].to_pylist() == [*(f"{moment:%H}" for moment in moments), None]
+    assert found["at:weekday"].to_pylist() == [*(f"{moment:%A}" for moment in moments), None]
+    encoder = Encoder.fit(columns, Statistics.of(block, columns), min_category_rows=1)
+    assert [book.column for book in encoder.categorical] == ["at:hour", "at:weekday"]
+    again = Encoder.from_json(json.loads(json.dumps(encoder.to_json())))
+    assert again.apply(block)[1][-1].tolist() == [MISSING, MISSING]
+    # The typical row is of the most frequent hour and weekday.
+    assert with_derived(again.typical_rows(), columns)["at:hour"].to_pylist() == ["00", None]
+    for other in (pa.timestamp("ns"), pa.timestamp("us", "Asia/Tokyo")):
+        recent = block.slice(0, 5)
+        np.testing.assert_array_equal(
+            again.apply(pa.table({"at": recent["at"].cast(other)}))[1], again.apply(recent)[1]
+        )
 
 
 def test_a_column_without_spread_is_encoded_as_zero():

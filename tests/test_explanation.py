@@ -17,12 +17,13 @@ from fraud_ray.decision.importance import permutation_importance
 from fraud_ray.errors import SettingsError
 from fraud_ray.model.bundle import Bundle
 from fraud_ray.model.calibration import Calibration
+from fraud_ray.model.encoder import FeatureColumn, derived
 from fraud_ray.model.network import NetworkShape
 from fraud_ray.model.reasons import Explainer
 from fraud_ray.scoring.partitions import open_model, score_partitions
 from fraud_ray.settings import RegistrySettings
 from tests.handmade import write_bundle
-from tests.test_graph import COLUMNS, NETWORKS, made_bundle, table
+from tests.test_graph import COLUMNS, NETWORKS, made_bundle, table, trainer_probabilities
 
 NOWHERE = RegistrySettings()
 NUMBERS = COLUMNS[:3]
@@ -50,7 +51,7 @@ def test_contributions_add_up_to_the_difference_from_a_typical_row(columns: tupl
     explainer = Explainer.of(model)
     rows = table(200, seed=5)
     contributions = explainer.contributions(rows)
-    assert {column.name for column in columns} <= set(explainer.columns)
+    assert {column.name for column in derived(columns)} <= set(explainer.columns)
     difference = logits(model, rows) - logits(model, explainer.baseline)
     np.testing.assert_allclose(contributions.sum(axis=1), difference, atol=1e-5)
     assert np.abs(explainer.contributions(explainer.baseline)).max() < 1e-6
@@ -71,6 +72,15 @@ def test_a_linear_network_is_explained_by_its_weights() -> None:
         own = [source == column for source in model.encoder.feature_columns]
         expected = of_feature[:, own].sum(axis=1)
         np.testing.assert_allclose(explainer.contributions(rows)[:, position], expected, rtol=1e-4, atol=1e-4)
+
+
+def test_rows_are_explained_against_an_example_in_which_text_means_true() -> None:
+    columns = (FeatureColumn("known", "boolean", ("standard",), true="Y"), COLUMNS[1])
+    model, rows = bundle(columns), table(50)
+    explainer = Explainer.of(model)
+    assert explainer.baseline["known"].to_pylist() == ["Y"]
+    difference = logits(model, rows) - logits(model, explainer.baseline)
+    np.testing.assert_allclose(explainer.contributions(rows).sum(axis=1), difference, atol=1e-5)
 
 
 def test_a_column_that_the_network_does_not_use_contributes_nothing() -> None:
@@ -104,10 +114,10 @@ def test_the_columns_that_a_model_relies_on_have_the_highest_importance(most_row
 
 
 def test_alerts_are_scored_with_their_reasons_and_other_rows_without(ray_session: None, tmp_path: Path) -> None:
-    model = bundle()
+    model, rows = bundle(), table(3_000, seed=9)
+    model = replace(model, threshold=float(np.median(trainer_probabilities(model, rows))))
     model.save(tmp_path / "bundle")
     (tmp_path / "in").mkdir()
-    rows = table(3_000, seed=9)
     pq.write_table(rows, tmp_path / "in/part-0.parquet")
     uri, source, target = (str(tmp_path / name) for name in ("bundle", "in", "out"))
 

@@ -29,6 +29,7 @@ COLUMNS = (
     FeatureColumn("known", "boolean", ("standard",)),
     FeatureColumn("merchant", "categorical"),
     FeatureColumn("country", "categorical"),
+    FeatureColumn("at", "timestamp"),
 )
 RATIOS = (Ratio("amount_by_balance", "amount", "balance", (*BOTH, "piecewise_linear")),)
 NETWORKS: dict[str, dict[str, Any]] = {
@@ -56,6 +57,7 @@ def table(rows: int, seed: int = 0) -> pa.Table:
             "known": pa.array(rng.choice([True, False, None], rows)),
             "merchant": pa.array(rng.choice(["grocery", "travel", "fuel", None], rows)),
             "country": pa.array(rng.choice(["CA", "FR", "IT"], rows)).dictionary_encode(),
+            "at": pa.array(rng.integers(-10, 10, rows) * 10**14 + 1, pa.timestamp("us"), mask=rng.random(rows) < 0.1),
         }
     )
 
@@ -98,7 +100,8 @@ def scorer(bundle: Bundle) -> GraphScorer:
 number = st.one_of(st.none(), st.floats(allow_nan=True, allow_infinity=True, width=32))
 texts = ["grocery", "travel", "never seen", "", "CA", "Ünïcode", "grocery\0", "grocery" * 20]
 category = st.one_of(st.none(), st.sampled_from(texts))
-row = st.tuples(number, number, st.one_of(st.none(), st.booleans()), category, category)
+moment = st.one_of(st.none(), st.datetimes())
+row = st.tuples(number, number, st.one_of(st.none(), st.booleans()), category, category, moment)
 
 
 @given(rows=st.lists(row, min_size=1, max_size=30))
@@ -106,7 +109,7 @@ row = st.tuples(number, number, st.one_of(st.none(), st.booleans()), category, c
 def test_the_graph_gives_the_trainers_probabilities_on_any_row(
     bundle: Bundle, scorer: GraphScorer, rows: list[tuple[object, ...]]
 ) -> None:
-    kinds = [pa.float64(), pa.float64(), pa.bool_(), pa.string(), pa.string()]
+    kinds = [pa.float64(), pa.float64(), pa.bool_(), pa.string(), pa.string(), pa.timestamp("us")]
     columns = zip(COLUMNS, zip(*rows, strict=True), kinds, strict=True)
     data = pa.table({column.name: pa.array(values, kind) for column, values, kind in columns})
     with np.errstate(all="ignore"):
@@ -115,7 +118,7 @@ def test_the_graph_gives_the_trainers_probabilities_on_any_row(
     np.testing.assert_allclose(scorer.score(data), expected, atol=1e-5)
 
 
-@pytest.mark.parametrize("columns", [COLUMNS[:1], COLUMNS[3:4]], ids=["numbers only", "categories only"])
+@pytest.mark.parametrize("columns", [COLUMNS[:1], COLUMNS[3:4], COLUMNS[5:]], ids=["numbers", "categories", "times"])
 def test_a_graph_of_one_kind_of_column_scores_too(columns: tuple[FeatureColumn, ...]) -> None:
     bundle = made_bundle(columns, CALIBRATIONS["platt"])
     data = table(500, seed=5)
@@ -137,6 +140,7 @@ def test_a_graph_states_its_threshold_and_columns_and_names_its_inputs_after_the
     inputs = {value.name: (value.shape, value.type) for value in scorer.session.get_inputs()}
     assert inputs["merchant"] == (["rows", 1], "tensor(string)")
     assert inputs["amount"] == (["rows", 1], "tensor(float)")
+    assert inputs["at"] == (["rows", 1], "tensor(int64)")
     assert scorer.score(table(0)).shape == (0,)
 
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import mlflow
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import yaml
 from mlflow import MlflowClient
@@ -20,10 +21,11 @@ from mlflow import MlflowClient
 from fraud_ray import pipeline
 from fraud_ray.data.source import open_source, read_partition
 from fraud_ray.errors import RunDiffersError, SettingsError
-from fraud_ray.model.bundle import load_profile, open_graph
+from fraud_ray.model.bundle import Bundle, load_profile, network_logits, open_graph
 from fraud_ray.progress import Quiet
 from fraud_ray.runs import Outcome, read_outcome
-from fraud_ray.settings import load_settings
+from fraud_ray.scoring.partitions import open_model, score_partitions
+from fraud_ray.settings import RegistrySettings, load_settings
 from fraud_ray.storage import Storage
 from tests.line import REPOSITORY, Start, local
 
@@ -124,6 +126,34 @@ def test_a_second_run_becomes_challenger_and_a_rejected_one_leaves_the_registry_
     drift = json.loads((Path(other.folder) / "drift.json").read_text())
     assert drift["drifted"] == []
     assert {"model score", "merchant_category"} <= {column["name"] for column in drift["columns"]}
+
+
+def test_a_model_that_reads_the_clock_scores_like_the_pipeline_and_compares_with_one_that_does_not(
+    run: Start, simulated: Path, store: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    outcome = run("prepare.calendar=true")
+    assert outcome.status == "registered"
+    assert outcome.evaluation is not None
+    assert {"timestamp:hour", "timestamp:weekday"} <= set(outcome.evaluation["importance"])
+    bundle = Path(outcome.folder) / "bundle"
+    scored = score_partitions(open_model(str(bundle), RegistrySettings(), True), str(simulated), str(tmp_path / "out"))
+    assert scored.rows == 40_000
+    written = pq.read_table(next((tmp_path / "out").rglob("*.parquet")), partitioning=None)
+    own = Bundle.load(bundle)
+    logits = network_logits(own.network(), *own.encoder.apply(written))
+    np.testing.assert_allclose(written["probability"], own.calibration.apply(logits), atol=1e-5)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{store}/mlflow.db")
+    model = mlflow.pyfunc.load_model(f"models:/{MODEL}@champion")
+    again = model.predict(written.to_pandas().astype({"timestamp": str}))
+    np.testing.assert_allclose(again["probability"], written["probability"], atol=1e-5)
+
+    other = run("gate.beats_champion=true")
+    assert other.gate is not None
+    check = next(c for c in other.gate["checks"] if c["name"] == "beats_champion")
+    assert check["bound"] == pytest.approx(outcome.evaluation["metrics"]["average_precision"], abs=1e-6)
+    drift = json.loads((Path(other.folder) / "drift.json").read_text())
+    assert "model score" in {column["name"] for column in drift["columns"]}
+    assert "timestamp:hour" in drift["not_compared"]
 
 
 def test_a_hyperparameter_that_is_set_leaves_the_search_and_the_plan_says_so(run: Start) -> None:

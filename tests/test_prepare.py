@@ -63,7 +63,7 @@ def of_days(tables: list[pa.Table], first: date, last: date) -> pa.Table:
 
 def test_each_fold_has_the_encoder_of_its_own_fit_rows_and_both_sides_in_order(tmp_path, storage, ray_session):
     tables = write_days(tmp_path / "data", 12)
-    ways = FEW | {"numeric_encodings": EVERY_WAY, "ratios": {"reach": ["distance", "amount"]}}
+    ways = FEW | {"numeric_encodings": EVERY_WAY, "ratios": {"reach": ["distance", "amount"]}, "calendar": True}
     settings, source, folds = planned(tmp_path / "data", decision={"slices": ["category"]}, prepare=ways)
     result = prepare(source, folds, settings, storage, quiet)
     assert not result.cached

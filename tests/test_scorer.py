@@ -6,16 +6,20 @@ import importlib.metadata
 import json
 import subprocess
 import sys
+from datetime import UTC, datetime, timedelta, timezone
 from pathlib import Path
 
 import mlflow.pyfunc
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pytest
 from packaging.version import Version
 
+from fraud_ray.model.calibration import Calibration
 from fraud_ray.registry.versions import write_model
 from tests.handmade import THRESHOLD, example, expected, write_bundle
+from tests.test_graph import COLUMNS, made_bundle, trainer_probabilities
 
 REFERENCE = {"amount": 250.0, "night": 1.0, "merchant": "shop"}
 
@@ -99,6 +103,46 @@ def test_texts_of_any_type_and_missing_ones_are_scored(model, kind):
     scored = model.predict(table(merchant=TEXTS[kind]))
     wanted = [expected(250.0, 1.0, "casino"), expected(250.0, 1.0, "")]
     np.testing.assert_allclose(scored["probability"], wanted, rtol=1e-6)
+
+
+@pytest.fixture(scope="module")
+def clock(tmp_path_factory: pytest.TempPathFactory):
+    """A model that reads a time alone, its bundle and what MLflow loads of it."""
+    folder = tmp_path_factory.mktemp("clock")
+    bundle = made_bundle(COLUMNS[5:], Calibration())
+    bundle.save(folder / "bundle")
+    write_model(folder / "bundle", bundle.encoder.typical_rows().to_pandas(), str(folder / "model"))
+    return bundle, mlflow.pyfunc.load_model(str(folder / "model"))
+
+
+MOMENT = datetime(2024, 3, 2, 23, 30)
+IN_TOKYO = MOMENT.replace(tzinfo=UTC).astimezone(timezone(timedelta(hours=9)))
+TIMES = {
+    "pandas times": pd.Series([MOMENT, None]),
+    "nanoseconds": pd.Series([MOMENT, None]).astype("datetime64[ns]"),
+    "another zone": pd.Series([IN_TOKYO, None]),
+    "objects with NA": pd.Series([MOMENT, pd.NA], dtype=object),
+    "text": pd.Series([MOMENT.isoformat(), None]),
+    "text with a zone": pd.Series([IN_TOKYO.isoformat(), ""], dtype=object),
+    "arrow": pd.Series([MOMENT, None], dtype="timestamp[ms][pyarrow]"),
+}
+
+
+@pytest.mark.parametrize("kind", TIMES)
+def test_times_of_any_type_and_missing_ones_are_scored(clock, kind):
+    bundle, model = clock
+    wanted = trainer_probabilities(bundle, pa.table({"at": pa.array([MOMENT, None], pa.timestamp("us"))}))
+    assert wanted[0] != wanted[1]
+    np.testing.assert_allclose(model.predict(pd.DataFrame({"at": TIMES[kind]}))["probability"], wanted, atol=1e-6)
+    assert model.predict(pd.DataFrame({"at": TIMES[kind][:1]}))["probability"][0] == pytest.approx(wanted[0], abs=1e-6)
+
+
+def test_the_example_of_a_time_is_scored_and_what_is_no_time_is_refused_by_its_column(clock):
+    _, model = clock
+    assert len(model.predict(model.input_example)) == 2
+    for wrong in (pd.Series([5, 7]), pd.Series([5, None], dtype=object), pd.Series(["yesterday"])):
+        with pytest.raises(ValueError, match="column 'at' holds what is no time"):
+            model.predict(pd.DataFrame({"at": wrong}))
 
 
 def test_unseen_categories_are_scored_whatever_they_are(model):

@@ -128,6 +128,14 @@ def test_an_override_below_a_value_is_refused(config: Path) -> None:
         load(config, "train.epochs=3", "train.epochs.more=1")
 
 
+def test_a_clock_needs_a_timestamp_and_a_name_of_its_own(config: Path) -> None:
+    assert load(config, "prepare.calendar=true").settings.prepare.calendar
+    with pytest.raises(SettingsError, match="calendar needs a column of kind 'timestamp'; declare one"):
+        load(config, "prepare.calendar=true", "folds.kind=stratified", "data.columns.at.kind=id")
+    with pytest.raises(SettingsError, match=r"prepare\.calendar makes a column 'at:hour'; give the one that is there"):
+        load(config, "prepare.calendar=true", "data.columns.at:hour={kind: numeric}")
+
+
 def test_every_bad_setting_is_told_at_once(config: Path) -> None:
     with pytest.raises(SettingsError) as fault:
         load(config, "train.epochs=0", "gate.min_f1=7", "serach={}")

@@ -10,8 +10,7 @@ from fraud_ray.data.prepare import feature_columns
 from fraud_ray.data.profiling import profile_partitions
 from fraud_ray.data.source import Source, open_source
 from fraud_ray.model.bundle import GRAPH, PROFILE
-from fraud_ray.model.encoder import FeatureColumn
-from fraud_ray.model.profile import Baseline, Profile
+from fraud_ray.model.profile import Baseline, Profile, profiled
 from fraud_ray.model.scorer import GraphScorer
 from fraud_ray.progress import Update
 from fraud_ray.settings import Settings
@@ -35,18 +34,18 @@ def measure_drift(reference: Baseline | Source | None, source: Source, settings:
     assert reference is not None, "there is one where nothing is measured yet"
     baseline = _profiled(reference, settings) if isinstance(reference, Source) else reference
     lacking = {}
-    declared = {column.name: column.kind for column in feature_columns(settings.data, settings.prepare)}
-    columns = []
+    features = feature_columns(settings.data, settings.prepare)
+    declared = {column.name: column.kind for column in profiled(features)}
     for name, profile in baseline.profile.columns.items():
-        if declared.get(name) == profile.kind:
-            columns.append(FeatureColumn(name, profile.kind))
-        elif name in declared:
-            lacking[name] = f"{profile.kind} in the reference, declared as {declared[name]}"
-        else:
+        if name not in declared:
             lacking[name] = "not declared as a feature in data.columns"
+        elif declared[name] != profile.kind:
+            lacking[name] = f"{profile.kind} in the reference, declared as {declared[name]}"
     lacking |= {name: "not in the reference" for name in declared if name not in baseline.profile.columns}
+    columns = [column for column, one in zip(features, profiled(features), strict=True) if one.name not in lacking]
+    read = {column.name: column.kind for column in features} | {settings.data.of_kind("timestamp"): "timestamp"}
     graph = baseline.graph
-    if graph is not None and any(declared.get(c.name) != c.kind for c in GraphScorer(graph).columns):
+    if graph is not None and any(read.get(c.name) != c.kind for c in GraphScorer(graph).columns):
         graph = None
     today = profile_partitions(source, settings.data, columns, update, settings.drift.days, graph)
     return compare(baseline.profile, today, settings.drift, baseline.described, lacking)

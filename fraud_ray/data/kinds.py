@@ -38,7 +38,7 @@ class Reading:
 
     @classmethod
     def of_model(cls, column: FeatureColumn) -> Reading:
-        return cls(column.kind, column.true)
+        return cls(column.kind, column.true, column.unit)
 
 
 def typed(table: pa.Table, keys: Mapping[str, str], readings: Mapping[str, Reading]) -> pa.Table:

@@ -115,7 +115,7 @@ def prepare(source: Source, folds: Folds, settings: Settings, storage: Storage, 
 
 
 def feature_columns(data: DataSettings, prepare: PrepareSettings) -> tuple[FeatureColumn, ...]:
-    """What the model reads, in the order of the settings, and how each column is encoded."""
+    """What the model reads, in the order of the settings, and how each column is encoded; a timestamp stands last."""
 
     def column(name: str) -> FeatureColumn:
         declared = data.columns[name]
@@ -126,7 +126,9 @@ def feature_columns(data: DataSettings, prepare: PrepareSettings) -> tuple[Featu
         ways = prepare.numeric_encodings if declared.encodings is None else declared.encodings
         return FeatureColumn(name, "numeric", ways)
 
-    return tuple(column(name) for name in data.features)
+    timestamp = data.of_kind("timestamp") if prepare.calendar else None
+    clock = [FeatureColumn(timestamp, "timestamp", unit=data.columns[timestamp].unit)] if timestamp else []
+    return (*(column(name) for name in data.features), *clock)
 
 
 def prepared_key(source: Source, settings: Settings) -> str:
@@ -255,7 +257,9 @@ def _carried(table: pa.Table, job: Job) -> dict[str, pa.ChunkedArray]:
             values = pc.fill_null(strings(values), "")
         carried[rows.ROLE + role] = values
     carried |= {rows.SLICE + name: pc.fill_null(strings(table[name]), "") for name in job.slices}
-    return carried | {rows.RAW + column.name: table[column.name] for column in job.columns}
+    # A champion may read the timestamp where this run does not.
+    raw = dict.fromkeys([*(column.name for column in job.columns), *filter(None, [job.data.of_kind("timestamp")])])
+    return carried | {rows.RAW + name: table[name] for name in raw}
 
 
 def _to_json(folds: Sequence[rows.PreparedFold]) -> dict[str, Any]:

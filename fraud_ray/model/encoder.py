@@ -7,6 +7,7 @@ A ratio of two columns is a number like any other, missing where one of them is 
 A boolean column is a number, 0 or 1, encoded plain.
 A categorical value becomes a code: 0 never seen in the fit rows, 1 rare, 2 missing (null or the empty string), and
 3 upwards for the categories, the most frequent first.
+A timestamp enters as two such values, its hour of day and its weekday in UTC, which are columns beside it (`derived`).
 """
 
 from __future__ import annotations
@@ -25,26 +26,48 @@ from pydantic import TypeAdapter
 
 from fraud_ray.model.piecewise import PiecewiseEncoding, Spread
 
-FORMAT = 2
-READABLE = (1, 2)  # the first had neither ratios nor pieces
+FORMAT = 3
+READABLE = (1, 2, 3)  # the first had neither ratios nor pieces, the second no timestamps
 STANDARDISED = ("standard", "signed_log")
 LIMIT = 50.0
 UNSEEN, RARE, MISSING, FIRST_CATEGORY = 0, 1, 2, 3
 
 Float32 = npt.NDArray[np.float32]
+Int64 = npt.NDArray[np.int64]
+
+# Times are microseconds since 1970 in UTC.
+HOUR, DAY = 3_600_000_000, 86_400_000_000
+NO_TIME = np.iinfo(np.int64).min  # in place of a missing one, as in numpy
+EPOCH_WEEKDAY = 3  # 1970 began on a Thursday
+WEEKDAYS = ("Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday")
+CALENDAR = {"hour": tuple(f"{hour:02}" for hour in range(24)), "weekday": WEEKDAYS}
+"""What is derived of a timestamp, in order, and the values of each."""
 
 
 @dataclass(frozen=True)
 class FeatureColumn:
-    """A column that the model reads: `kind` is numeric, boolean or categorical; `encodings` hold for numbers.
+    """A column that the model reads: `kind` is numeric, boolean, categorical or timestamp; `encodings` are of numbers.
 
-    true: of a boolean column that comes as text, the value that means true.
+    true: of a boolean column that comes as text, the value that means true. unit: of times that come as numbers, what
+    they count since 1970.
     """
 
     name: str
     kind: str
     encodings: tuple[str, ...] = ()
     true: str | None = None
+    unit: str | None = None
+
+    @property
+    def is_number(self) -> bool:
+        return self.kind in {"numeric", "boolean"}
+
+    @property
+    def derived(self) -> tuple[FeatureColumn, ...]:
+        """The columns that it is encoded as: hour and weekday of a timestamp, else itself."""
+        if self.kind != "timestamp":
+            return (self,)
+        return tuple(FeatureColumn(f"{self.name}:{part}", "categorical") for part in CALENDAR)
 
 
 @dataclass(frozen=True)
@@ -115,7 +138,8 @@ class Statistics:
         """
         frauds = np.zeros(table.num_rows, bool) if label is None else label == 1
         values = _numbers(table, columns, ratios)
-        categories = {c.name: count_categories(table[c.name]) for c in columns if c.kind == "categorical"}
+        table, encoded = with_derived(table, columns), derived(columns)
+        categories = {c.name: count_categories(table[c.name]) for c in encoded if c.kind == "categorical"}
         found = cls(table.num_rows, {}, {}, {}, categories)
         for column in _numeric(columns, ratios):
             finite = np.isfinite(values[column.name])
@@ -258,6 +282,7 @@ class Encoder:
             start = stop
         for i, name in enumerate(self.indicators, start=start):
             features[:, i] = ~finite[name]
+        table = with_derived(table, self.columns)
         codes = np.empty((table.num_rows, len(self.categorical)), np.int32)
         for i, codebook in enumerate(self.categorical):
             values, positions = categories(table[codebook.column])
@@ -274,7 +299,14 @@ class Encoder:
         books = {book.column: book for book in self.categorical}
         columns: dict[str, pa.Array] = {}
         for column in self.columns:
-            if column.kind == "categorical":
+            if column.kind == "timestamp":
+                hour, weekday = (
+                    values.index(next(iter(books[part.name].names), values[0]))
+                    for part, values in zip(column.derived, CALENDAR.values(), strict=True)
+                )
+                time = (weekday - EPOCH_WEEKDAY) % len(WEEKDAYS) * DAY + hour * HOUR
+                columns[column.name] = pa.array([time, None], pa.timestamp("us"))
+            elif column.kind == "categorical":
                 columns[column.name] = pa.array([next(iter(books[column.name].names), ""), None], pa.string())
             elif column.kind == "boolean":
                 columns[column.name] = pa.array([column.true or means[column.name] >= 0.5, None])
@@ -294,13 +326,40 @@ class Encoder:
         return TypeAdapter(cls).validate_python(stored)
 
 
-def numbers(column: pa.ChunkedArray) -> Float32:
-    """A numeric or boolean column as float32 (rows,), with NaN for null."""
+def numbers(column: pa.ChunkedArray, true: str | None = None) -> Float32:
+    """A numeric or boolean column as float32 (rows,), with NaN for null. true: the text that means 1, where text is."""
+    if true is not None and pa.types.is_string(column.type):
+        column = pc.equal(column, true)
     if pa.types.is_boolean(column.type):
         column = pc.cast(column, pa.int8())
     if column.null_count:
         column = pc.fill_null(pc.cast(column, pa.float64()), math.nan)
     return column.to_numpy().astype(np.float32, copy=False)
+
+
+def times(column: pa.ChunkedArray) -> Int64:
+    """A column of timestamps as microseconds since 1970 in UTC, (rows,), with NO_TIME for null."""
+    microseconds = pc.cast(pc.cast(column, pa.timestamp("us"), safe=False), pa.int64())
+    return pc.fill_null(microseconds, NO_TIME).to_numpy()
+
+
+def derived(columns: Iterable[FeatureColumn]) -> tuple[FeatureColumn, ...]:
+    """What columns are encoded as, in their order."""
+    return tuple(part for column in columns for part in column.derived)
+
+
+def with_derived(table: pa.Table, columns: Sequence[FeatureColumn]) -> pa.Table:
+    """The table, with what is derived of its timestamps beside them where it is not there yet."""
+    for column in (column for column in columns if column.kind == "timestamp"):
+        parts = [part.name for part in column.derived]
+        if set(parts) <= set(table.column_names):
+            continue
+        at = times(table[column.name])
+        missing, found = at == NO_TIME, (at % DAY // HOUR, (at // DAY + EPOCH_WEEKDAY) % len(WEEKDAYS))
+        for name, positions, values in zip(parts, found, CALENDAR.values(), strict=True):
+            indices = pa.array(positions.astype(np.int32), mask=missing)
+            table = table.append_column(name, pa.DictionaryArray.from_arrays(indices, pa.array(values)))
+    return table
 
 
 def strings(column: pa.ChunkedArray) -> pa.ChunkedArray:
@@ -339,12 +398,12 @@ def merged_counts(parts: Iterable[Mapping[str, int]]) -> Counter[str]:
 
 
 def _numeric(columns: Sequence[FeatureColumn], ratios: Sequence[Ratio]) -> tuple[FeatureColumn | Ratio, ...]:
-    return (*(column for column in columns if column.kind != "categorical"), *ratios)
+    return (*(column for column in columns if column.is_number), *ratios)
 
 
 def _numbers(table: pa.Table, columns: Sequence[FeatureColumn], ratios: Sequence[Ratio]) -> dict[str, Float32]:
     """Numbers, booleans and ratios by name, each float32 (rows,); one that is not finite is missing."""
-    raw = {c.name: numbers(table[c.name]) for c in columns if c.kind != "categorical"}
+    raw = {c.name: numbers(table[c.name], c.true) for c in columns if c.is_number}
     for ratio in ratios:
         below = raw[ratio.denominator]
         with np.errstate(all="ignore"):

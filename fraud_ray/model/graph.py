@@ -18,7 +18,18 @@ from onnx import TensorProto, compose, helper, numpy_helper
 from torch import nn
 
 from fraud_ray.model.calibration import Calibration
-from fraud_ray.model.encoder import LIMIT, UNSEEN, Encoder
+from fraud_ray.model.encoder import (
+    CALENDAR,
+    DAY,
+    EPOCH_WEEKDAY,
+    HOUR,
+    LIMIT,
+    MISSING,
+    NO_TIME,
+    UNSEEN,
+    Encoder,
+    FeatureColumn,
+)
 from fraud_ray.model.network import FraudNetwork
 
 OPSET = 20
@@ -33,8 +44,9 @@ def build_graph(encoder: Encoder, network: FraudNetwork, calibration: Calibratio
     """The graph of a fitted model.
 
     Inputs: one a feature column, by its name, shape (rows, 1): float32 for numeric and boolean ones (NaN: missing),
-    string for categorical ones ("": missing). Output: `probability`, float32 (rows,).
-    Metadata: `threshold`, and `columns`, a JSON list of {name, kind}, with `true` where text stands for it.
+    string for categorical ones ("": missing), int64 for timestamps (microseconds since 1970 in UTC; -2^63: missing).
+    Output: `probability`, float32 (rows,). Metadata: `threshold`, and `columns`, a JSON list of {name, kind}, with
+    `true` where text stands for it, and `unit` where numbers stand for times.
     """
     encoded = _encoder_graph(encoder)
     scored = _network_graph(network, encoder)
@@ -46,18 +58,22 @@ def build_graph(encoder: Encoder, network: FraudNetwork, calibration: Calibratio
         whole,
         {
             "threshold": repr(float(threshold)),
-            "columns": json.dumps(
-                [{"name": c.name, "kind": c.kind, **({"true": c.true} if c.true else {})} for c in encoder.columns]
-            ),
+            "columns": json.dumps([_stated(column) for column in encoder.columns]),
         },
     )
     onnx.checker.check_model(whole, full_check=True)
     return whole
 
 
+def _stated(column: FeatureColumn) -> dict[str, str]:
+    """A column as the graph states it."""
+    stated = {"name": column.name, "kind": column.kind, "true": column.true, "unit": column.unit}
+    return {key: value for key, value in stated.items() if value is not None}
+
+
 def _encoder_graph(encoder: Encoder) -> onnx.ModelProto:
     build = _Builder("encoder")
-    kinds = {"categorical": TensorProto.STRING}
+    kinds = {"categorical": TensorProto.STRING, "timestamp": TensorProto.INT64}
     inputs = [
         helper.make_tensor_value_info(c.name, kinds.get(c.kind, TensorProto.FLOAT), ["rows", 1])
         for c in encoder.columns
@@ -69,8 +85,12 @@ def _encoder_graph(encoder: Encoder) -> onnx.ModelProto:
         build.add("Transpose", [features], perm=[1, 0], output=FEATURES)
         outputs.append(helper.make_tensor_value_info(FEATURES, TensorProto.FLOAT, ["rows", len(encoder.feature_names)]))
     if encoder.categorical:
-        codes = []
+        codes, calendar = [], _calendar(build, encoder)
         for book in encoder.categorical:
+            if book.column in calendar:
+                positions, texts = calendar[book.column]
+                codes.append(build.add("Gather", [[book.table().get(t, UNSEEN) for t in texts] + [MISSING], positions]))
+                continue
             keys, values = zip(*book.table().items(), strict=True)
             table: dict[str, Any] = {"keys_strings": keys, "values_int64s": values, "default_int64": UNSEEN}
             codes.append(build.add("LabelEncoder", [book.column], domain="ai.onnx.ml", **table))
@@ -81,7 +101,7 @@ def _encoder_graph(encoder: Encoder) -> onnx.ModelProto:
 
 def _feature_rows(build: _Builder, encoder: Encoder) -> list[str]:
     """Blocks of features, (features, rows), which joined are the encoder's in their order."""
-    numeric = [c.name for c in encoder.columns if c.kind != "categorical"]
+    numeric = [c.name for c in encoder.columns if c.is_number]
     position = {name: i for i, name in enumerate(numeric)}
     raw = build.add("Concat", [build.add("Reshape", [name, [1, -1]]) for name in numeric], axis=0)
     missing, present = _missing_and_present(build, raw)
@@ -115,6 +135,20 @@ def _feature_rows(build: _Builder, encoder: Encoder) -> list[str]:
         absent = build.rows(missing, [position[name] for name in encoder.indicators])
         blocks.append(build.add("Cast", [absent], to=TensorProto.FLOAT))
     return blocks
+
+
+def _calendar(build: _Builder, encoder: Encoder) -> dict[str, tuple[str, tuple[str, ...]]]:
+    """Of each derived column the place of a row's value among all, (rows, 1), after the last where the time is missing;
+    and all values."""
+    found = {}
+    for column in (column for column in encoder.columns if column.kind == "timestamp"):
+        missing = build.add("Equal", [column.name, NO_TIME])
+        hour = build.add("Div", [build.add("Mod", [column.name, DAY]), HOUR])  # Mod is never negative
+        day = build.add("Div", [build.add("Mod", [column.name, 7 * DAY]), DAY])
+        weekday = build.add("Mod", [build.add("Add", [day, EPOCH_WEEKDAY]), 7])
+        for part, place, texts in zip(column.derived, (hour, weekday), CALENDAR.values(), strict=True):
+            found[part.name] = build.add("Where", [missing, len(texts), place]), texts
+    return found
 
 
 def _missing_and_present(build: _Builder, raw: str) -> tuple[str, str]:

@@ -15,7 +15,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from fraud_ray.model.encoder import FeatureColumn, count_categories, merged_counts, numbers
+from fraud_ray.model.encoder import FeatureColumn, count_categories, merged_counts, numbers, with_derived
 from fraud_ray.model.histogram import Histogram
 
 FORMAT = 1
@@ -130,7 +130,8 @@ class Profile:
     ) -> Profile:
         """The profile of a table's rows; label: 0, 1 or null, where rows have one; scores: float (rows,)."""
         profiles: dict[str, ColumnProfile] = {}
-        for name, kind in ((column.name, column.kind) for column in columns):
+        table = with_derived(table, columns)
+        for name, kind in ((column.name, column.kind) for column in profiled(columns)):
             numeric = kind == "numeric"
             profiles[name] = NumericProfile.of(table[name]) if numeric else CategoryProfile.of(table[name], kind)
         labelled = 0 if label is None else len(label) - label.null_count
@@ -201,6 +202,11 @@ class Baseline:
     described: str
     profile: Profile
     graph: bytes | None = None
+
+
+def profiled(columns: Iterable[FeatureColumn]) -> tuple[FeatureColumn, ...]:
+    """The columns of a profile: of a timestamp the hour, and no weekday, which only says what days the rows are of."""
+    return tuple(column.derived[0] for column in columns)
 
 
 def _merged(parts: Sequence[ColumnProfile]) -> ColumnProfile:

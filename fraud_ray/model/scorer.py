@@ -10,7 +10,7 @@ import numpy.typing as npt
 import onnxruntime
 import pyarrow as pa
 
-from fraud_ray.model.encoder import FeatureColumn, categories, numbers
+from fraud_ray.model.encoder import FeatureColumn, categories, numbers, times
 
 GRAPH, INFO = "model.onnx", "bundle.json"  # files of a bundle
 WIDEST = 64  # bytes of a category that are held a row
@@ -38,9 +38,7 @@ class GraphScorer:
         if not {"threshold", "columns"} <= metadata.keys():
             raise GraphError("it does not state its threshold and columns")
         self.threshold = float(metadata["threshold"])
-        self.columns = tuple(
-            FeatureColumn(c["name"], c["kind"], true=c.get("true")) for c in json.loads(metadata["columns"])
-        )
+        self.columns = tuple(FeatureColumn(**column) for column in json.loads(metadata["columns"]))
 
     def score(self, table: pa.Table, batch_rows: int = 2_048) -> npt.NDArray[np.float32]:
         """Calibrated probabilities float32 (rows,) of a table that holds the graph's columns."""
@@ -59,8 +57,10 @@ def graph_inputs(table: pa.Table, columns: Sequence[FeatureColumn]) -> dict[str,
         if column.kind == "categorical":
             values, positions = categories(table[column.name])
             inputs[column.name] = _strings(values)[positions].reshape(-1, 1)
+        elif column.kind == "timestamp":
+            inputs[column.name] = times(table[column.name]).reshape(-1, 1)
         else:
-            inputs[column.name] = numbers(table[column.name]).reshape(-1, 1)
+            inputs[column.name] = numbers(table[column.name], column.true).reshape(-1, 1)
     return inputs
 
 

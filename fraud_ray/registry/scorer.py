@@ -22,7 +22,8 @@ class Scorer(PythonModel):
     """Scores raw columns with one ONNX graph.
 
     Columns may come in any order and in any type that pandas reads them as: numbers and booleans of any width, text
-    or categories, None, NaN or NA where a value is missing. Columns that the graph does not read are ignored.
+    or categories, times of any zone (UTC where they have none) or as text, None, NaN or NA where a value is missing.
+    Columns that the graph does not read are ignored.
     """
 
     def load_context(self, context: Any) -> None:
@@ -40,7 +41,7 @@ class Scorer(PythonModel):
     def predict(self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None) -> pd.DataFrame:
         """`probability` (float32) and `decision` (whether it reaches the threshold), with the rows' own index.
 
-        Raises ValueError that names the columns which are missing, or hold what is no number.
+        Raises ValueError that names the columns which are missing, or hold what is no number or no time.
         """
         missing = [name for name in self.columns if name not in model_input.columns]
         if missing:
@@ -55,6 +56,8 @@ class Scorer(PythonModel):
 def _input(values: pd.Series, column: dict[str, str]) -> np.ndarray:
     if column["kind"] == "categorical":
         return _strings(values)
+    if column["kind"] == "timestamp":
+        return _times(values, column.get("unit"))
     if "true" not in column:
         return _numbers(values)
     texts = _strings(values)
@@ -67,6 +70,22 @@ def _numbers(column: pd.Series) -> np.ndarray:
         return column.to_numpy(np.float32, na_value=np.nan)
     except (TypeError, ValueError) as fault:
         raise ValueError(f"column '{column.name}' holds what is no number: {fault}") from fault
+
+
+def _times(column: pd.Series, unit: str | None) -> np.ndarray:
+    """int64 microseconds since 1970 in UTC (rows,), the least of all where a value is missing."""
+    present = column.dropna()
+    held = pd.api.types.infer_dtype(present) if len(present) else "nothing"
+    is_number = held in {"integer", "floating", "mixed-integer-float", "decimal", "boolean"}
+    try:
+        if is_number and unit is None:
+            raise ValueError("numbers, and the model knows no unit of them")
+        form = "ISO8601" if held == "string" else None
+        read = pd.to_datetime(column, utc=True, unit=unit if is_number else None, format=form)
+        return read.dt.tz_localize(None).to_numpy("datetime64[us]", na_value=np.datetime64("NaT")).view(np.int64)
+    except (TypeError, ValueError) as fault:
+        told = str(fault).splitlines()[0]
+        raise ValueError(f"column '{column.name}' holds what is no time: {told}") from fault
 
 
 def _strings(column: pd.Series) -> np.ndarray:

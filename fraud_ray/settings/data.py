@@ -182,6 +182,8 @@ class PrepareSettings(Frozen):
     """piecewise_linear: parts of equal size that the edges divide all fit rows into, and the frauds likewise."""
     ratios: dict[str, tuple[str, str]] = Field(default={})
     """Further numbers by name: [numerator, denominator], two columns that the model reads. Encoded like a column."""
+    calendar: bool = False
+    """Whether the model reads the clock: hour of day and weekday, in UTC, of the column of kind timestamp."""
     min_category_rows: PositiveInt = 20
     """Categories with fewer fit rows share the rare bucket."""
     max_categories: PositiveInt = 1_000

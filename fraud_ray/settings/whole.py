@@ -162,6 +162,14 @@ class Settings(Frozen):
                     f"{key} gives a rank {share:g} of a GPU, but ranks that exchange gradients (train.workers: "
                     f"{self.train.workers}) need one each: set GPU: 1, or train.workers: 1"
                 )
+        if self.prepare.calendar:
+            needs("timestamp", "prepare.calendar")
+            timestamp = self.data.of_kind("timestamp")
+            for name in (f"{timestamp}:hour", f"{timestamp}:weekday"):
+                if name in self.data.columns or name in self.prepare.ratios:
+                    raise ValueError(
+                        f"prepare.calendar makes a column '{name}'; give the one that is there another name"
+                    )
         if self.gate.slices and not self.decision.slices:
             raise ValueError("gate.slices judges the slices of decision.slices, which names none: name a column there")
         for name, columns in self.prepare.ratios.items():

@@ -23,6 +23,7 @@ from fraud_ray.decision.importance import permutation_importance
 from fraud_ray.errors import FraudRayError
 from fraud_ray.model.bundle import Bundle, network_logits
 from fraud_ray.model.calibration import Calibration
+from fraud_ray.model.encoder import derived, with_derived
 from fraud_ray.settings import DecisionSettings, Settings, TrainSettings
 from fraud_ray.storage import Storage
 from fraud_ray.training.build import network_shape
@@ -124,9 +125,9 @@ def _importance(
     def score(table: pa.Table) -> Float32:
         return network_logits(network, *bundle.encoder.apply(table))
 
-    columns = [column.name for column in bundle.encoder.columns]
+    columns = [column.name for column in derived(bundle.encoder.columns)]
     labels = load(storage, selection.holdout).label
-    table = raw_table(storage, selection.holdout)
+    table = with_derived(raw_table(storage, selection.holdout), bundle.encoder.columns)
     return permutation_importance(score, table, labels, columns, decision.importance_rows, decision.seed)
 
 
