@@ -170,6 +170,15 @@ def test_numbers_in_scientific_notation_are_numbers(config: Path) -> None:
     assert settings.search.space["dropout"].plain == [0.1, 0.2]
 
 
+def test_keys_are_names_whatever_yaml_reads_them_as(tmp_path: Path) -> None:
+    file = tmp_path / "names.yaml"
+    columns = "{on: {kind: label}, 2024: {kind: numeric}, no: {kind: boolean, true: T}, <<: {null: {kind: numeric}}}"
+    file.write_text(f"data: {{path: /data, columns: {columns}}}\nfolds: {{kind: stratified}}\n")
+    loaded = load_settings(file).settings.data.columns
+    assert set(loaded) == {"on", "2024", "no", "null"}
+    assert loaded["no"].true == "T"
+
+
 def test_the_default_space_can_be_changed_and_what_is_set_leaves_it(config: Path) -> None:
     search = ("search.space=default", "search.algorithm=tpe")
     loaded = load(config, *search, "train.optimizer=adam", "train.network=mlp", "search.space.dropout=[0.1]")

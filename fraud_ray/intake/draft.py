@@ -151,4 +151,4 @@ def _aligned(lines: Sequence[tuple[str, str]]) -> list[str]:
 def _flow(value: Any) -> str:
     """A value as YAML on one line."""
     text = yaml.safe_dump(value, default_flow_style=True, sort_keys=False, allow_unicode=True, width=10**9)
-    return text.removesuffix("...\n").strip()
+    return text.removesuffix("...\n").strip().replace("'true': ", "true: ")  # a key, which is text in settings

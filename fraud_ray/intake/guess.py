@@ -11,6 +11,7 @@ from typing import Any
 from fraud_ray.errors import DataError
 from fraud_ray.intake.facts import A_SECOND, MOST_VALUES, Facts, Labels, Roles, Survey
 from fraud_ray.progress import counted
+from fraud_ray.settings.data import is_written, name_fault
 
 LISTED_VALUES = 12  # a contract names the values of a category that has at most as many
 ROWS_A_CATEGORY = 20  # as `prepare.min_category_rows` by default: with fewer, none would have a code of its own
@@ -240,6 +241,9 @@ def _time(name: str, facts: Facts, roles: Roles) -> Guess:
 
 def _left_out(name: str, facts: Facts, positive: str, labels: Labels) -> str | None:
     """Why a column is of no use, or would tell the label; None where neither is so."""
+    fault = name_fault(name) or ("is that of a column which scoring writes" if is_written(name) else None)
+    if fault:
+        return f"its name {fault}: write it under another"
     if facts.sort == "nothing" or not facts.present:
         return "no row has a value"
     if facts.sort in {"time", "day"}:
@@ -291,15 +295,10 @@ def _feature(name: str, facts: Facts, head: Sequence[object], nulls: Mapping[str
     if facts.sort in {"whole", "number"} and not (facts.sort == "whole" and is_name):
         return Guess(name, "numeric", _range(facts), {**_bounds(facts), **nulls})
     what = "text" if facts.sort == "text" else "whole numbers that are names"
-    if values is None:
-        told = f"{what} of more than {MOST_VALUES:,} values"
-        if head and len(set(head)) == len(head):
-            told = f"{what}, another value in each row"
-        return Guess(name, None, f"{told}: too many for a category{_hint(head)}")
-    if len(values) * ROWS_A_CATEGORY > facts.present:
-        return Guess(
-            name, None, f"{what} of {len(values):,} values in {counted(facts.present, 'row')}: too few of each"
-        )
+    if values is None or len(values) * ROWS_A_CATEGORY > facts.present:
+        few = f"more than {MOST_VALUES:,} values" if values is None else f"{len(values):,} values in as few rows"
+        several = few if len(set(head)) < len(head) else "another value in each row"
+        return Guess(name, None, f"{what}, {several}: too many for a category{_hint(head)}")
     keys = {"values": sorted(values), **nulls} if len(values) <= LISTED_VALUES else nulls
     return Guess(name, "categorical", f"{what}, {counted(len(values), 'value')}", keys)
 

@@ -60,7 +60,13 @@ def load_settings(path: str | Path, overrides: typing.Sequence[str] = ()) -> Loa
 
 
 class _Loader(yaml.SafeLoader):
-    """PyYAML reads YAML 1.1, where 1e-4 is text; here it is a number, as in YAML 1.2."""
+    """PyYAML reads YAML 1.1, where 1e-4 is text; here it is a number, as in YAML 1.2. Keys are names, never values."""
+
+    def flatten_mapping(self, node: yaml.MappingNode) -> None:
+        super().flatten_mapping(node)
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode):
+                key.tag = "tag:yaml.org,2002:str"  # true, or a column that is called on or 2024
 
 
 _Loader.add_implicit_resolver(
