@@ -79,8 +79,8 @@ def _train(run: Run, loaded: Loaded, source: Source, mlflow: Writer, retrain: bo
     windows = run.stage("windows", partial(with_windows, source, settings, storage)) if settings.windows else None
     run.stop_after("windows")
     data = windows.source if windows else source
-    census = run.stage("validate", partial(validate, data, settings.data))
-    say = partial(run.announce, notes=(settings.search.in_words, *source.notes, *loaded.notes))
+    census = run.stage("validate", partial(validate, data, settings.data, delay_days=settings.folds.delay_days))
+    say = partial(run.announce, notes=(settings.search.in_words, *source.notes, *census.notes, *loaded.notes))
     folds = run.stage("plan", lambda _: plan_folds(census, settings.folds), say=say)
     run.remark(settings.remark_on_steps(folds.final.fit.rows))
 

@@ -53,6 +53,12 @@ def card_table(
     )
 
 
+def unlabelled(table: pa.Table, rows: int) -> pa.Table:
+    """The table without the labels of its last rows."""
+    labels = pa.array(table["is_fraud"], pa.int8(), mask=np.arange(len(table)) >= len(table) - rows)
+    return table.set_column(table.column_names.index("is_fraud"), "is_fraud", labels)
+
+
 def days(count: int, first: date = FIRST_DAY) -> list[date]:
     return [first + timedelta(days=i) for i in range(count)]
 

@@ -14,7 +14,7 @@ from fraud_ray.data.contract import SHOWN_CAUSES, Census, ContractViolation, Vio
 from fraud_ray.data.keys import buckets_of
 from fraud_ray.data.source import open_source
 from fraud_ray.settings import DataSettings
-from tests.cards import as_read, card_settings, card_table, days, write_days, write_partition
+from tests.cards import as_read, card_settings, card_table, days, unlabelled, write_days, write_partition
 
 NO_LISTENER = lambda done, total, text: None  # noqa: E731
 
@@ -152,6 +152,32 @@ def test_a_value_that_no_type_of_the_kind_holds_is_named_with_its_row(kind, decl
     found = broken(kind, values, **declared)
     assert [(violation.count, violation.first_row) for violation in found] == ([(count, first)] if count else [])
     assert says in "".join(map(str, found))
+
+
+def test_labels_younger_than_the_delay_may_be_missing_and_are_counted():
+    data, newest = card_settings("data").data, days(9)[-1]
+    old, young = (as_read(unlabelled(card_table(day), 7), data) for day in (days(7)[-1], days(8)[-1]))
+    violations, summary = check(young, data, "a.parquet", newest, delay_days=2)
+    assert violations == []
+    assert (summary.rows, summary.labelled, summary.late) == (60, 53, {days(8)[-1]: 7})
+    assert summary.frauds == np.nansum(young["is_fraud"].to_numpy())
+    assert {rows for rows, _ in summary.days.values()} == {53} == {sum(rows for rows, _ in summary.buckets.values())}
+    census = Census((check(as_read(card_table(), data), data, "b.parquet")[1], summary))
+    assert census.notes == ("7 labels not known yet, known up to 2024-01-01",)
+    [violation] = check(old, data, "a.parquet", newest, delay_days=2)[0]
+    assert str(violation) == (
+        "a.parquet: column 'is_fraud' has 7 missing values (first at row 53); labels may be missing on the newest 2 "
+        "days alone (folds.delay_days), of which the last is 2024-01-09. Write them, leave these rows out, or raise "
+        "folds.delay_days."
+    )
+
+
+def test_a_day_has_its_labels_where_at_most_one_in_a_hundred_is_missing():
+    data, newest = card_settings("data").data, days(4)[-1]
+    tables = [unlabelled(card_table(day, rows=200), late) for day, late in zip(days(4), (0, 2, 3, 200), strict=True)]
+    summaries = [check(as_read(table, data), data, "a.parquet", newest, delay_days=3)[1] for table in tables]
+    assert Census(tuple(summaries)).labelled_until == days(2)[-1]
+    assert Census(tuple(summaries[2:])).labelled_until is None
 
 
 def test_allowed_gaps_are_no_violation_beside_the_other_rules():

@@ -20,14 +20,18 @@ from fraud_ray.data.folds import Fold, Folds, plan_folds
 from fraud_ray.data.keys import Keys, buckets_of, entities_of
 from fraud_ray.errors import DataError, SettingsError
 from fraud_ray.settings import Settings, parse_settings
-from tests.cards import COLUMNS, FIRST_DAY, as_read, card_settings, card_table, days
+from tests.cards import COLUMNS, FIRST_DAY, as_read, card_settings, card_table, days, unlabelled
 
 Row = tuple[int, int]  # partition, row in it
 
 
 def plan(tables: Sequence[pa.Table], **folds: Any) -> tuple[Settings, Folds]:
     settings = card_settings(Path("data"), folds=folds)
-    summaries = [check(as_read(table, settings.data), settings.data, "a.parquet")[1] for table in tables]
+    newest = max(pa.compute.max(table["timestamp"]).as_py() for table in tables).date()
+    summaries = [
+        check(as_read(table, settings.data), settings.data, "a.parquet", newest, settings.folds.delay_days)[1]
+        for table in tables
+    ]
     return settings, plan_folds(Census(tuple(summaries)), settings.folds)
 
 
@@ -159,6 +163,41 @@ def test_entities_whose_fraud_was_known_are_left_out_of_each_holdout_day(delay_d
         assert found[fold.name, "holdout"] == expected
         assert 0 < len(expected) < fold.holdout.rows
         assert len(found[fold.name, "fit"]) == 4 * 60
+
+
+# Labels that are not known yet
+
+
+def late_days(count: int, late: int) -> list[pa.Table]:
+    """A table a day, the newest `late` of them without labels but for four rows."""
+    return [unlabelled(card_table(day), 56 if i >= count - late else 0) for i, day in enumerate(days(count))]
+
+
+def test_folds_by_time_end_where_labels_are_known():
+    asked = {"fit_days": 4, "delay_days": 4, "holdout_days": 2, "selection_shift_days": [2]}
+    tables = late_days(15, late=3)
+    settings, folds = plan(tables, **asked)
+    assert folds.final.holdout.last == date(2024, 1, 12)
+    assert folds.covers.endswith("; 168 labels not known yet, known up to 2024-01-12)")
+    # Of a day that has nearly all of its labels the others are left out.
+    tables[11] = unlabelled(card_table(days(12)[-1], rows=100), 1)
+    settings, folds = plan(tables, **asked)
+    assert (folds.final.holdout.last, folds.final.holdout.rows) == (date(2024, 1, 12), 60 + 99)
+    rows_of(tables, settings, folds)
+    with pytest.raises(DataError, match=r"fold 'final' .* lies outside[\s\S]*known up to 2024-01-12"):
+        plan(tables, start="2024-01-04", **asked)
+    with pytest.raises(DataError, match="no day has its labels yet"):
+        plan([tables[14]], **asked)
+
+
+@pytest.mark.parametrize("kind", ["entity", "stratified"])
+def test_a_row_without_a_label_is_on_no_side(kind):
+    tables = late_days(8, late=2)
+    settings, folds = plan(tables, kind=kind, holdout_share=0.3, selection_folds=2, delay_days=2)
+    found = rows_of(tables, settings, folds)
+    labelled = {(i, row) for i, t in enumerate(tables) for row in np.flatnonzero(t["is_fraud"].is_valid()).tolist()}
+    assert found["final", "fit"] | found["final", "holdout"] == labelled
+    assert len(labelled) == 6 * 60 + 2 * 4
 
 
 # By entity, and stratified

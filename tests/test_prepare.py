@@ -29,7 +29,7 @@ from fraud_ray.lease import hold
 from fraud_ray.model.encoder import Encoder, Ratio, Statistics
 from fraud_ray.settings import Settings
 from fraud_ray.storage import Storage
-from tests.cards import COLUMNS, card_settings, days, opened, write_days, write_partition
+from tests.cards import COLUMNS, card_settings, card_table, days, opened, write_days, write_partition
 
 BY_TIME = {"fit_days": 4, "delay_days": 1, "holdout_days": 2, "selection_shift_days": [2]}
 FEW = {"min_category_rows": 2}
@@ -259,6 +259,26 @@ def test_the_commands_list_what_is_kept_and_remove_it(tmp_path, storage, ray_ses
     assert told("prune")["removed"] == []
     assert told("prune", "--older-than", "0") == {"removed": [listed], "files": len(parts) + 1, "kept_for": []}
     assert told("list") == storage.keys("prepared") == []
+
+
+@pytest.mark.parametrize("folds", [BY_TIME, {"kind": "stratified", "holdout_share": 0.3, "delay_days": 1}])
+def test_rows_whose_labels_are_late_change_nothing_of_what_is_prepared(folds, tmp_path, storage, ray_session):
+    for day, table in zip(days(12), write_days(tmp_path / "data", 12), strict=True):
+        write_partition(tmp_path / "without", f"date={day}/part-0.parquet", table)
+    # The newest day has no labels, and so another type, as pandas writes it.
+    table = card_table(days(13)[-1])
+    floats = table.set_column(table.column_names.index("is_fraud"), "is_fraud", pa.nulls(60, pa.float64()))
+    write_partition(tmp_path / "data", f"date={days(13)[-1]}/part-0.parquet", floats)
+    settings = card_settings(tmp_path / "data", folds=folds, prepare=FEW)
+    source = open_source(settings.data)
+    census = validate(source, settings.data, quiet, settings.folds.delay_days)
+    assert (census.late, census.labelled_until, census.rows) == (60, days(12)[-1], 780)
+    late = prepare(source, plan_folds(census, settings.folds), settings, storage, quiet)
+    none = prepared(tmp_path / "without", storage, folds=folds)
+    for one, other in zip((*late.selection, late.final), (*none.selection, none.final), strict=True):
+        assert one.encoder == other.encoder
+        assert [p.sha256 for p in one.fit.parts] == [p.sha256 for p in other.fit.parts]
+        assert [p.sha256 for p in one.holdout.parts] == [p.sha256 for p in other.holdout.parts]
 
 
 def test_partitions_outside_of_all_folds_are_not_read(tmp_path, storage, ray_session):

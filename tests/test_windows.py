@@ -31,7 +31,7 @@ from fraud_ray.windows.definition import DAY, Definition, Measure
 from fraud_ray.windows.measures import compute
 from fraud_ray.windows.state import Windowed, add_windows, load_state
 from fraud_ray.windows.timeline import Transactions
-from tests.cards import COLUMNS, FIRST_DAY, card_settings, card_table, days, write_days, write_partition
+from tests.cards import COLUMNS, FIRST_DAY, card_settings, card_table, days, unlabelled, write_days, write_partition
 
 OF_ALL = ("count", "sum", "mean", "min", "max", "std", "distinct", "since_last", "since_first")
 OF_LABELS = (*OF_ALL, "share", "streak", "since_streak", "ratio_to_mean", "ratio_to_max", "deviations")
@@ -143,6 +143,7 @@ def test_order_history_and_what_is_asked_for_do_not_change_a_bit(rows: list[Row]
         assert values[kept].tobytes() == shuffled[name].tobytes(), name
 
 
+@hypothesis_settings(deadline=None)
 @given(rows_of)
 def test_nothing_later_and_no_young_label_is_seen(rows: list[Row]) -> None:
     last = max(quarter for _, quarter, _, _ in rows)
@@ -359,6 +360,15 @@ def test_labels_that_come_later_are_fed_by_id(tmp_path, storage, ray_session):
     # A label that has not come counts as none.
     untold = add_windows(last, definition, storage, quiet, made.state, labels("few"))
     assert pc.sum(newest(untold)["shop_risk_1d"]).as_py() < pc.sum(newest(whole)["shop_risk_1d"]).as_py()
+
+
+def test_labels_that_are_not_known_yet_are_in_nobodys_window(tmp_path, storage, ray_session):
+    tables = write_days(tmp_path / "data", 5)
+    _, _, whole = computed(tmp_path / "data", storage)
+    for day, table in zip(days(5)[3:], tables[3:], strict=True):
+        write_partition(tmp_path / "data", f"date={day}/part-0.parquet", unlabelled(table, 60))
+    definition, _, late = computed(tmp_path / "data", storage)
+    assert read(late).select(definition.names).equals(read(whole).select(definition.names))
 
 
 def test_killed_on_the_way_and_repeated_nothing_is_counted_twice(tmp_path, storage, ray_session, monkeypatch):

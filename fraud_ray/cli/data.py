@@ -77,16 +77,17 @@ def validate(
         display.stage("validate") as stage,
     ):
         try:
-            census = contract.validate(source, settings.raw_data, stage.update)
+            census = contract.validate(source, settings.raw_data, stage.update, settings.folds.delay_days)
         except contract.ContractViolation as fault:
             raise DataError("\n".join(map(str, fault.violations))) if show_all else fault from None
         stage.say(str(census))
     span = [str(moment) for moment in (census.first, census.last) if moment]
     if as_json:
         found = {"partitions": len(source.partitions), "rows": census.rows, "frauds": census.frauds, "span": span}
-        print_json({**found, "fingerprint": source.fingerprint, "notes": source.notes})
+        late = {"late_labels": census.late, "labelled_until": str(census.labelled_until or "") or None}
+        print_json({**found, **late, "fingerprint": source.fingerprint, "notes": source.notes})
         return
-    shown = f"{counted(census.rows, 'row')}, {counted(census.frauds, 'fraud')} ({census.frauds / census.rows:.3%})"
+    shown = f"{counted(census.rows, 'row')}, {counted(census.frauds, 'fraud')} ({census.fraud_rate:.3%})"
     print_line(shown + (", " if span else "") + " to ".join(span))
-    for note in source.notes:
+    for note in (*census.notes, *source.notes):
         print_line(note, "yellow")

@@ -15,7 +15,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from fraud_ray.data.keys import NO_DAY, Keys, to_date
+from fraud_ray.data.keys import NO_DAY, NO_LABEL, Keys, days_of, to_date, to_day
 from fraud_ray.data.kinds import CATEGORIES, OTHERS, TIMES, Reading
 from fraud_ray.data.source import Partition, Source, read_partition
 from fraud_ray.data.tasks import map_tasks
@@ -24,6 +24,7 @@ from fraud_ray.progress import Update, counted
 from fraud_ray.settings import ColumnSettings, DataSettings
 
 SHOWN_CAUSES = 12  # as many as fill a screen
+MOST_LATE = 0.01  # of a day's rows, so that its labels count as known
 
 Mask = npt.NDArray[np.bool_]
 Facts = dict[str, tuple[str, ...]]
@@ -85,15 +86,18 @@ class ContractViolation(DataError):  # noqa: N818 - the word that the message be
 class Summary:
     """What one partition holds, as folds need it.
 
-    first, last: timestamps in UTC; days: (rows, frauds) by day; fraud_days: each entity with a fraud, and the day;
-    buckets: (rows, frauds) of the entity buckets that occur. Empty where the column for it is not declared.
+    labelled: rows whose label is known; first, last: timestamps in UTC; days: (labelled rows, frauds) by day; late: the
+    other rows by day; fraud_days: each entity with a fraud, and the day; buckets: (labelled rows, frauds) of the entity
+    buckets that occur. Empty where the column for it is not declared.
     """
 
     rows: int
+    labelled: int
     frauds: int
     first: datetime | None
     last: datetime | None
     days: dict[date, tuple[int, int]]
+    late: dict[date, int]
     fraud_days: tuple[tuple[str, date], ...]
     buckets: dict[int, tuple[int, int]]
 
@@ -107,7 +111,7 @@ class Census:
     def __repr__(self) -> str:
         return (
             f"{counted(self.rows, 'row')} in {counted(len(self.summaries), 'partition')} keep the contract; "
-            f"{counted(self.frauds, 'fraud')} ({self.frauds / self.rows:.2%})"
+            + "; ".join([f"{counted(self.frauds, 'fraud')} ({self.fraud_rate:.2%})", *self.notes])
         )
 
     @property
@@ -115,8 +119,18 @@ class Census:
         return sum(summary.rows for summary in self.summaries)
 
     @property
+    def late(self) -> int:
+        """Rows whose label is not known yet."""
+        return self.rows - sum(summary.labelled for summary in self.summaries)
+
+    @property
     def frauds(self) -> int:
         return sum(summary.frauds for summary in self.summaries)
+
+    @property
+    def fraud_rate(self) -> float:
+        """Of the rows whose label is known."""
+        return self.frauds / max(self.rows - self.late, 1)
 
     @property
     def first(self) -> datetime | None:
@@ -126,15 +140,32 @@ class Census:
     def last(self) -> datetime | None:
         return max((s.last for s in self.summaries if s.last), default=None)
 
+    @property
+    def labelled_until(self) -> date | None:
+        """The newest day whose labels are known, of all rows but MOST_LATE; None where there is none."""
+        labelled, late = Counter[date](), Counter[date]()
+        for summary in self.summaries:
+            labelled.update({day: rows for day, (rows, _) in summary.days.items()})
+            late.update(summary.late)
+        known = (day for day, rows in labelled.items() if late[day] <= MOST_LATE * (rows + late[day]))
+        return max(known, default=None)
 
-def validate(source: Source, data: DataSettings, update: Update) -> Census:
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What there is to say of labels that are not known yet."""
+        known = f", known up to {self.labelled_until}" if self.labelled_until else ""
+        return (f"{counted(self.late, 'label')} not known yet{known}",) if self.late else ()
+
+
+def validate(source: Source, data: DataSettings, update: Update, delay_days: int = 0) -> Census:
     """Checks every partition on Ray Data and counts what it holds.
 
-    Raises ContractViolation that lists what all partitions break. update: gets rows done and rows in all.
+    delay_days: for how many days, up to the newest of the source, labels may be missing. update: gets rows done and
+    rows in all. Raises ContractViolation that lists what all partitions break.
     """
     found: dict[int, tuple[list[Violation], Summary | None, Facts]] = {}
     done = 0
-    check_one = partial(_check_partition, root=source.root, data=data)
+    check_one = partial(_check_partition, root=source.root, data=data, newest=source.as_of, delay_days=delay_days)
     for position, outcome in map_tasks(check_one, source.partitions, [p.rows for p in source.partitions]):
         found[position] = outcome
         done += source.partitions[position].rows
@@ -148,17 +179,22 @@ def validate(source: Source, data: DataSettings, update: Update) -> Census:
     return Census(tuple(summary for _, summary, _ in outcomes if summary is not None))
 
 
-def check(table: pa.Table, data: DataSettings, shown: str) -> tuple[list[Violation], Summary | None]:
+def check(
+    table: pa.Table, data: DataSettings, shown: str, newest: date | None = None, delay_days: int = 0
+) -> tuple[list[Violation], Summary | None]:
     """What one partition breaks, and what it holds where it breaks nothing.
 
     table: the declared columns that the partition has, as `read_partition` gives them; shown: its name in messages.
+    newest: the source's newest day, and for how many days up to it labels may be missing.
     """
     broken = check_columns(table, data.columns, shown)
+    if data.label in table.column_names and data.of_kind("timestamp") not in {violation.column for violation in broken}:
+        broken += [Violation(shown, data.label, *found) for found in _check_labels(table, data, newest, delay_days)]
     return (broken, None) if broken else ([], _summarize(table, data))
 
 
 def check_columns(table: pa.Table, columns: Mapping[str, ColumnSettings], shown: str) -> list[Violation]:
-    """What a table, as `read_partition` gives it, breaks of these columns."""
+    """What a table, as `read_partition` gives it, breaks of these columns, but for labels that are missing."""
     return [
         Violation(shown, name, *finding)
         for name, column in columns.items()
@@ -167,14 +203,14 @@ def check_columns(table: pa.Table, columns: Mapping[str, ColumnSettings], shown:
 
 
 def _check_partition(
-    partition: Partition, root: str, data: DataSettings
+    partition: Partition, root: str, data: DataSettings, newest: date | None, delay_days: int
 ) -> tuple[list[Violation], Summary | None, Facts]:
     try:
         table = read_partition(root, partition, data, list(data.columns))
     except DataError as fault:
         message = str(fault).removeprefix(f"{partition.shown} ").removeprefix(f"{partition.shown}: ")
         return [Violation(partition.shown, None, message, partition.rows, 0)], None, {}
-    return *check(table, data, partition.shown), _facts(table, data)
+    return *check(table, data, partition.shown, newest, delay_days), _facts(table, data)
 
 
 def _facts(table: pa.Table, data: DataSettings) -> Facts:
@@ -223,13 +259,29 @@ def _check_column(table: pa.Table, name: str, column: ColumnSettings) -> Iterato
         return
     values = table[name]
     missing = _missing(values)
-    if missing is not None and not column.nulls:
+    if missing is not None and not column.nulls and column.kind != "label":
         yield _found(
             "missing values", missing, values, f"the contract allows none. {_remedy(column, setting, 'nulls')}"
         )
     for what, wrong, allowed in _wrong_values(values, missing, column, setting):
         if wrong.any():
             yield _found(what, wrong, values, allowed)
+
+
+def _check_labels(table: pa.Table, data: DataSettings, newest: date | None, delay_days: int) -> Iterator[Finding]:
+    """Labels that are missing, and not because they are younger than the delay."""
+    values, timestamp = table[data.label], data.of_kind("timestamp")
+    missing, allowed = _missing(values), "the contract allows none. Fix the file."
+    if missing is None:
+        return
+    if timestamp is not None and newest is not None:
+        missing = missing & (days_of(table[timestamp]) <= to_day(newest) - delay_days)
+        allowed = (
+            f"labels may be missing on the newest {counted(delay_days, 'day')} alone (folds.delay_days), of which the "
+            f"last is {newest}. Write them, leave these rows out, or raise folds.delay_days."
+        )
+    if missing.any():
+        yield _found("missing values", missing, values, allowed)
 
 
 def check_type(table: pa.Table, name: str, reading: Reading, setting: str | None = None) -> Finding | None:
@@ -404,22 +456,27 @@ _TYPES: dict[str, tuple[Callable[[pa.DataType], bool], str]] = {
 
 def _summarize(table: pa.Table, data: DataSettings) -> Summary:
     keys = Keys.of(table, data)
-    is_fraud = keys.label == 1
+    is_fraud, is_labelled = keys.label == 1, keys.label != NO_LABEL
     days: dict[date, tuple[int, int]] = {}
+    late: dict[date, int] = {}
     fraud_days: tuple[tuple[str, date], ...] = ()
     buckets: dict[int, tuple[int, int]] = {}
     first = last = None
     if keys.day is not None:
-        days = {to_date(day): both for day, both in _counts(keys.day, is_fraud).items() if day != NO_DAY}
+        counts = _counts(keys.day[is_labelled], is_fraud[is_labelled])
+        days = {to_date(day): both for day, both in counts.items() if day != NO_DAY}
+        unlabelled = keys.day[~is_labelled]
+        late = {to_date(day): rows for day, rows in Counter(unlabelled.tolist()).items() if day != NO_DAY}
         bounds = pc.min_max(table[data.of_kind("timestamp")]).as_py()
         first, last = bounds["min"], bounds["max"]
     if keys.entities is not None:
-        buckets = _counts(keys.entities.buckets, is_fraud)
+        buckets = _counts(keys.entities.buckets[is_labelled], is_fraud[is_labelled])
     if keys.day is not None and keys.entities is not None:
         names = keys.entities.names.take(pa.array(keys.entities.positions[is_fraud])).to_pylist()
         pairs = set(zip(names, keys.day[is_fraud].tolist(), strict=True))
         fraud_days = tuple(sorted((name, to_date(day)) for name, day in pairs if name and day != NO_DAY))
-    return Summary(len(is_fraud), int(is_fraud.sum()), first, last, days, fraud_days, buckets)
+    rows = len(is_fraud), int(is_labelled.sum()), int(is_fraud.sum())
+    return Summary(*rows, first, last, days, late, fraud_days, buckets)
 
 
 def _counts(values: npt.NDArray[np.int64], is_fraud: Mask) -> dict[int, tuple[int, int]]:

@@ -136,7 +136,9 @@ class _Window:
 def _by_time(census: Census, folds: FoldSettings) -> Folds:
     if census.first is None or census.last is None:
         raise DataError("folds.kind: time needs timestamps, and the data holds none but missing ones")
-    begin, end = census.first.date(), census.last.date()
+    begin, end = census.first.date(), census.labelled_until
+    if end is None:
+        raise DataError(f"no day has its labels yet; the data covers {_covers(census)}. Bring older data")
     start = folds.start or end - timedelta(days=folds.days - 1)
     shifts = folds.selection_shift_days
     final = _Window.at("final", start, folds)
@@ -189,7 +191,7 @@ def _by_entity(census: Census, folds: FoldSettings) -> Folds:
 
 
 def _stratified(census: Census, folds: FoldSettings) -> Folds:
-    left = np.array([(s.rows - s.frauds, s.frauds) for s in census.summaries], np.int64)
+    left = np.array([(s.labelled - s.frauds, s.frauds) for s in census.summaries], np.int64)
     totals = left.sum(axis=0)
     held_out = [round(folds.holdout_share * int(n)) for n in totals]
     each = [round(folds.holdout_share * (int(n) - h)) for n, h in zip(totals, held_out, strict=True)]
@@ -273,7 +275,7 @@ def _first_frauds(census: Census, first: date, last: date) -> dict[str, date]:
 
 
 def _covers(census: Census) -> str:
-    held = _shown(census.rows, census.frauds)
+    held = "; ".join([_shown(census.rows, census.frauds), *census.notes])
     if census.first is None or census.last is None:
         return held
     first, last = census.first.date(), census.last.date()

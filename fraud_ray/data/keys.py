@@ -16,6 +16,7 @@ from fraud_ray.settings import DataSettings
 # Entities are counted, and drawn, in this many groups of about equal size.
 BUCKETS = 1_000
 NO_DAY = np.iinfo(np.int64).min
+NO_LABEL = -1
 _MICROSECONDS_A_DAY = 86_400_000_000
 _EPOCH = date(1970, 1, 1).toordinal()
 _HASH_KEY = "fraud_ray/entity"  # 16 bytes, as SipHash wants it; another key gives other folds
@@ -40,8 +41,8 @@ class Entities:
 class Keys:
     """Arrays of the same n rows.
 
-    label: int8 (n,), 0 or 1; day: int64 (n,), days since 1970 in UTC, NO_DAY for a missing timestamp; day and entities
-    are None where the table lacks the column.
+    label: int8 (n,), 0 or 1, NO_LABEL where it is not known yet; day: int64 (n,), days since 1970 in UTC, NO_DAY for a
+    missing timestamp; day and entities are None where the table lacks the column.
     """
 
     label: npt.NDArray[np.int8]
@@ -54,7 +55,7 @@ class Keys:
         timestamp, entity = data.of_kind("timestamp"), data.of_kind("entity")
         held = table.column_names
         return cls(
-            table[data.label].to_numpy().astype(np.int8),
+            pc.fill_null(table[data.label], NO_LABEL).to_numpy(),
             days_of(table[timestamp]) if timestamp in held else None,
             entities_of(table[entity]) if entity in held else None,
         )

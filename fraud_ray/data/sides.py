@@ -9,7 +9,7 @@ from functools import cached_property
 import numpy as np
 import numpy.typing as npt
 
-from fraud_ray.data.keys import Int64, Keys, to_day
+from fraud_ray.data.keys import NO_LABEL, Int64, Keys, to_day
 
 # (legitimate rows, frauds)
 Counts = tuple[int, int]
@@ -19,6 +19,7 @@ Counts = tuple[int, int]
 class Side:
     """The rows of one side of a fold: those of the days `first` to `last` (both included), or of `groups`.
 
+    Rows whose label is not known yet are on no side.
     counts: what each partition has of them, before the limit; limit: most rows, drawn at random in each class, so that
     the fraud rate stays; seed: of that draw.
     """
@@ -54,11 +55,12 @@ class Side:
 
     def holds(self, keys: Keys, groups: Int64 | None) -> npt.NDArray[np.bool_]:
         """Whether each row of a partition is of this side; groups: each row's, where folds are not by time."""
+        is_labelled = keys.label != NO_LABEL
         if groups is not None:
             # Groups are few: comparing with each is faster than np.isin.
-            return np.logical_or.reduce([groups == group for group in self.groups])
+            return is_labelled & np.logical_or.reduce([groups == group for group in self.groups])
         assert keys.day is not None and self.first is not None and self.last is not None, "folds by time have days"
-        return (keys.day >= to_day(self.first)) & (keys.day <= to_day(self.last))
+        return is_labelled & (keys.day >= to_day(self.first)) & (keys.day <= to_day(self.last))
 
     def draw(self, rows: Int64, partition: int, label: npt.NDArray[np.int8]) -> Int64:
         """Those of a partition's rows that stay after the limit, in the order of the partition."""

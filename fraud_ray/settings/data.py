@@ -82,7 +82,7 @@ class ColumnSettings(Frozen):
             if getattr(self, key) is not None and self.kind != kind:
                 raise ValueError(f"'{key}' is for columns of kind '{kind}', this one is '{self.kind}'")
         if self.nulls and self.kind == "label":
-            raise ValueError("a label cannot be missing; leave rows without one out of the data")
+            raise ValueError("labels younger than folds.delay_days may be missing as it is; declare it without 'nulls'")
         return self
 
 
@@ -135,11 +135,13 @@ class FoldSettings(Frozen):
     """`time`: fit, label delay, holdout; `entity`: a share of cards held out; `stratified`: a share of rows,
     fraud rate kept."""
     start: date | None = None
-    """time: first fit day of the final fold; by default the latest that leaves room for delay and holdout."""
+    """time: first fit day of the final fold; by default the latest that leaves room for delay and holdout, on days
+    whose labels are known (of 99 % of the rows). No fold takes in a row whose label is not known yet."""
     fit_days: PositiveInt = 30
     """time: days fitted on."""
     delay_days: NonNegativeInt = 7
-    """time: days between fit and holdout, in which labels are not known yet."""
+    """time: days between fit and holdout, in which labels are not known yet. On as many days, up to the newest, labels
+    may be missing, whatever the kind."""
     holdout_days: PositiveInt = 7
     """time: days held out."""
     selection_shift_days: tuple[PositiveInt, ...] = (7,)
