@@ -59,6 +59,23 @@ def unlabelled(table: pa.Table, rows: int) -> pa.Table:
     return table.set_column(table.column_names.index("is_fraud"), "is_fraud", labels)
 
 
+TIMED_COLUMNS = {**COLUMNS, "known": {"kind": "label_time"}}
+
+
+def timed(table: pa.Table, until: date, seed: int = 0, longest: int = 6) -> pa.Table:
+    """The table with the time when each label became known, up to `longest` days later; as it is when `until` begins,
+    so that later ones are missing. A row's label is known at its own instant, and another's never."""
+    rng = np.random.default_rng([seed, len(table)])
+    stamps = table["timestamp"].to_numpy().astype("datetime64[us]")
+    known = stamps + (rng.random(len(table)) * longest * 86_400e6).astype("timedelta64[us]")
+    known[0] = stamps[0]
+    late = known > np.datetime64(until, "us")
+    late[1] = True
+    labels = pa.array(table["is_fraud"].to_numpy(), pa.int8(), mask=late)
+    table = table.set_column(table.column_names.index("is_fraud"), "is_fraud", labels)
+    return table.append_column("known", pa.array(known, pa.timestamp("us"), mask=late))
+
+
 def days(count: int, first: date = FIRST_DAY) -> list[date]:
     return [first + timedelta(days=i) for i in range(count)]
 

@@ -3,18 +3,30 @@
 from __future__ import annotations
 
 import pickle
-from datetime import date, datetime
+from datetime import date, datetime, timedelta
 from decimal import Decimal
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pytest
 
 from fraud_ray.data.contract import SHOWN_CAUSES, Census, ContractViolation, Violation, check, validate
 from fraud_ray.data.keys import buckets_of
 from fraud_ray.data.source import open_source
 from fraud_ray.settings import DataSettings
-from tests.cards import as_read, card_settings, card_table, days, unlabelled, write_days, write_partition
+from tests.cards import (
+    FIRST_DAY,
+    TIMED_COLUMNS,
+    as_read,
+    card_settings,
+    card_table,
+    days,
+    timed,
+    unlabelled,
+    write_days,
+    write_partition,
+)
 
 NO_LISTENER = lambda done, total, text: None  # noqa: E731
 
@@ -172,6 +184,33 @@ def test_labels_younger_than_the_delay_may_be_missing_and_are_counted():
     )
 
 
+def test_a_label_time_is_not_before_its_transaction_and_says_which_labels_may_be_missing():
+    data = card_settings("data", TIMED_COLUMNS).data
+    table = timed(card_table(), days(3)[-1])
+    late = table["known"].null_count
+    violations, summary = check(as_read(table, data), data, "a.parquet")
+    assert (violations, summary.rows - summary.labelled, sum(summary.late.values())) == ([], late, late)
+    assert late > 5
+    assert sum(rows for rows, _ in summary.known.values()) == summary.labelled == 60 - late
+    # A label whose time is missing is not known yet, whatever it says.
+    told = table.set_column(7, "is_fraud", card_table()["is_fraud"])
+    assert check(as_read(told, data), data, "a.parquet") == ([], summary)
+    early = pc.subtract(table["known"], pa.scalar(timedelta(days=6)))
+    [violation] = check(as_read(table.set_column(9, "known", early), data), data, "a.parquet")[0]
+    assert str(violation).startswith(f"a.parquet: column 'known' has {60 - late} values before the transaction's own")
+    [violation] = check(as_read(unlabelled(told, 60), data), data, "a.parquet")[0]
+    assert f"'is_fraud' has {60 - late} missing values (first at row 0); known says since when they are" in str(
+        violation
+    )
+
+
+def test_a_date_as_label_time_counts_from_its_end_on():
+    data = card_settings("data", TIMED_COLUMNS).data
+    table = card_table().append_column("known", pa.array([FIRST_DAY] * 60))
+    violations, summary = check(as_read(table, data), data, "a.parquet")
+    assert (violations, list(summary.known)) == ([], [(FIRST_DAY, days(2)[-1])])
+
+
 def test_a_day_has_its_labels_where_at_most_one_in_a_hundred_is_missing():
     data, newest = card_settings("data").data, days(4)[-1]
     tables = [unlabelled(card_table(day, rows=200), late) for day, late in zip(days(4), (0, 2, 3, 200), strict=True)]
@@ -205,7 +244,8 @@ def test_the_summary_counts_rows_and_frauds_by_day_and_by_bucket():
     assert summary.days == {day: (n, f) for day, n, f in by_day.itertuples()}
     assert (summary.first, summary.last) == (frame.timestamp.min(), frame.timestamp.max())
     frauds = frame[frame.is_fraud == 1]
-    assert set(summary.fraud_days) == set(zip(frauds.card.astype(str), frauds.timestamp.dt.date, strict=True))
+    of_cards = zip(frauds.card.astype(str), frauds.timestamp.dt.date, strict=True)
+    assert set(summary.fraud_days) == {(card, day, None) for card, day in of_cards}
     buckets = buckets_of(pa.array(frame.card.astype(str)))
     by_bucket = frame.groupby(buckets).is_fraud.agg(["size", "sum"])
     assert summary.buckets == {bucket: (n, f) for bucket, n, f in by_bucket.itertuples()}

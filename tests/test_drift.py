@@ -34,7 +34,7 @@ from fraud_ray.progress import Quiet
 from fraud_ray.registry.tracking import connect
 from fraud_ray.registry.versions import register
 from fraud_ray.settings import DriftSettings, Settings, SimulateSettings, load_settings
-from tests.cards import card_settings, card_table, days, write_days, write_partition
+from tests.cards import TIMED_COLUMNS, card_settings, card_table, days, timed, write_days, write_partition
 from tests.handmade import example, write_bundle
 
 BOUNDS = DriftSettings()
@@ -158,6 +158,15 @@ def test_the_profile_of_partitions_is_that_of_their_rows(tmp_path: Path, ray_ses
     rows = pa.concat_tables(tables)
     expected = Profile.of(rows, columns, rows["is_fraud"])
     assert found == expected
+
+
+def test_a_label_whose_time_is_missing_is_not_counted(tmp_path: Path, ray_session: None):
+    table_ = timed(card_table(), date(2024, 1, 4))
+    told = table_.set_column(7, "is_fraud", card_table()["is_fraud"])
+    write_partition(tmp_path, "a.parquet", told)
+    found = profile_of(tmp_path, columns=TIMED_COLUMNS)
+    assert (found.rows, found.labelled) == (60, 60 - table_["known"].null_count)
+    assert found.frauds == pc.sum(table_["is_fraud"]).as_py()
 
 
 def test_the_newest_days_are_chosen_by_hive_key_or_by_timestamp(tmp_path: Path, ray_session: None):

@@ -20,13 +20,13 @@ from fraud_ray.data.folds import Fold, Folds, plan_folds
 from fraud_ray.data.keys import Keys, buckets_of, entities_of
 from fraud_ray.errors import DataError, SettingsError
 from fraud_ray.settings import Settings, parse_settings
-from tests.cards import COLUMNS, FIRST_DAY, as_read, card_settings, card_table, days, unlabelled
+from tests.cards import COLUMNS, FIRST_DAY, TIMED_COLUMNS, as_read, card_settings, card_table, days, timed, unlabelled
 
 Row = tuple[int, int]  # partition, row in it
 
 
-def plan(tables: Sequence[pa.Table], **folds: Any) -> tuple[Settings, Folds]:
-    settings = card_settings(Path("data"), folds=folds)
+def plan(tables: Sequence[pa.Table], columns: Any = None, **folds: Any) -> tuple[Settings, Folds]:
+    settings = card_settings(Path("data"), columns, folds=folds)
     newest = max(pa.compute.max(table["timestamp"]).as_py() for table in tables).date()
     summaries = [
         check(as_read(table, settings.data), settings.data, "a.parquet", newest, settings.folds.delay_days)[1]
@@ -198,6 +198,53 @@ def test_a_row_without_a_label_is_on_no_side(kind):
     labelled = {(i, row) for i, t in enumerate(tables) for row in np.flatnonzero(t["is_fraud"].is_valid()).tolist()}
     assert found["final", "fit"] | found["final", "holdout"] == labelled
     assert len(labelled) == 6 * 60 + 2 * 4
+
+
+# Label times
+
+
+def sides_by_definition(frame: pd.DataFrame, fold: Fold, removes: bool) -> dict[str, set[Row]]:
+    """Row by row: fitted on is what was known when the holdout began; held out what is known by now, but for entities
+    of which a fraud was known when its day began."""
+    known = frame[frame.known.notna()]
+    day, begins = known.timestamp.dt.date, pd.Timestamp(fold.holdout.first)
+    fit = known[(day >= fold.fit.first) & (day <= fold.fit.last) & (known.known <= begins)]
+    kept: set[Row] = set()
+    for held_out in days((fold.holdout.last - fold.holdout.first).days + 1, fold.holdout.first):
+        midnight = pd.Timestamp(held_out)
+        earlier = known[(known.is_fraud == 1) & (day >= fold.fit.first) & (known.timestamp < midnight)]
+        told = set(earlier[earlier.known <= midnight].card) if removes else set()
+        remaining = known[(day == held_out) & ~known.card.isin(told)]
+        kept |= set(zip(remaining.partition, remaining.row, strict=True))
+    return {"fit": set(zip(fit.partition, fit.row, strict=True)), "holdout": kept}
+
+
+@pytest.mark.parametrize(("removes", "delay_days"), [(False, 0), (True, 0), (True, 2)])
+def test_with_label_times_a_fold_knows_what_was_known_when_its_holdout_began(removes, delay_days):
+    tables = [timed(card_table(day, rows=150), days(31)[-1], seed) for seed, day in enumerate(days(30))]
+    asked = {"fit_days": 6, "delay_days": delay_days, "holdout_days": 5, "selection_shift_days": [5]}
+    settings, folds = plan(tables, TIMED_COLUMNS, **asked, remove_compromised=removes)
+    frame = pd.concat(
+        [t.to_pandas().assign(partition=i, row=range(t.num_rows)) for i, t in enumerate(tables)], ignore_index=True
+    )
+    late = frame.known.isna().groupby(frame.timestamp.dt.date).mean()
+    assert folds.final.holdout.last == late[late <= 0.01].index.max() < date(2024, 1, 27)
+    found = rows_of(tables, settings, folds)
+    for fold in folds.all:
+        expected = sides_by_definition(frame, fold, removes)
+        assert {side: found[fold.name, side] for side in ("fit", "holdout")} == expected
+        assert len(expected["fit"]) < 6 * 150 - 100
+        assert (len(expected["holdout"]) < 5 * 149 - 100) == removes
+
+
+def test_only_the_fraud_that_a_bank_was_told_of_is_no_label_time():
+    tables = [timed(card_table(day), days(13)[-1]) for day in days(12)]
+    frauds = [
+        t.set_column(9, "known", pa.compute.if_else(pa.compute.equal(t["is_fraud"], 1), t["known"], None))
+        for t in tables
+    ]
+    with pytest.raises(DataError, match="Bring older data, and the label times of legitimate rows, too"):
+        plan(frauds, TIMED_COLUMNS, fit_days=4, delay_days=0, holdout_days=2, selection_shift_days=[2])
 
 
 # By entity, and stratified

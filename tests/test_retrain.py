@@ -16,8 +16,9 @@ from typer.testing import CliRunner
 
 from fraud_ray import pipeline
 from fraud_ray.cli import app
+from fraud_ray.data.contract import ContractViolation
 from fraud_ray.data.folds import at_newest_window
-from fraud_ray.data.source import Source
+from fraud_ray.data.source import Source, open_source
 from fraud_ray.decision.bootstrap import differences, intervals
 from fraud_ray.decision.comparison import Comparison, Predictions, compare, judged_by
 from fraud_ray.errors import DataError, SettingsError
@@ -28,7 +29,7 @@ from fraud_ray.registry.tracking import connect
 from fraud_ray.runs import Outcome
 from fraud_ray.settings import Loaded, Settings, load_settings
 from fraud_ray.storage import Storage
-from tests.cards import card_settings
+from tests.cards import TIMED_COLUMNS, card_settings, card_table, days, timed, write_partition
 from tests.line import local
 
 MODEL = "fraud-detection-production"
@@ -44,6 +45,22 @@ def test_the_window_ends_where_labels_are_mature() -> None:
     # Newest mature label 06-27: holdout 06-24 to 06-27, delay 06-21 to 06-23, fit 06-11 to 06-20.
     assert adjusted.settings.folds.start == date(2024, 6, 11)
     assert adjusted.notes == ("a note", "labels are mature up to 2024-06-27, 3 days before the newest data")
+
+
+def test_with_label_times_the_window_ends_on_the_newest_day_whose_labels_are_known(tmp_path: Path) -> None:
+    for day in days(20):
+        table = timed(card_table(day, rows=150), days(21)[-1], longest=3)
+        write_partition(tmp_path / "data", f"date={day}/part-0.parquet", table)
+    folds = {"fit_days": 6, "delay_days": 0, "holdout_days": 4, "selection_shift_days": [4]}
+    settings = card_settings(tmp_path / "data", TIMED_COLUMNS, folds=folds)
+    adjusted = at_newest_window(Loaded(settings, "cards"), open_source(settings.data))
+    # Labels take up to three days, and two or fewer of a day's 150 rows are missing but for the last three days.
+    assert adjusted.settings.folds.start == days(8)[-1]
+    assert adjusted.notes == (f"labels are known up to {days(17)[-1]}, by known",)
+    numbers = table.set_column(9, "known", pa.array(range(150)))
+    write_partition(tmp_path / "data", "numbers.parquet", numbers)
+    with pytest.raises(ContractViolation, match=r"numbers.parquet: column 'known' .* data.columns.known.unit"):
+        at_newest_window(Loaded(settings, "cards"), open_source(settings.data))
 
 
 def test_folds_and_data_without_days_are_refused_with_what_to_do() -> None:

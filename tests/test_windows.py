@@ -21,6 +21,7 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from fraud_ray.data.contract import ContractViolation
+from fraud_ray.data.keys import known_since
 from fraud_ray.data.source import Source, open_source
 from fraud_ray.errors import DataError
 from fraud_ray.scoring.raw import read_labels
@@ -31,7 +32,18 @@ from fraud_ray.windows.definition import DAY, Definition, Measure
 from fraud_ray.windows.measures import compute
 from fraud_ray.windows.state import Windowed, add_windows, load_state
 from fraud_ray.windows.timeline import Transactions
-from tests.cards import COLUMNS, FIRST_DAY, card_settings, card_table, days, unlabelled, write_days, write_partition
+from tests.cards import (
+    COLUMNS,
+    FIRST_DAY,
+    TIMED_COLUMNS,
+    card_settings,
+    card_table,
+    days,
+    timed,
+    unlabelled,
+    write_days,
+    write_partition,
+)
 
 OF_ALL = ("count", "sum", "mean", "min", "max", "std", "distinct", "since_last", "since_first")
 OF_LABELS = (*OF_ALL, "share", "streak", "since_streak", "ratio_to_mean", "ratio_to_max", "deviations")
@@ -73,28 +85,36 @@ def transactions(rows: Sequence[Row]) -> Transactions:
     )
 
 
+Seen = tuple[int, int | None, bool]  # time in microseconds, value in hundredths, fraud
+
+
 def by_definition(rows: Sequence[Row], at: int, measure: Measure) -> float:
     """One value, by looking at every row: slow, and plainly what the documentation says."""
     entity, quarter, value, _ = rows[at]
     now = quarter * (DAY // 4)
     seen = []
-    for i, (other, then, *_) in enumerate(rows):
+    for i, (other, then, of, fraud) in enumerate(rows):
         age = now - then * (DAY // 4)
         if other != entity or age >= measure.delay + measure.length:
             continue
         if (i == at and measure.current) or (i != at and age >= measure.delay and age > 0):
-            seen.append(rows[i])
-    counts = {"all": lambda r: True, "frauds": lambda r: r[3], "legitimate": lambda r: not r[3]}[measure.among]
+            seen.append((then * (DAY // 4), of, fraud))
+    return of_seen(seen, now, value, measure)
+
+
+def of_seen(seen: Sequence[Seen], now: int, value: int | None, measure: Measure) -> float:
+    """What a measure is of the rows in a window, for a row with its own value at a time in microseconds."""
+    counts = {"all": lambda r: True, "frauds": lambda r: r[2], "legitimate": lambda r: not r[2]}[measure.among]
     members = [row for row in seen if counts(row)]
-    present = [v / 100 for _, _, v, _ in members if v is not None]
-    ages = [(now - q * (DAY // 4)) / DAY for _, q, _, _ in members]
+    present = [v / 100 for _, v, _ in members if v is not None]
+    ages = [(now - time) / DAY for time, *_ in members]
     mean = sum(present) / len(present) if present else math.nan
     own = math.nan if value is None else value / 100
     spread = statistics.stdev(present) if len(present) > 1 else math.nan
     largest = max(present, default=math.nan)
     # Rows of one instant have no order: all of them count, or a streak begins after them.
-    broken = max((q for _, q, *_ in (row for row in seen if not counts(row))), default=-1)
-    streak = [(now - q * (DAY // 4)) / DAY for _, q, *_ in seen if q > broken]
+    broken = max((time for time, *_ in (row for row in seen if not counts(row))), default=-1)
+    streak = [(now - time) / DAY for time, *_ in seen if time > broken]
 
     def over(above: float, below: float) -> float:
         return above / below if below and not math.isnan(below) else math.nan
@@ -156,6 +176,65 @@ def test_nothing_later_and_no_young_label_is_seen(rows: list[Row]) -> None:
     if known:
         without = compute(transactions(known), asked[[i for i, r in enumerate(rows) if r[1] <= now]], EVERY, 2)
         assert all(with_future[name].tobytes() == without[name].tobytes() for name in without)
+
+
+# By label time: the same rows, and how many quarters of a day each label took, if it is known at all.
+took_of = st.lists(st.none() | st.integers(0, 11), min_size=25, max_size=25)
+BY_LABEL_TIME = [
+    Measure(f"{kind}:{among}:{delay}", kind, "x", among, 2 * DAY, delay, False, wait=2 * DAY)
+    for kind in OF_LABELS
+    for among in ("frauds", "legitimate")
+    for delay in (0, DAY // 2)
+]
+
+
+def with_label_times(rows: Sequence[Row], took: Sequence[int | None]) -> Transactions:
+    some = transactions(rows)
+    # As files say it: a label may be known at the transaction's own instant.
+    quarters = [None if t is None else then + t for (_, then, *_), t in zip(rows, took, strict=False)]
+    known = pa.chunked_array([[None if quarter is None else quarter * (DAY // 4) for quarter in quarters]], pa.int64())
+    return replace(some, known=known_since(known, pa.chunked_array([some.time])))
+
+
+def by_label_time(rows: Sequence[Row], took: Sequence[int | None], at: int, measure: Measure) -> float:
+    """One value, by looking at the label of every row: it counts from when it is known, but not at its own row."""
+    entity, quarter, value, _ = rows[at]
+    now, seen = quarter * (DAY // 4), []
+    for (other, then, of, fraud), quarters in zip(rows, took, strict=False):
+        if other != entity or quarters is None or quarters * (DAY // 4) > measure.wait:
+            continue
+        known = max((then + quarters) * (DAY // 4), then * (DAY // 4) + 1)
+        if measure.delay <= now - known < measure.delay + measure.length:
+            seen.append((known, of, fraud))
+    return of_seen(seen, now, value, measure)
+
+
+@hypothesis_settings(max_examples=150, deadline=None)
+@given(rows_of, took_of)
+def test_with_label_times_every_column_is_what_looking_at_every_label_gives(
+    rows: list[Row], took: list[int | None]
+) -> None:
+    # Beside columns that are not by label, which label times do not change.
+    measures = [*EVERY[:20], *BY_LABEL_TIME]
+    got = compute(with_label_times(rows, took), np.ones(len(rows), bool), measures, decimals=2)
+    for measure in BY_LABEL_TIME:
+        expected = [by_label_time(rows, took, at, measure) for at in range(len(rows))]
+        np.testing.assert_allclose(got[measure.name], expected, rtol=1e-6, atol=1e-9, err_msg=measure.name)
+    without = compute(transactions(rows), np.ones(len(rows), bool), EVERY[:20], decimals=2)
+    assert all(got[name].tobytes() == values.tobytes() for name, values in without.items())
+
+
+@hypothesis_settings(max_examples=60, deadline=None)
+@given(rows_of)
+def test_labels_that_all_take_as_long_are_as_with_a_delay(rows: list[Row]) -> None:
+    delayed = [measure for measure in EVERY if measure.among != "all"]
+    waiting = [replace(measure, delay=0, wait=DAY) for measure in delayed]
+    everything = np.ones(len(rows), bool)
+    by_delay = compute(transactions(rows), everything, delayed, decimals=2)
+    by_time = compute(with_label_times(rows, [4] * len(rows)), everything, waiting, decimals=2)
+    for name, values in by_delay.items():
+        days_later = 1 if name.startswith("since") else 0  # since the transaction there, since its label here
+        np.testing.assert_allclose(by_time[name] + days_later, values, rtol=1e-6, atol=1e-6, err_msg=name)
 
 
 def test_keys_that_do_not_fit_in_64_bits_are_taken_in_blocks() -> None:
@@ -371,6 +450,37 @@ def test_labels_that_are_not_known_yet_are_in_nobodys_window(tmp_path, storage, 
     assert read(late).select(definition.names).equals(read(whole).select(definition.names))
 
 
+def test_label_times_that_come_by_id_day_by_day_give_what_one_computation_gives(tmp_path, storage, ray_session):
+    tables = [timed(card_table(day), days(8)[-1], seed, longest=4) for seed, day in enumerate(days(7))]
+    for day, table in zip(days(7), tables, strict=True):
+        write_partition(tmp_path / "data", f"date={day}/part-0.parquet", table)
+        write_partition(tmp_path / "bare", f"date={day}/part-0.parquet", table.drop_columns(["is_fraud", "known"]))
+    # Labels that took more than three days are in no window, so that a state need not wait for them.
+    declared = {"label_delay_days": 3, "columns": WINDOWS}
+    definition = definition_of(card_settings(tmp_path / "data", TIMED_COLUMNS, windows=declared))
+    whole = read(add_windows(open_source(definition.data), definition, storage, quiet))
+
+    def opened(name: str) -> Source:
+        return open_source(definition.data.model_copy(update={"path": str(tmp_path / name)}))
+
+    def as_of(number: int) -> list[pa.Table]:
+        """What is known when so many days are over."""
+        return [timed(card_table(day), days(number + 1)[-1], seed, 4) for seed, day in enumerate(days(number))]
+
+    write_partition(tmp_path / "first", f"date={FIRST_DAY}/part-0.parquet", as_of(1)[0])
+    made = add_windows(opened("first"), definition, storage, quiet)
+    got = [read(made).select(definition.names)]
+    for number in range(2, 8):
+        told = pa.concat_tables(as_of(number)).select(["transaction_id", "is_fraud", "known"]).drop_null()
+        write_partition(tmp_path / f"labels-{number}", "all.parquet", told)
+        labels = read_labels(opened(f"labels-{number}"), definition.data)
+        day = opened(f"bare/date={days(number)[-1]}")
+        made = add_windows(day, definition, storage, quiet, made.state, labels)
+        got.append(read(made).select(definition.names))
+    assert pa.concat_tables(got).equals(whole.select(definition.names))
+    assert pc.sum(whole["shop_risk_2d"]).as_py() > 50
+
+
 def test_killed_on_the_way_and_repeated_nothing_is_counted_twice(tmp_path, storage, ray_session, monkeypatch):
     write_days(tmp_path / "data", 3)
     definition, (second, third), made = by_day(tmp_path / "data", storage, 2)
@@ -486,6 +596,18 @@ def test_a_declaration_that_cannot_be_meant_is_refused(message, fault, tmp_path)
     with pytest.raises(ValueError) as refusal:
         windowed_settings(tmp_path, columns=columns)
     assert message in str(refusal.value)
+
+
+def test_with_label_times_windows_say_how_long_a_label_may_take(tmp_path):
+    early = {"early": {"compute": "count", "among": "frauds", "entity": "card", "days": [1], "delay_days": 0.5}}
+    with pytest.raises(ValueError, match=r"windows.label_delay_days: with a column of kind 'label_time', give"):
+        card_settings(tmp_path, TIMED_COLUMNS, windows={"columns": {**WINDOWS, **early}})
+    declared = {"columns": {**WINDOWS, **early}, "label_delay_days": 90}
+    definition = definition_of(card_settings(tmp_path, TIMED_COLUMNS, windows=declared, folds={"delay_days": 0}))
+    measures = {measure.name: measure for group in definition.groups for measure in group.measures}
+    assert (measures["early"].delay, measures["early"].wait) == (DAY // 2, 90 * DAY)
+    assert (measures["shop_risk_1d"].delay, measures["card_n_1d"].wait) == (0, 0)
+    assert {group.horizon for group in definition.groups if group.entity == "category"} == {93 * DAY, 92 * DAY, DAY}
 
 
 def test_labels_known_to_windows_before_they_are_to_a_fit_are_refused(tmp_path):

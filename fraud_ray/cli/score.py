@@ -32,7 +32,8 @@ def score(
         str | None,
         typer.Option(
             metavar="DIR",
-            help="Folder or URI of labels, by id, of earlier transactions; for a model of window columns.",
+            help="Folder or URI of labels, by id and with their times where those are declared, of earlier "
+            "transactions; for a model of window columns.",
         ),
     ] = None,
     state: Annotated[

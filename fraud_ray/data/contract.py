@@ -87,8 +87,10 @@ class Summary:
     """What one partition holds, as folds need it.
 
     labelled: rows whose label is known; first, last: timestamps in UTC; days: (labelled rows, frauds) by day; late: the
-    other rows by day; fraud_days: each entity with a fraud, and the day; buckets: (labelled rows, frauds) of the entity
-    buckets that occur. Empty where the column for it is not declared.
+    other rows by day; known: (labelled rows, frauds) by day and by the first day at whose beginning the label is known;
+    fraud_days: each entity with a fraud, the day, and the first one at whose beginning that is known, None where no
+    label times are declared; buckets: (labelled rows, frauds) of the entity buckets that occur. Empty where the column
+    for it is not declared.
     """
 
     rows: int
@@ -98,7 +100,8 @@ class Summary:
     last: datetime | None
     days: dict[date, tuple[int, int]]
     late: dict[date, int]
-    fraud_days: tuple[tuple[str, date], ...]
+    known: dict[tuple[date, date], tuple[int, int]]
+    fraud_days: tuple[tuple[str, date, date | None], ...]
     buckets: dict[int, tuple[int, int]]
 
 
@@ -188,8 +191,9 @@ def check(
     newest: the source's newest day, and for how many days up to it labels may be missing.
     """
     broken = check_columns(table, data.columns, shown)
-    if data.label in table.column_names and data.of_kind("timestamp") not in {violation.column for violation in broken}:
-        broken += [Violation(shown, data.label, *found) for found in _check_labels(table, data, newest, delay_days)]
+    times = {data.of_kind("timestamp"), data.of_kind("label_time")}
+    if data.label in table.column_names and not times & {violation.column for violation in broken}:
+        broken += [Violation(shown, *found) for found in _check_labels(table, data, newest, delay_days)]
     return (broken, None) if broken else ([], _summarize(table, data))
 
 
@@ -259,7 +263,7 @@ def _check_column(table: pa.Table, name: str, column: ColumnSettings) -> Iterato
         return
     values = table[name]
     missing = _missing(values)
-    if missing is not None and not column.nulls and column.kind != "label":
+    if missing is not None and not column.nulls and column.kind not in {"label", "label_time"}:
         yield _found(
             "missing values", missing, values, f"the contract allows none. {_remedy(column, setting, 'nulls')}"
         )
@@ -268,20 +272,37 @@ def _check_column(table: pa.Table, name: str, column: ColumnSettings) -> Iterato
             yield _found(what, wrong, values, allowed)
 
 
-def _check_labels(table: pa.Table, data: DataSettings, newest: date | None, delay_days: int) -> Iterator[Finding]:
-    """Labels that are missing, and not because they are younger than the delay."""
-    values, timestamp = table[data.label], data.of_kind("timestamp")
+def _check_labels(
+    table: pa.Table, data: DataSettings, newest: date | None, delay_days: int
+) -> Iterator[tuple[str, str, int, int]]:
+    """Labels that are missing, and not because they cannot be known yet; label times before the transaction's own.
+
+    Each with the column.
+    """
+    values, timestamp, label_time = table[data.label], data.of_kind("timestamp"), data.of_kind("label_time")
+    if timestamp is not None and label_time is not None:
+        early = pc.fill_null(pc.less(table[label_time], table[timestamp]), False).to_numpy()
+        if early.any():
+            allowed = (
+                "no label is known before its transaction. Fix the file; where only the day is known, write dates, "
+                "which count from their end on."
+            )
+            what = f"values before the transaction's own {timestamp}"
+            yield label_time, *_found(what, early, table[label_time], allowed)
     missing, allowed = _missing(values), "the contract allows none. Fix the file."
     if missing is None:
         return
-    if timestamp is not None and newest is not None:
+    if label_time is not None:
+        missing = missing & pc.is_valid(table[label_time]).to_numpy()
+        allowed = f"{label_time} says since when they are known. Write them, or leave {label_time} empty there."
+    elif timestamp is not None and newest is not None:
         missing = missing & (days_of(table[timestamp]) <= to_day(newest) - delay_days)
         allowed = (
             f"labels may be missing on the newest {counted(delay_days, 'day')} alone (folds.delay_days), of which the "
             f"last is {newest}. Write them, leave these rows out, or raise folds.delay_days."
         )
     if missing.any():
-        yield _found("missing values", missing, values, allowed)
+        yield data.label, *_found("missing values", missing, values, allowed)
 
 
 def check_type(table: pa.Table, name: str, reading: Reading, setting: str | None = None) -> Finding | None:
@@ -459,28 +480,40 @@ def _summarize(table: pa.Table, data: DataSettings) -> Summary:
     is_fraud, is_labelled = keys.label == 1, keys.label != NO_LABEL
     days: dict[date, tuple[int, int]] = {}
     late: dict[date, int] = {}
-    fraud_days: tuple[tuple[str, date], ...] = ()
+    known: dict[tuple[date, date], tuple[int, int]] = {}
+    fraud_days: tuple[tuple[str, date, date | None], ...] = ()
     buckets: dict[int, tuple[int, int]] = {}
     first = last = None
     if keys.day is not None:
-        counts = _counts(keys.day[is_labelled], is_fraud[is_labelled])
-        days = {to_date(day): both for day, both in counts.items() if day != NO_DAY}
+        counts = _counts(is_fraud[is_labelled], keys.day[is_labelled])
+        days = {to_date(day): both for (day,), both in counts.items() if day != NO_DAY}
         unlabelled = keys.day[~is_labelled]
         late = {to_date(day): rows for day, rows in Counter(unlabelled.tolist()).items() if day != NO_DAY}
+        if keys.known is not None:
+            counts = _counts(is_fraud[is_labelled], keys.day[is_labelled], keys.known[is_labelled])
+            known = {(to_date(day), to_date(since)): both for (day, since), both in counts.items() if day != NO_DAY}
         bounds = pc.min_max(table[data.of_kind("timestamp")]).as_py()
         first, last = bounds["min"], bounds["max"]
     if keys.entities is not None:
-        buckets = _counts(keys.entities.buckets[is_labelled], is_fraud[is_labelled])
+        counts = _counts(is_fraud[is_labelled], keys.entities.buckets[is_labelled])
+        buckets = {bucket: both for (bucket,), both in counts.items()}
     if keys.day is not None and keys.entities is not None:
         names = keys.entities.names.take(pa.array(keys.entities.positions[is_fraud])).to_pylist()
-        pairs = set(zip(names, keys.day[is_fraud].tolist(), strict=True))
-        fraud_days = tuple(sorted((name, to_date(day)) for name, day in pairs if name and day != NO_DAY))
+        since = np.full(len(names), NO_DAY) if keys.known is None else keys.known[is_fraud]
+        found = sorted(set(zip(names, keys.day[is_fraud].tolist(), since.tolist(), strict=True)))
+        fraud_days = tuple(
+            (name, to_date(day), None if since == NO_DAY else to_date(since))
+            for name, day, since in found
+            if name and day != NO_DAY
+        )
     rows = len(is_fraud), int(is_labelled.sum()), int(is_fraud.sum())
-    return Summary(*rows, first, last, days, late, fraud_days, buckets)
+    return Summary(*rows, first, last, days, late, known, fraud_days, buckets)
 
 
-def _counts(values: npt.NDArray[np.int64], is_fraud: Mask) -> dict[int, tuple[int, int]]:
-    """(rows, frauds) by value."""
-    grouped = pa.table({"value": values, "fraud": is_fraud}).group_by("value", use_threads=False)
+def _counts(is_fraud: Mask, *values: npt.NDArray[np.int64]) -> dict[tuple[int, ...], tuple[int, int]]:
+    """(rows, frauds) by the values of each row."""
+    columns = {str(position): of_rows for position, of_rows in enumerate(values)}
+    grouped = pa.table({**columns, "fraud": is_fraud}).group_by(list(columns), use_threads=False)
     counted = grouped.aggregate([("fraud", "count"), ("fraud", "sum")]).to_pydict()
-    return dict(zip(counted["value"], zip(counted["fraud_count"], counted["fraud_sum"], strict=True), strict=True))
+    both = zip(counted["fraud_count"], counted["fraud_sum"], strict=True)
+    return dict(zip(zip(*(counted[name] for name in columns), strict=True), both, strict=True))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from datetime import date, timedelta
 
@@ -11,23 +12,24 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from fraud_ray.data.contract import Census
+from fraud_ray.data.contract import MOST_LATE, Census, ContractViolation, Summary, Violation, check
 from fraud_ray.data.keys import BUCKETS, Int64, Keys, to_day
 from fraud_ray.data.sides import Counts, EntityGroups, Side, StratifiedGroups, apportion
-from fraud_ray.data.source import Source
+from fraud_ray.data.source import FOOTER_THREADS, Partition, Source, read_partition
 from fraud_ray.errors import DataError, SettingsError
 from fraud_ray.progress import counted
-from fraud_ray.settings import FoldSettings, Loaded
+from fraud_ray.settings import DataSettings, FoldSettings, Loaded
 
 SIDES = ("fit", "holdout")
+_PLACING = ("timestamp", "label", "label_time")
 
 
 @dataclass(frozen=True)
 class Fold:
     """One fold. span: what it is, in words.
 
-    compromised: entities and the day of their first fraud since the first fit day; such an entity is left out of the
-    holdout days after that day and the label delay of `delay_days`.
+    compromised: entities with a fraud since the first fit day, and the first day at whose beginning it was known; such
+    an entity is left out of the holdout from that day on.
     """
 
     name: str
@@ -35,7 +37,6 @@ class Fold:
     fit: Side
     holdout: Side
     compromised: dict[str, date] = field(default_factory=dict)
-    delay_days: int = 0
 
     def side(self, name: str) -> Side:
         """By one of SIDES."""
@@ -136,9 +137,7 @@ class _Window:
 def _by_time(census: Census, folds: FoldSettings) -> Folds:
     if census.first is None or census.last is None:
         raise DataError("folds.kind: time needs timestamps, and the data holds none but missing ones")
-    begin, end = census.first.date(), census.labelled_until
-    if end is None:
-        raise DataError(f"no day has its labels yet; the data covers {_covers(census)}. Bring older data")
+    begin, end = census.first.date(), _labelled_until(census)
     start = folds.start or end - timedelta(days=folds.days - 1)
     shifts = folds.selection_shift_days
     final = _Window.at("final", start, folds)
@@ -156,17 +155,15 @@ def _by_time(census: Census, folds: FoldSettings) -> Folds:
         )
         lines = [f"fold '{w.name}' ({w.span}) lies outside of the data" for w in outside]
         raise DataError("\n".join([*lines, f"The data covers {_covers(census)}. {remedy}, or bring more data."]))
-    daily = [{to_day(day): counts for day, counts in summary.days.items()} for summary in census.summaries]
 
     def fold(window: _Window) -> Fold:
-        known = window.holdout[1] - timedelta(days=folds.delay_days + 1)
+        known_by = window.holdout[0]
         return Fold(
             window.name,
             window.span,
-            Side(_of_days(daily, *window.fit), *window.fit),
-            Side(_of_days(daily, *window.holdout), *window.holdout),
-            _first_frauds(census, window.fit[0], known) if folds.remove_compromised else {},
-            folds.delay_days,
+            Side(_of_days(census, *window.fit, known_by), *window.fit, known_by=known_by),
+            Side(_of_days(census, *window.holdout), *window.holdout),
+            _first_known(census, window, folds.delay_days) if folds.remove_compromised else {},
         )
 
     return _limited([fold(w) for w in selection], fold(final), folds, _covers(census))
@@ -253,25 +250,42 @@ def _is_compromised(fold: Fold, keys: Keys) -> npt.NDArray[np.bool_]:
     never = np.iinfo(np.int64).max
     found = pc.index_in(keys.entities.names, pa.array(fold.compromised, pa.string()))
     known = np.array([*(to_day(day) for day in fold.compromised.values()), never], np.int64)
-    first_fraud = known[pc.fill_null(found, len(known) - 1).to_numpy()]
-    return first_fraud[keys.entities.positions] <= keys.day - fold.delay_days - 1
+    known_from = known[pc.fill_null(found, len(known) - 1).to_numpy()]
+    return known_from[keys.entities.positions] <= keys.day
 
 
-def _of_days(daily: Sequence[dict[int, Counts]], first: date, last: date) -> tuple[Counts, ...]:
-    """(legitimate, frauds) of each partition in the days first to last, from (rows, frauds) by day."""
-    low, high = to_day(first), to_day(last)
-    inside = ([counts for day, counts in days.items() if low <= day <= high] for days in daily)
-    return tuple((sum(r - f for r, f in days), sum(f for _, f in days)) for days in inside)
+def _of_days(census: Census, first: date, last: date, known_by: date | None = None) -> tuple[Counts, ...]:
+    """(legitimate, frauds) of each partition in the days first to last; of those known by the beginning of a day."""
+
+    def inside(summary: Summary) -> list[tuple[int, int]]:
+        if known_by is None or not summary.known:
+            return [both for day, both in summary.days.items() if first <= day <= last]
+        return [both for (day, known), both in summary.known.items() if first <= day <= last and known <= known_by]
+
+    of_partitions = map(inside, census.summaries)
+    return tuple((sum(r - f for r, f in days), sum(f for _, f in days)) for days in of_partitions)
 
 
-def _first_frauds(census: Census, first: date, last: date) -> dict[str, date]:
-    """Entities with a fraud in the days first to last, and the first such day."""
+def _first_known(census: Census, window: _Window, delay_days: int) -> dict[str, date]:
+    """Entities with a fraud since the first fit day, and the first day at whose beginning it was known."""
     found: dict[str, date] = {}
     for summary in census.summaries:
-        for entity, day in summary.fraud_days:
-            if first <= day <= last and day < found.get(entity, date.max):
-                found[entity] = day
+        for entity, day, known in summary.fraud_days:
+            if window.fit[0] <= day <= window.holdout[1]:
+                known = known or day + timedelta(days=delay_days + 1)
+                if known <= window.holdout[1] and known < found.get(entity, date.max):
+                    found[entity] = known
     return found
+
+
+def _labelled_until(census: Census) -> date:
+    """Raises DataError where no day has its labels."""
+    if census.labelled_until is None:
+        raise DataError(
+            f"no day has its labels yet: of each, more than {MOST_LATE:.0%} are missing, or have no label time. The "
+            f"data covers {_covers(census)}. Bring older data, and the label times of legitimate rows, too"
+        )
+    return census.labelled_until
 
 
 def _covers(census: Census) -> str:
@@ -287,9 +301,10 @@ def _shown(rows: int, frauds: int) -> str:
 
 
 def at_newest_window(loaded: Loaded, source: Source) -> Loaded:
-    """The settings with the final fold's last day as new as labels allow: `folds.delay_days` before the newest data.
+    """The settings with the final fold's last day as new as labels allow: `folds.delay_days` before the newest data,
+    or, where label times are declared, the newest day whose labels are known.
 
-    Raises SettingsError for folds that are not by time, DataError for data without days.
+    Raises SettingsError for folds that are not by time, DataError for data without days or labels.
     """
     folds = loaded.settings.folds
     if folds.kind != "time":
@@ -297,13 +312,39 @@ def at_newest_window(loaded: Loaded, source: Source) -> Loaded:
             f"folds.kind is {folds.kind}, but a retraining looks at the newest window: set folds.kind to time, or use "
             "`fraud-ray run`"
         )
-    if source.as_of is None:
+    label_time = loaded.settings.data.of_kind("label_time")
+    if label_time is None and source.as_of is None:
         raise DataError(
             f"{source.root} has neither 'date=' folders nor timestamps in its footers' statistics, by which a "
             "retraining finds the newest window; write it with one of them, or set folds.start and use `fraud-ray run`"
         )
-    newest = source.as_of - timedelta(days=folds.delay_days)
+    if label_time is not None:
+        newest = _newest_labelled(source, loaded.settings.data)
+        note = f"labels are known up to {newest}, by {label_time}"
+    else:
+        assert source.as_of is not None, "refused above"
+        newest = source.as_of - timedelta(days=folds.delay_days)
+        note = f"labels are mature up to {newest}, {counted(folds.delay_days, 'day')} before the newest data"
     start = newest - timedelta(days=folds.days - 1)
-    note = f"labels are mature up to {newest}, {counted(folds.delay_days, 'day')} before the newest data"
     settings = loaded.settings.model_copy(update={"folds": folds.model_copy(update={"start": start})})
     return replace(loaded, settings=settings, notes=(*loaded.notes, note))
+
+
+def _newest_labelled(source: Source, data: DataSettings) -> date:
+    """The newest day whose labels are known, which takes a pass over the times and the labels, in this process.
+
+    Raises ContractViolation for columns that break the contract, DataError where no day has its labels.
+    """
+    placing = {name: column for name, column in data.columns.items() if column.kind in _PLACING}
+    narrow = data.model_copy(update={"columns": placing})
+
+    def look(partition: Partition) -> tuple[list[Violation], Summary | None]:
+        return check(read_partition(source.root, partition, narrow, list(placing)), narrow, partition.shown)
+
+    with ThreadPoolExecutor(FOOTER_THREADS) as pool:
+        looks = list(pool.map(look, source.partitions))
+    violations = [violation for broken, _ in looks for violation in broken]
+    if violations:
+        raise ContractViolation(violations, len(source.partitions))
+    census = Census(tuple(summary for _, summary in looks if summary is not None))
+    return _labelled_until(census)

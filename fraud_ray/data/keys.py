@@ -17,6 +17,7 @@ from fraud_ray.settings import DataSettings
 BUCKETS = 1_000
 NO_DAY = np.iinfo(np.int64).min
 NO_LABEL = -1
+NEVER = np.iinfo(np.int64).max
 _MICROSECONDS_A_DAY = 86_400_000_000
 _EPOCH = date(1970, 1, 1).toordinal()
 _HASH_KEY = "fraud_ray/entity"  # 16 bytes, as SipHash wants it; another key gives other folds
@@ -42,23 +43,52 @@ class Keys:
     """Arrays of the same n rows.
 
     label: int8 (n,), 0 or 1, NO_LABEL where it is not known yet; day: int64 (n,), days since 1970 in UTC, NO_DAY for a
-    missing timestamp; day and entities are None where the table lacks the column.
+    missing timestamp; known: int64 (n,), the first day at whose beginning the label is known, where there is a label;
+    day, known and entities are None where the table lacks the column.
     """
 
     label: npt.NDArray[np.int8]
     day: Int64 | None
+    known: Int64 | None
     entities: Entities | None
 
     @classmethod
     def of(cls, table: pa.Table, data: DataSettings) -> Keys:
         """The keys of a table as `read_partition` gives it, valid by the contract, with at least the label."""
-        timestamp, entity = data.of_kind("timestamp"), data.of_kind("entity")
+        timestamp, label_time, entity = (data.of_kind(kind) for kind in ("timestamp", "label_time", "entity"))
         held = table.column_names
         return cls(
-            pc.fill_null(table[data.label], NO_LABEL).to_numpy(),
+            pc.fill_null(known_labels(table, data), NO_LABEL).to_numpy(),
             days_of(table[timestamp]) if timestamp in held else None,
+            _known_from(table[label_time], table[timestamp] if timestamp in held else None)
+            if label_time in held
+            else None,
             entities_of(table[entity]) if entity in held else None,
         )
+
+
+def known_labels(table: pa.Table, data: DataSettings) -> pa.ChunkedArray:
+    """The label column, null also where its time, if the table has it, says that it is not known yet."""
+    label_time = data.of_kind("label_time")
+    if label_time not in table.column_names:
+        return table[data.label]
+    return pc.if_else(pc.is_valid(table[label_time]), table[data.label], None)
+
+
+def known_since(label_time: pa.ChunkedArray, timestamp: pa.ChunkedArray | None) -> Int64:
+    """When labels became known, in microseconds since 1970, NEVER where they are not yet; both columns as times.
+
+    No transaction knows its own label: it is known a microsecond after the transaction at the earliest.
+    """
+    since = pc.fill_null(pc.cast(label_time, pa.int64()), NEVER).to_numpy()
+    if timestamp is None:
+        return since
+    return np.maximum(since, pc.fill_null(pc.cast(timestamp, pa.int64()), NO_DAY).to_numpy() + 1)
+
+
+def _known_from(label_time: pa.ChunkedArray, timestamp: pa.ChunkedArray | None) -> Int64:
+    """The first day, in days since 1970, at whose beginning each label is known."""
+    return -(-known_since(label_time, timestamp) // _MICROSECONDS_A_DAY)
 
 
 def days_of(timestamps: pa.ChunkedArray) -> Int64:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from datetime import timedelta
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -92,7 +93,9 @@ def _cast(column: pa.ChunkedArray, reading: Reading) -> pa.ChunkedArray:
     if kind in _NAMES and is_integer:
         return pc.cast(column, pa.string() if found == pa.uint64() else pa.int64())
     if kind in _TIMES:
-        return _times(column, reading.unit)
+        times = _times(column, reading.unit)
+        # What became known on a day was known when the day was over.
+        return pc.add(times, timedelta(days=1)) if kind == "label_time" and pa.types.is_date(found) else times
     return column
 
 

@@ -168,7 +168,12 @@ class Job:
     def read(self, index: int, partition: Partition, with_features: bool, with_roles: bool) -> tuple[pa.Table, Keys]:
         """The columns asked for of a partition, and what places its rows."""
         by_entity = isinstance(self.folds.grouping, EntityGroups) or self._counts_holdout(index)
-        kinds = {"label", *(["entity"] if by_entity else []), *(["timestamp"] if not self.folds.grouping else [])}
+        kinds = {
+            "label",
+            "label_time",
+            *(["entity"] if by_entity else []),
+            *(["timestamp"] if not self.folds.grouping else []),
+        }
         placing = self._of_kinds(kinds)
         names = [*placing, *(self._of_kinds(set(rows.ROLES)) if with_roles else ())]
         names += [column.name for column in self.columns] if with_features else []

@@ -10,7 +10,7 @@ from functools import lru_cache, partial
 import pyarrow as pa
 
 from fraud_ray.data.contract import ContractViolation, check_columns
-from fraud_ray.data.keys import days_of, to_day
+from fraud_ray.data.keys import days_of, known_labels, to_day
 from fraud_ray.data.source import Partition, Source, read_partition
 from fraud_ray.data.tasks import Merged, map_tasks
 from fraud_ray.errors import DataError
@@ -67,20 +67,21 @@ def _profile_one(partition: Partition, job: _Job) -> Profile:
     # Days come from the hive key, else from the timestamps.
     timestamp = job.data.of_kind("timestamp") if job.first_day and partition.date is None else None
     required = [*features, *([timestamp] if timestamp else [])]
-    table = read_partition(job.root, partition, job.data, list(dict.fromkeys([*required, job.data.label])))
+    labels = [name for name in (job.data.label, job.data.of_kind("label_time")) if name]
+    table = read_partition(job.root, partition, job.data, list(dict.fromkeys([*required, *labels])))
     is_labelled = job.data.label in table.column_names
     # Only types matter here: missing values and new categories are what is to be counted.
     lenient = {"nulls": True, "min": None, "max": None, "values": None}
     checked = {
         name: job.data.columns[name].model_copy(update=lenient)
-        for name in [*required, *([job.data.label] if is_labelled else [])]
+        for name in [*required, *(name for name in labels if name in table.column_names)]
     }
     violations = check_columns(table, checked, partition.shown)
     if violations:
         raise ContractViolation(violations, 1)
     if timestamp and job.first_day:
         table = table.filter(pa.array(days_of(table[timestamp]) >= to_day(job.first_day)))
-    label = table[job.data.label] if is_labelled else None
+    label = known_labels(table, job.data) if is_labelled else None
     return Profile.of(table, job.columns, label, scorer.score(table) if scorer else None)
 
 

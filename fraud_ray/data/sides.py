@@ -19,7 +19,8 @@ Counts = tuple[int, int]
 class Side:
     """The rows of one side of a fold: those of the days `first` to `last` (both included), or of `groups`.
 
-    Rows whose label is not known yet are on no side.
+    Rows whose label is not known yet are on no side; nor are those whose label was not known when the day `known_by`
+    began, where label times are declared and one is given.
     counts: what each partition has of them, before the limit; limit: most rows, drawn at random in each class, so that
     the fraud rate stays; seed: of that draw.
     """
@@ -30,6 +31,7 @@ class Side:
     groups: frozenset[int] = frozenset()
     limit: int | None = None
     seed: tuple[int, ...] = ()
+    known_by: date | None = None
 
     @cached_property
     def taken(self) -> tuple[Counts, ...]:
@@ -56,6 +58,8 @@ class Side:
     def holds(self, keys: Keys, groups: Int64 | None) -> npt.NDArray[np.bool_]:
         """Whether each row of a partition is of this side; groups: each row's, where folds are not by time."""
         is_labelled = keys.label != NO_LABEL
+        if keys.known is not None and self.known_by is not None:
+            is_labelled &= keys.known <= to_day(self.known_by)
         if groups is not None:
             # Groups are few: comparing with each is faster than np.isin.
             return is_labelled & np.logical_or.reduce([groups == group for group in self.groups])

@@ -116,19 +116,24 @@ def _uncounted(
 
 
 def read_labels(source: Source, data: DataSettings) -> pa.Table:
-    """Labels by id: columns `id` (int64 or text) and `label` (int8). Raises DataError for partitions without either."""
-    identifier = data.of_kind("id")
+    """Labels by id: columns `id` (int64 or text), `label` (int8) and, where label times are declared, `known` (int64,
+    in microseconds since 1970). Raises DataError for partitions without one of them."""
+    identifier, label_time = data.of_kind("id"), data.of_kind("label_time")
     if identifier is None:
         raise DataError("labels are fed by id; declare a column of kind 'id' under data.columns")
     tables = []
+    needed = [identifier, data.label, *([label_time] if label_time else [])]
     for partition in source.partitions:
-        table = read_partition(source.root, partition, data, [identifier, data.label])
-        for name in (identifier, data.label):
+        table = read_partition(source.root, partition, data, needed)
+        for name in needed:
             if name not in table.column_names:
                 raise DataError(
                     f"{partition.shown}: column '{name}' is missing; labels need '{identifier}' beside them"
                 )
-        tables.append(pa.table({"id": names(table[identifier]), "label": pc.cast(table[data.label], pa.int8())}))
+        columns = {"id": names(table[identifier]), "label": pc.cast(table[data.label], pa.int8())}
+        if label_time:
+            columns["known"] = pc.cast(table[label_time], pa.int64())
+        tables.append(pa.table(columns))
     if len({table.schema for table in tables}) > 1:
         tables = [table.set_column(0, "id", strings(table["id"])) for table in tables]
     return pa.concat_tables(tables)

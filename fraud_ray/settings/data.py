@@ -42,10 +42,21 @@ def is_written(name: str) -> bool:
 
 class ColumnSettings(Frozen):
     kind: Literal[
-        "numeric", "categorical", "boolean", "amount", "label", "timestamp", "entity", "id", "true_probability"
+        "numeric",
+        "categorical",
+        "boolean",
+        "amount",
+        "label",
+        "label_time",
+        "timestamp",
+        "entity",
+        "id",
+        "true_probability",
     ]
-    """What the column holds. `amount` is a number in currency units; `entity` is the card or customer;
-    `true_probability` is a simulator's own fraud probability, never a feature."""
+    """What the column holds. `amount` is a number in currency units; `entity` is the card or customer; `label_time` is
+    when a label became known, also that of a legitimate row, and null where it is not known yet (a date counts from its
+    end on): folds, windows and retrainings go by it instead of by a delay. `true_probability` is a simulator's own
+    fraud probability, never a feature."""
     feature: bool | None = None
     """Whether the model reads it; by default numeric, categorical, boolean and amount columns are read."""
     min: float | None = None
@@ -61,7 +72,8 @@ class ColumnSettings(Frozen):
     true: str | None = None
     """boolean: the value, as text, that means true; the other one means false. By default 1 or true."""
     unit: Literal["s", "ms", "us", "ns"] | None = None
-    """timestamp: the unit of times that are numbers, counted from 1970 in UTC; by default dates and timestamps."""
+    """timestamp, label_time: the unit of times that are numbers, counted from 1970 in UTC; by default dates and
+    timestamps."""
     encodings: tuple[Encoding, ...] | None = None
     """How a number enters the network; by default `prepare.numeric_encodings`. Empty: only through ratios."""
 
@@ -72,17 +84,17 @@ class ColumnSettings(Frozen):
 
     @model_validator(mode="after")
     def _consistent(self) -> ColumnSettings:
-        if self.feature and self.kind in {"label", "true_probability", "timestamp", "entity", "id"}:
+        if self.feature and self.kind in {"label", "label_time", "true_probability", "timestamp", "entity", "id"}:
             raise ValueError(f"a column of kind '{self.kind}' cannot be a feature; declare it without 'feature: true'")
         if self.min is not None and self.max is not None and self.min > self.max:
             raise ValueError(f"min {self.min} is above max {self.max}")
         if self.values is not None and self.kind != "categorical":
             raise ValueError(f"'values' is for categorical columns, this one is '{self.kind}'")
-        for key, kind in (("positive", "label"), ("true", "boolean"), ("unit", "timestamp")):
-            if getattr(self, key) is not None and self.kind != kind:
-                raise ValueError(f"'{key}' is for columns of kind '{kind}', this one is '{self.kind}'")
+        for key, *kinds in (("positive", "label"), ("true", "boolean"), ("unit", "timestamp", "label_time")):
+            if getattr(self, key) is not None and self.kind not in kinds:
+                raise ValueError(f"'{key}' is for columns of kind '{kinds[0]}', this one is '{self.kind}'")
         if self.nulls and self.kind == "label":
-            raise ValueError("labels younger than folds.delay_days may be missing as it is; declare it without 'nulls'")
+            raise ValueError("labels that are not known yet may be missing as it is; declare it without 'nulls'")
         return self
 
 
@@ -94,12 +106,14 @@ class DataSettings(Frozen):
 
     @model_validator(mode="after")
     def _roles(self) -> DataSettings:
-        for kind in ("label", "timestamp", "entity", "id", "amount", "true_probability"):
+        for kind in ("label", "label_time", "timestamp", "entity", "id", "amount", "true_probability"):
             named = [name for name, column in self.columns.items() if column.kind == kind]
             if len(named) > 1:
                 raise ValueError(f"columns {', '.join(named)} are all of kind '{kind}'; declare one")
         if not self.of_kind("label"):
             raise ValueError("no column has kind 'label'; declare the one that says whether a row is fraud")
+        if self.of_kind("label_time") and not self.of_kind("timestamp"):
+            raise ValueError("a column of kind 'label_time' needs one of kind 'timestamp' beside it")
         if not self.features:
             raise ValueError("no column is a feature; declare at least one numeric, categorical or boolean column")
         return self
@@ -141,7 +155,8 @@ class FoldSettings(Frozen):
     """time: days fitted on."""
     delay_days: NonNegativeInt = 7
     """time: days between fit and holdout, in which labels are not known yet. On as many days, up to the newest, labels
-    may be missing, whatever the kind."""
+    may be missing, whatever the kind. With a column of kind `label_time` labels may be missing where it is null, the
+    fit rows are those whose label was known when the holdout began, and the delay may be 0."""
     holdout_days: PositiveInt = 7
     """time: days held out."""
     selection_shift_days: tuple[PositiveInt, ...] = (7,)

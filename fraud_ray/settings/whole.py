@@ -122,6 +122,20 @@ class Settings(Frozen):
         timestamp = self.data.of_kind("timestamp")
         if timestamp is None or self.data.columns[timestamp].nulls:
             raise ValueError("windows needs a column of kind 'timestamp' without nulls under data.columns")
+        reading = {name: column for name, column in self.windows.columns.items() if column.reads_labels}
+        if self.data.of_kind("label_time"):
+            if reading and "label_delay_days" not in self.windows.model_fields_set:
+                raise ValueError(
+                    "windows.label_delay_days: with a column of kind 'label_time', give the most days that a label may "
+                    "take and still count in windows"
+                )
+            return self
+        for pattern, column in reading.items():
+            if self.windows.delay_of(column) < self.windows.label_delay_days:
+                raise ValueError(
+                    f"windows.columns.{pattern}: delay_days {column.delay_days:g} is below label_delay_days "
+                    f"{self.windows.label_delay_days:g}; such labels are not known yet"
+                )
         if self.folds.kind == "time" and self.windows.label_delay_days < self.folds.delay_days:
             raise ValueError(
                 f"windows.label_delay_days {self.windows.label_delay_days:g} is below folds.delay_days "

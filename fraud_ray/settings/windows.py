@@ -37,9 +37,11 @@ class WindowColumnSettings(Frozen):
     """Lengths of windows; each gives a column, with the length in place of `{days}` in the name."""
     among: Literal["all", "frauds", "legitimate"] = "all"
     """Which transactions count. By their label, which is known label_delay_days later; one that has no label by then is
-    legitimate."""
+    legitimate. Where a column of kind `label_time` is declared, a transaction counts here at the time when its label
+    became known instead of at its own, and not before."""
     delay_days: NonNegativeFloat | None = None
-    """The window ends that long before the transaction; by default 0, and label_delay_days where labels are read."""
+    """The window ends that long before the transaction; by default 0, and label_delay_days where labels are read and no
+    column of kind `label_time` says when they became known."""
     current: bool = True
     """Whether the transaction itself is in its window, where that has no delay and the column is not of the past alone
     (`since_…`, `streak`, `ratio_…`, `deviations`)."""
@@ -81,7 +83,8 @@ class WindowsSettings(Frozen):
     columns: dict[str, WindowColumnSettings]
     """Columns to compute, by name; `{days}` in a name stands for the length of the window."""
     label_delay_days: PositiveFloat = 7.0
-    """Age from which on a transaction's label is known."""
+    """Age from which on a transaction's label is known. Where a column of kind `label_time` is declared, the longest
+    that a label may take: one that took longer is in no window, and transactions are kept for that long."""
     decimals: Annotated[int, Field(ge=0, le=9)] = 4
     """Decimal places to which values are rounded before they are summed, so that sums are exact."""
     timezone: str = "UTC"
@@ -103,11 +106,6 @@ class WindowsSettings(Frozen):
         for pattern, column in self.columns.items():
             if ("{days}" in pattern) != column.looks_back and len(column.days) != 1:
                 raise ValueError(f"columns.{pattern}: the name holds '{{days}}' if, and only if, there are lengths")
-            if column.reads_labels and self.delay_of(column) < self.label_delay_days:
-                raise ValueError(
-                    f"columns.{pattern}: delay_days {column.delay_days:g} is below label_delay_days "
-                    f"{self.label_delay_days:g}; such labels are not known yet"
-                )
         of: dict[str, str | None] = {}
         for name, column, _ in self.expanded():
             if name in of:
@@ -126,11 +124,11 @@ class WindowsSettings(Frozen):
         named = {name: other for name, other, _ in self.expanded()}
         return 0 if column.of not in named else 1 + self.round_of(named[column.of])
 
-    def delay_of(self, column: WindowColumnSettings) -> float:
-        """How long before a transaction its window ends, in days."""
+    def delay_of(self, column: WindowColumnSettings, has_label_time: bool = False) -> float:
+        """How long before a transaction its window ends, in days; has_label_time: whether the data declares one."""
         if column.delay_days is not None:
             return column.delay_days
-        return self.label_delay_days if column.reads_labels else 0.0
+        return self.label_delay_days if column.reads_labels and not has_label_time else 0.0
 
     def expanded(self) -> Iterator[tuple[str, WindowColumnSettings, float]]:
         """Each column's name, what it holds, and the length of its window in days (0 where it has none)."""

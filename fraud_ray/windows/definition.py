@@ -21,7 +21,8 @@ class Measure:
     """One column that looks back on an entity's transactions.
 
     compute, of, among: as in settings. The window of a transaction at time t covers (t - delay - length, t - delay];
-    length and delay in microseconds. current: whether the transaction itself is in its window.
+    length, delay and wait in microseconds. current: whether the transaction itself is in its window. wait: 0, or the
+    longest that a label may take, where transactions count at the time when their label became known.
     """
 
     name: str
@@ -31,6 +32,7 @@ class Measure:
     length: int
     delay: int
     current: bool
+    wait: int = 0
 
 
 @dataclass(frozen=True)
@@ -50,7 +52,7 @@ class Group:
     @property
     def horizon(self) -> int:
         """The age, in microseconds, beyond which an entity's transactions are in nobody's window."""
-        return max(measure.length + measure.delay for measure in self.measures)
+        return max(measure.length + measure.delay + measure.wait for measure in self.measures)
 
 
 @dataclass(frozen=True)
@@ -68,12 +70,16 @@ class Definition:
     @cached_property
     def groups(self) -> tuple[Group, ...]:
         """The columns that look back, in the order in which they can be computed."""
+        has_label_time = self.label_time is not None
+        longest = round(self.windows.label_delay_days * DAY)
         measures: dict[tuple[int, str], list[Measure]] = defaultdict(list)
         for name, column, days in self.windows.expanded():
             if column.entity is not None:
-                delay = round(self.windows.delay_of(column) * DAY)
-                current = column.current and not column.is_of_past and not delay
-                measure = Measure(name, column.compute, column.of, column.among, round(days * DAY), delay, current)
+                delay = round(self.windows.delay_of(column, has_label_time) * DAY)
+                wait = longest if has_label_time and column.reads_labels else 0
+                current = column.current and not column.is_of_past and not delay and not wait
+                length = round(days * DAY)
+                measure = Measure(name, column.compute, column.of, column.among, length, delay, current, wait)
                 measures[self.windows.round_of(column), column.entity].append(measure)
         groups = (Group(round, entity, tuple(held)) for (round, entity), held in measures.items())
         return tuple(sorted(groups, key=lambda group: group.round))
@@ -105,6 +111,16 @@ class Definition:
         return name
 
     @property
+    def label_time(self) -> str | None:
+        """The column that says when a label became known."""
+        return self.data.of_kind("label_time")
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """The columns that come with the labels, which may come later."""
+        return (self.data.label, *([] if self.label_time is None else [self.label_time]))
+
+    @property
     def values(self) -> tuple[str, ...]:
         """Columns of the data that are summed or compared, as numbers."""
         return tuple(dict.fromkeys(m.of for m in self._of_data if m.of and m.compute != "distinct"))
@@ -121,7 +137,7 @@ class Definition:
     @property
     def reads(self) -> tuple[str, ...]:
         """All columns of the data that are needed; id and label among them so that labels may come later, by id."""
-        names = [self.timestamp, *self.entities, *self.values, *self.texts, self.data.label, self.data.of_kind("id")]
+        names = [self.timestamp, *self.entities, *self.values, *self.texts, *self.labels, self.data.of_kind("id")]
         return tuple(dict.fromkeys(name for name in names if name is not None))
 
     def fingerprint(self) -> str:

@@ -28,8 +28,13 @@ def compute(
     In float32, as a model reads them, so that files hold what it is fitted on. The other rows are history alone. Raises
     DataError for values too large to be summed exactly.
     """
-    timeline = Timeline(rows, asked, decimals, max(measure.delay + measure.length for measure in measures))
-    return {measure.name: timeline.in_given_order(_KINDS[measure.compute](timeline, measure)) for measure in measures}
+    found: dict[str, npt.NDArray[np.float32]] = {}
+    for wait in dict.fromkeys(measure.wait for measure in measures):
+        alike = [measure for measure in measures if measure.wait == wait]
+        placed = rows.at_label_times(asked, wait) if wait else (rows, asked)
+        timeline = Timeline(*placed, decimals, max(measure.delay + measure.length for measure in alike))
+        found |= {one.name: timeline.in_given_order(_KINDS[one.compute](timeline, one)) for one in alike}
+    return {measure.name: found[measure.name] for measure in measures}
 
 
 def calendar(
@@ -153,17 +158,20 @@ def _since_first(timeline: Timeline, measure: Measure) -> Float64:
 def _streak(timeline: Timeline, measure: Measure) -> Float64:
     """Rows of one instant have no order: one that does not count ends the streak before all of them."""
     low, high = timeline.window(measure)
-    instant = timeline.instant
-    ends = np.bincount(instant[~timeline.is_among(measure.among)], minlength=len(instant))[instant] > 0
+    instant, number = timeline.instant, timeline.members("all")
+    others = timeline.is_among("all") & ~timeline.is_among(measure.among)
+    ends = np.bincount(instant[others], minlength=len(instant))[instant] > 0
     # The latest row that ends a streak, before each position.
     broken = np.append(-1, np.maximum.accumulate(np.where(ends, np.arange(len(ends)), -1)))
-    return np.asarray(high - np.maximum(broken[high] + 1, low), float)
+    return (number[high] - number[np.maximum(broken[high] + 1, low)]).astype(float)
 
 
 def _since_streak(timeline: Timeline, measure: Measure) -> Float64:
     _, high = timeline.window(measure)
     streak = _streak(timeline, measure)
-    began = timeline.time[np.where(streak > 0, high - streak, 0).astype(np.int64)]
+    positions = np.append(np.flatnonzero(timeline.is_among("all")), 0)
+    first = np.where(streak > 0, timeline.members("all")[high] - streak, -1).astype(np.int64)
+    began = timeline.time[positions[first]]
     return np.where(streak > 0, (timeline.time[timeline.asked] - began) / DAY, np.nan)
 
 

@@ -25,7 +25,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from fraud_ray.data.contract import Violation, check_columns
-from fraud_ray.data.keys import buckets_of
+from fraud_ray.data.keys import buckets_of, known_since
 from fraud_ray.data.source import INT96_UNIT, Partition, open_filesystem, read_partition, table_name
 from fraud_ray.errors import DataError
 from fraud_ray.model.encoder import strings
@@ -35,7 +35,7 @@ from fraud_ray.windows.definition import Definition, Group
 from fraud_ray.windows.measures import calendar, compute
 from fraud_ray.windows.timeline import Transactions
 
-_LABEL, _ID, _VALUE, _TEXT = "label", "id", "value:", "text:"
+_LABEL, _KNOWN, _ID, _VALUE, _TEXT = "label", "known", "id", "value:", "text:"
 _ROW = f"{INNER}row"  # beside window columns, which bear the user's names
 
 
@@ -192,13 +192,13 @@ def _checked(
     """What windows read of a partition, and what of it breaks the contract."""
     data = definition.data
     table = read_partition(root, partition, data, definition.reads)
-    has_labels = data.label in table.column_names
-    checked = [name for name in definition.reads if name != data.label or has_labels or needs_labels]
+    later = [name for name in definition.labels if name not in table.column_names and not needs_labels]
+    checked = [name for name in definition.reads if name not in later]
     return table, check_columns(table, {name: data.columns[name] for name in checked}, partition.shown)
 
 
 def _identity(needed: dict[str, pa.Array], entities: dict[str, pa.Array]) -> str:
-    unlabelled = {name: column for name, column in needed.items() if name != _LABEL}
+    unlabelled = {name: column for name, column in needed.items() if name not in {_LABEL, _KNOWN}}
     written = [_written([pa.record_batch(columns)]) for columns in (unlabelled, entities) if columns]
     return hashlib.sha256(b"".join(written)).hexdigest()
 
@@ -208,9 +208,10 @@ def _entities(table: pa.Table, definition: Definition) -> dict[str, pa.Array]:
 
 
 def _needed(table: pa.Table, definition: Definition) -> dict[str, pa.Array]:
-    """What every block holds beside its entity: the row's place, time, values, texts, label and id."""
+    """What every block holds beside its entity: the row's place, time, values, texts, label, its time, and id."""
     data = definition.data
     label, identifier = data.label, data.of_kind("id")
+    label_time, nulls = definition.label_time, pa.nulls(len(table), pa.int64())
     columns: dict[str, Any] = {
         "row": pa.array(np.arange(table.num_rows, dtype=np.int32)),
         "time": pc.cast(table[definition.timestamp], pa.int64()),
@@ -219,6 +220,8 @@ def _needed(table: pa.Table, definition: Definition) -> dict[str, pa.Array]:
         _LABEL: pc.cast(table[label], pa.int8()) if label in table.column_names else pa.nulls(len(table), pa.int8()),
         **({} if identifier is None else {_ID: names(table[identifier])}),
     }
+    if label_time is not None:
+        columns[_KNOWN] = pc.cast(table[label_time], pa.int64()) if label_time in table.column_names else nulls
     return {n: c.combine_chunks() if isinstance(c, pa.ChunkedArray) else c for n, c in columns.items()}
 
 
@@ -228,8 +231,11 @@ def _with_labels(rows: pa.Table, labels: pa.Table) -> pa.Table:
     if held.type != come.type:
         held, come = strings(held), strings(come)
     found = pc.index_in(held, come)
-    label = pc.coalesce(labels["label"].take(found), rows[_LABEL])
-    return rows.set_column(rows.column_names.index(_LABEL), _LABEL, label)
+    for name in (_LABEL, _KNOWN):
+        if name in rows.column_names:
+            come = pc.coalesce(labels[name].take(found), rows[name])
+            rows = rows.set_column(rows.column_names.index(name), name, come)
+    return rows
 
 
 def _transactions(rows: pa.Table, definition: Definition, group: Group) -> Transactions:
@@ -240,7 +246,13 @@ def _transactions(rows: pa.Table, definition: Definition, group: Group) -> Trans
         values={n: pc.fill_null(rows[f"{_VALUE}{n}"], math.nan).to_numpy() for n in values},
         texts={n: _codes(rows[f"{_TEXT}{n}"]) for n in definition.texts},
         fraud=pc.fill_null(pc.equal(rows[_LABEL], 1), False).to_numpy(),
+        known=None if definition.label_time is None else _known(rows),
     )
+
+
+def _known(rows: pa.Table) -> npt.NDArray[np.int64]:
+    since = pc.if_else(pc.is_valid(rows[_LABEL]), rows[_KNOWN], None)
+    return known_since(since, rows["time"])
 
 
 def names(column: pa.ChunkedArray) -> pa.Array:

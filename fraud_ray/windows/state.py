@@ -161,9 +161,9 @@ def add_windows(
     """Computes windows on Ray Data, or finds them computed from the same data.
 
     state: that the partitions follow, to the bit as a computation over everything would go on; by default the source is
-    a whole history. labels: id and label of transactions in the state, known by now; partitions that follow a state may
-    come without. The same again, also after it was killed, is found or computed anew from the same state, so that
-    nothing is counted twice. update: gets rows done and rows in all, over all passes.
+    a whole history. labels: as `read_labels` gives them, of transactions in the state, known by now; partitions that
+    follow a state may come without. The same again, also after it was killed, is found or computed anew from the same
+    state, so that nothing is counted twice. update: gets rows done and rows in all, over all passes.
     Raises ContractViolation for columns that windows need and that break the contract; DataError for values that cannot
     be summed exactly, a column's name that is taken, a partition that the state has counted or that holds older
     transactions than the state, and for a state of other windows.
@@ -264,7 +264,7 @@ def _key(fingerprint: str, definition: Definition, state: State | None, labels: 
     """SHA-256, in hexadecimal, over all that the columns and the state after them come from."""
     digest = hashlib.sha256()
     if labels is not None:
-        for name in ("id", "label"):
+        for name in labels.column_names:
             digest.update(json.dumps(labels[name].to_pylist()).encode())
     relevant = [VERSION, fingerprint, definition.fingerprint(), state.key if state else None, digest.hexdigest()]
     return hashlib.sha256(json.dumps(relevant).encode()).hexdigest()

@@ -2,7 +2,8 @@
 
 A transaction at time t sees, of its entity, those in (t - delay - length, t - delay]; without a delay those before t,
 and itself where the column says so. Transactions at the same instant do not see each other, so that no value depends
-on the order of rows, files or identifiers.
+on the order of rows, files or identifiers. Where label times are declared, columns by label see transactions at the
+time when their label became known.
 
 Sums are of whole numbers (values in units of 10^-decimals), hence exact: a value is a function of the transactions in
 its window alone, to the bit, however long the history before them, and wherever a computation starts.
@@ -37,7 +38,9 @@ class Transactions:
     """Transactions of some entities, in any order; all arrays of shape (rows,).
 
     entity: codes from 0, the same for the same entity; time: microseconds; values: by column, NaN where missing;
-    texts: by column, codes from 0, -1 where missing; fraud: whether the label says so, False where there is none yet.
+    texts: by column, codes from 0, -1 where missing; fraud: whether the label says so, False where there is none yet;
+    known: when the label became known, which is after `time`, NEVER where it is not yet, where label times are
+    declared; counts: which rows are in windows at all, by default all.
     """
 
     entity: Int32
@@ -45,6 +48,25 @@ class Transactions:
     values: Mapping[str, Float64]
     texts: Mapping[str, Int32]
     fraud: Mask
+    known: Int64 | None = None
+    counts: Mask | None = None
+
+    def at_label_times(self, asked: Mask, wait: int) -> tuple[Transactions, Mask]:
+        """Those whose label was known after `wait` microseconds or less, at that time; and, in their order, those
+        asked for at their own time, which do not count. With which of them are asked for."""
+        assert self.known is not None, "measures wait for labels where label times are declared"
+        labelled = np.flatnonzero(self.known <= self.time + wait)
+        at = np.concatenate([labelled, np.flatnonzero(asked)])
+        counts = np.arange(len(at)) < len(labelled)
+        placed = Transactions(
+            self.entity[at],
+            np.where(counts, self.known[at], self.time[at]),
+            {name: values[at] for name, values in self.values.items()},
+            {name: codes[at] for name, codes in self.texts.items()},
+            self.fraud[at],
+            counts=counts,
+        )
+        return placed, ~counts
 
 
 class Timeline:
@@ -82,7 +104,7 @@ class Timeline:
 
     def window(self, measure: Measure) -> tuple[Int64, Int64]:
         """The range [low, high) of each row asked for, without itself."""
-        high = self.edge(measure.delay) if measure.delay else self.instant[self.asked]
+        high = self.edge(measure.delay) if measure.delay or measure.wait else self.instant[self.asked]
         return self.edge(measure.delay + measure.length), high
 
     def total(self, measure: Measure, running: Int64) -> Int64:
@@ -102,10 +124,11 @@ class Timeline:
 
     def is_among(self, among: str) -> Mask:
         """Which rows count, shape (rows,): all, or by their label."""
+        counts = np.ones(len(self.time), bool) if self._rows.counts is None else self._rows.counts[self.order]
         if among == "all":
-            return np.ones(len(self.time), bool)
+            return counts
         fraud = self._rows.fraud[self.order]
-        return fraud if among == "frauds" else ~fraud
+        return counts & (fraud if among == "frauds" else ~fraud)
 
     def values(self, column: str, among: str = "all") -> Float64:
         """Shape (rows,); NaN also for rows that do not count."""
