@@ -327,8 +327,9 @@ def test_a_label_in_letters_has_one_other_value_in_all_partitions(tmp_path, ray_
     assert (census.rows, census.frauds) == (6, 3)
 
 
-def test_the_message_shows_each_cause_once_and_the_exception_keeps_all():
-    found = "has {:,} values below 0 (first at row {}: -1.0); the contract says >= 0. Fix the file."
+@pytest.mark.parametrize("what", ["values below 0", "missing values"])
+def test_the_message_shows_each_cause_once_and_the_exception_keeps_all(what):
+    found = f"has {{:,}} {what} (first at row {{}}: -1.0); the contract says otherwise. Fix the file."
     violations = [Violation(f"{i}.parquet", "x", found.format(i, i), i, i) for i in range(1, 1_500)]
     violations += [Violation("0.parquet", f"column_{i}", "is missing.", 1, 0) for i in range(SHOWN_CAUSES + 4)]
     fault = pickle.loads(pickle.dumps(ContractViolation(violations, 3_000)))

@@ -47,7 +47,8 @@ class Violation:
     @property
     def cause(self) -> tuple[str | None, str]:
         """The column, and the message without its figures: the same of violations that one change mends."""
-        return self.column, re.sub(r"[\d,]+ values?", "values", self.message.partition(" (first at")[0])
+        message = self.message.partition(" (first at")[0]
+        return self.column, re.sub(r"^has [\d,]+ (.*?)values?\b", r"has \1values", message)
 
     def __str__(self) -> str:
         return f"{self.path}: " + (f"column '{self.column}' {self.message}" if self.column else self.message)
