@@ -481,6 +481,9 @@ def test_validate_lists_what_breaks_the_contract(config: Path, ray_session: None
     done = fraud_ray("validate", "-c", str(config), "--set", "data.columns.amount.min=3")
     assert (done.exit_code, done.stdout) == (4, "")
     assert "part-0.parquet: column 'amount'" in done.stderr
+    as_json = fraud_ray("validate", "-c", str(config), "--set", "data.columns.amount.min=3", "--json")
+    (violation,) = json.loads(as_json.stdout)["violations"]
+    assert (as_json.exit_code, violation["column"], violation["count"]) == (4, "amount", 3)
 
 
 def test_simulate_writes_partitions_and_tells_the_best_possible_scores(tmp_path: Path, ray_session: None) -> None:

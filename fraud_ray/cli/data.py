@@ -71,16 +71,18 @@ def validate(
 
     settings = settings_of(config, overrides)
     source, display = open_source(settings.data), Display()
-    with (
-        stdout_for_the_result(),
-        join_unless_few(settings.cluster, source.rows, display),
-        display.stage("validate") as stage,
-    ):
-        try:
+    try:
+        with (
+            stdout_for_the_result(),
+            join_unless_few(settings.cluster, source.rows, display),
+            display.stage("validate") as stage,
+        ):
             census = contract.validate(source, settings.raw_data, stage.update, settings.folds.delay_days)
-        except contract.ContractViolation as fault:
-            raise DataError("\n".join(map(str, fault.violations))) if show_all else fault from None
-        stage.say(str(census))
+            stage.say(str(census))
+    except contract.ContractViolation as fault:
+        if as_json:
+            print_json({"violations": [dataclasses.asdict(violation) for violation in fault.violations]})
+        raise DataError("\n".join(map(str, fault.violations))) if show_all else fault from None
     span = [str(moment) for moment in (census.first, census.last) if moment]
     if as_json:
         found = {"partitions": len(source.partitions), "rows": census.rows, "frauds": census.frauds, "span": span}
