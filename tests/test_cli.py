@@ -591,7 +591,7 @@ def test_a_stage_says_how_long_the_rest_takes_and_a_note_comes_at_once(monkeypat
     with display.stage("refit") as stage:
         stage.update(10, 50, "epoch 10 of 50")  # where an earlier start had come to
         stage.update(20, 50, "epoch 20 of 50")
-    assert "40% epoch 20 of 50, about 5 min left" in written.getvalue()
+    assert "40% about 5 min left, epoch 20 of 50" in written.getvalue()
 
 
 def test_on_a_terminal_a_stage_has_a_bar_that_gives_way_to_its_line() -> None:

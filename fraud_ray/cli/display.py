@@ -9,6 +9,7 @@ from contextlib import contextmanager, redirect_stdout
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.table import Column
 from rich.text import Text
 
 _LINE_EVERY_S = 60.0
@@ -59,7 +60,7 @@ class _Line:
         left = self._left(done, total)
         if time.monotonic() - self.told > _LINE_EVERY_S:
             self.told = time.monotonic()
-            self._print("·", "dim", f"{done / total:.0%} {text}{left}" if total else text)
+            self._print("·", "dim", f"{done / total:.0%} {left}{text}" if total else text)
 
     def say(self, text: str) -> None:
         self.text = text
@@ -71,7 +72,7 @@ class _Line:
         if not before < done < total or now - began < _SURE_AFTER_S:
             return ""
         seconds = (now - began) / (done - before) * (total - done)
-        return f", about {seconds / 60:.0f} min left" if seconds > 90 else f", about {seconds:.0f} s left"
+        return f"about {seconds / 60:.0f} min left, " if seconds > 90 else f"about {seconds:.0f} s left, "
 
     def _print(self, mark: str, style: str, text: str) -> None:
         seconds = f"{time.monotonic() - self.began:7.1f} s"
@@ -85,10 +86,10 @@ class _BarLine(_Line):
     def __init__(self, name: str, console: Console) -> None:
         super().__init__(name, console)
         self.bar = Progress(
-            TextColumn("  {task.description:<9}", markup=False),
+            TextColumn("  {task.description:<9}", markup=False, table_column=Column(min_width=11)),
             BarColumn(bar_width=24),
-            TimeElapsedColumn(),
-            TextColumn("{task.fields[text]}", markup=False),
+            TimeElapsedColumn(table_column=Column(min_width=7)),
+            TextColumn("{task.fields[text]}", markup=False, table_column=Column(no_wrap=True, overflow="ellipsis")),
             console=console,
             transient=True,
         )
@@ -104,4 +105,4 @@ class _BarLine(_Line):
         super().__exit__(*fault)
 
     def update(self, done: float, total: float, text: str = "") -> None:
-        self.bar.update(self.task, completed=done, total=total or None, text=f"{text}{self._left(done, total)}")
+        self.bar.update(self.task, completed=done, total=total or None, text=f"{self._left(done, total)}{text}")

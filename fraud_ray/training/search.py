@@ -189,7 +189,7 @@ class _Watcher(tune.Callback):
         at = [(epoch, one.config["point"].get("epochs", self.epochs)) for one, epoch in self.running.values()]
         running = ", ".join(f"{epoch} of {epochs}" for epoch, epochs in at)
         done = self.done + sum(epoch / epochs for epoch, epochs in at)
-        self.update(done, self.total, f"best AP {self.best:.4f}; running at epoch {running}")
+        self.update(done, self.total, f"best AP {self.best:.4f}; at epoch {running}")
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         self._conclude(trial, None)
