@@ -170,8 +170,8 @@ def test_as_of_is_the_newest_hive_date_else_the_newest_timestamp_by_the_footers(
     ("prepare", "says"),
     [
         (lambda root: None, "does not exist; name the folder"),
-        (lambda root: root.mkdir(), "holds no parquet files"),
-        (lambda root: write_partition(root, "a.parquet", card_table(rows=0)), "none of its 1 parquet files holds"),
+        (lambda root: root.mkdir(), "holds no parquet and no CSV files"),
+        (lambda root: write_partition(root, "a.parquet", card_table(rows=0)), "none of its 1 files holds"),
     ],
 )
 def test_absent_data_is_refused_and_the_message_names_the_path(tmp_path, prepare, says):

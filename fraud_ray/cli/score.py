@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from fraud_ray.cli.options import AsJson, Overrides, load, sections_of
+from fraud_ray.cli.options import AsJson, Overrides, load, sections_of, settings_of
 from fraud_ray.cli.tables import print_json, print_line, print_table
 from fraud_ray.errors import SettingsError
 from fraud_ray.progress import counted
@@ -24,7 +24,7 @@ def score(
             metavar="URI", help="models:/NAME@champion, models:/NAME/VERSION, or a bundle's folder or graph on disk."
         ),
     ],
-    source: Annotated[str, typer.Option("--input", metavar="DIR", help="Folder or URI of the parquet partitions.")],
+    source: Annotated[str, typer.Option("--input", metavar="DIR", help="Folder or URI of the partitions.")],
     target: Annotated[
         str, typer.Option("--output", metavar="DIR", help="Folder or URI to write the scored partitions to.")
     ],
@@ -48,7 +48,7 @@ def score(
             "-c",
             "--config",
             metavar="FILE",
-            help="Configuration, for its registry, storage and cluster; by default local ones.",
+            help="Configuration, for its registry, storage, cluster and data.csv; by default local ones.",
         ),
     ] = None,
     overrides: Overrides = None,
@@ -61,7 +61,7 @@ def score(
     ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Score every row of partitioned parquet: the same partitions, with probability, decision and model version added.
+    """Score every row of partitions: the same ones, as parquet, with probability, decision and model version added.
 
     Each partition appears whole or not at all. The same command again keeps those that the same model has made from
     the same input, and does what is left. Ends with exit code 4, and nothing scored, if a column that the model reads
@@ -77,7 +77,7 @@ def score(
     from fraud_ray.cli.display import Display, stdout_for_the_result
     from fraud_ray.scoring.partitions import open_model, score_partitions
     from fraud_ray.scoring.raw import score_raw
-    from fraud_ray.settings import StorageSettings, locate_registry
+    from fraud_ray.settings import CsvSettings, StorageSettings, locate_registry
     from fraud_ray.storage import Storage
 
     if context.obj:  # in a job
@@ -85,14 +85,15 @@ def score(
     storage, where, cluster = sections_of(config, overrides)
     where = where if registry is None else where.model_copy(update={"uri": registry})
     where = locate_registry(where, StorageSettings(), "the default settings")
+    csv = settings_of(config, overrides).data.csv if config else None
     display = Display()
     with stdout_for_the_result(), display.stage("score") as stage:
         opened = open_model(model, where, with_reasons=reasons)
         if opened.windows or labels or state:
             kept = Storage.at(storage.root)
-            scored = score_raw(opened, source, target, kept, labels, state, cluster, stage.update, display)
+            scored = score_raw(opened, source, target, kept, labels, state, cluster, stage.update, display, csv)
         else:
-            scored = score_partitions(opened, source, target, cluster, stage.update, display)
+            scored = score_partitions(opened, source, target, cluster, stage.update, display, csv or CsvSettings())
         stage.say(f"{counted(scored.partitions - scored.kept, 'partition')} scored, {scored.kept:,} kept")
     if as_json:
         print_json(scored.to_json())

@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from fraud_ray.data.keys import NO_DAY, NO_LABEL, Keys, days_of, to_date, to_day
-from fraud_ray.data.kinds import CATEGORIES, OTHERS, TIMES, Reading
+from fraud_ray.data.kinds import CATEGORIES, OTHERS, TIMES, Reading, first_unlike
 from fraud_ray.data.source import Partition, Source, read_partition
 from fraud_ray.data.tasks import map_tasks
 from fraud_ray.errors import DataError
@@ -191,19 +191,21 @@ def check(
     table: the declared columns that the partition has, as `read_partition` gives them; shown: its name in messages.
     newest: the source's newest day, and for how many days up to it labels may be missing.
     """
-    broken = check_columns(table, data.columns, shown)
+    broken = check_columns(table, data.columns, shown, data.csv.decimal_point)
     times = {data.of_kind("timestamp"), data.of_kind("label_time")}
     if data.label in table.column_names and not times & {violation.column for violation in broken}:
         broken += [Violation(shown, *found) for found in _check_labels(table, data, newest, delay_days)]
     return (broken, None) if broken else ([], _summarize(table, data))
 
 
-def check_columns(table: pa.Table, columns: Mapping[str, ColumnSettings], shown: str) -> list[Violation]:
+def check_columns(
+    table: pa.Table, columns: Mapping[str, ColumnSettings], shown: str, decimal_point: str = "."
+) -> list[Violation]:
     """What a table, as `read_partition` gives it, breaks of these columns, but for labels that are missing."""
     return [
         Violation(shown, name, *finding)
         for name, column in columns.items()
-        for finding in _check_column(table, name, column)
+        for finding in _check_column(table, name, column, decimal_point)
     ]
 
 
@@ -256,9 +258,9 @@ def _mixed(shown: Sequence[str], facts: Sequence[Facts], columns: Mapping[str, C
 Finding = tuple[str, int, int]  # message, rows, first row
 
 
-def _check_column(table: pa.Table, name: str, column: ColumnSettings) -> Iterator[Finding]:
+def _check_column(table: pa.Table, name: str, column: ColumnSettings, decimal_point: str) -> Iterator[Finding]:
     setting = f"data.columns.{name}"
-    unfit = check_type(table, name, Reading.declared(column), setting)
+    unfit = check_type(table, name, Reading.declared(column), setting, decimal_point)
     if unfit:
         yield unfit
         return
@@ -306,7 +308,9 @@ def _check_labels(
         yield data.label, *_found("missing values", missing, values, allowed)
 
 
-def check_type(table: pa.Table, name: str, reading: Reading, setting: str | None = None) -> Finding | None:
+def check_type(
+    table: pa.Table, name: str, reading: Reading, setting: str | None = None, decimal_point: str = "."
+) -> Finding | None:
     """Of a column that is missing, or that did not come in the type of its kind: a sentence, how many rows, the first.
 
     table: as `kinds.typed` gives it; setting: the key that declares the column, where one does.
@@ -329,12 +333,25 @@ def check_type(table: pa.Table, name: str, reading: Reading, setting: str | None
         if wrong.any():
             return _found("values outside the years 1 to 9999", wrong, values, f"{_NO_TIME} Fix the file.")
     remedy = f"Fix the file, or declare another kind with {setting}.kind." if setting else "Fix the file."
+    if kind in {*_NUMBERS, *_TIMES} and pa.types.is_string(found):
+        row = first_unlike(values, reading, decimal_point)
+        if row is not None:
+            return _text_that_is_none(values[row].as_py(), kind, decimal_point, row, remedy), table.num_rows, row
     if kind in _TIMES and setting and (pa.types.is_integer(found) or pa.types.is_floating(found)):
         remedy = f"Say with {setting}.unit in what they count from 1970, such as ms."
     if kind in {"label", "boolean"} and setting and pa.types.is_string(found):
         key = "positive" if kind == "label" else "true"
         remedy = f"Say which text means 1 with {setting}.{key}, such as {_first_text(values)!r}."
     return f"is of type {found}; kind '{kind}' is for {expected}. {remedy}", table.num_rows, 0
+
+
+def _text_that_is_none(text: str, kind: str, decimal_point: str, row: int, remedy: str) -> str:
+    if kind in _TIMES:
+        remedy = f"Write times as 2024-03-07 10:15:00, in UTC or with their zone. {remedy}"
+    elif decimal_point == "." and text.count(",") == 1 and "." not in text:
+        remedy = f"Where that is a decimal point, say so with data.csv.decimal_point: ','. {remedy}"
+    expected = "time" if kind in _TIMES else "number"
+    return f"has text that is no {expected} as those before it (first at row {row}: {text!r}). {remedy}"
 
 
 def _first_text(values: pa.ChunkedArray) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
@@ -54,7 +54,7 @@ def typed(table: pa.Table, keys: Mapping[str, str], readings: Mapping[str, Readi
         if name in table.column_names:
             column = table[name]
         elif name in keys:
-            column = _repeated(keys[name], reading.kind, table.num_rows)
+            column = _repeated(keys[name], reading, table.num_rows)
         else:
             continue
         others = _others(column, reading.one)
@@ -181,21 +181,55 @@ _TYPES: dict[str, pa.DataType] = {
 }
 
 
-def _repeated(text: str, kind: str, rows: int) -> pa.ChunkedArray:
-    """A hive key's value as a column, of the first type of its kind that it reads as; else as a string."""
+def from_text(texts: pa.ChunkedArray, reading: Reading, decimal_point: str = ".") -> pa.ChunkedArray:
+    """Strings in the first type of the kind that all of them read as; as they are where there is none."""
+    types = _TEXT_TYPES.get(reading.kind, ()) if reading.one is None else ()
+    with suppress(pa.ArrowInvalid):  # what is no UTF-8 has no other spelling
+        for spelled in _spelled(texts, reading, decimal_point) if types else ():
+            for one in types:
+                with suppress(pa.ArrowInvalid):
+                    return pc.cast(spelled, one)
+    return texts
+
+
+def first_unlike(texts: pa.ChunkedArray, reading: Reading, decimal_point: str = ".") -> int | None:
+    """Position of the first string that does not read as those before it; None where all do."""
+
+    def read(count: int) -> bool:
+        return not pa.types.is_string(from_text(texts.slice(0, count), reading, decimal_point).type)
+
+    if read(len(texts)):
+        return None
+    fits, breaks = 0, len(texts)
+    while breaks - fits > 1:
+        middle = (fits + breaks) // 2
+        fits, breaks = (middle, breaks) if read(middle) else (fits, middle)
+    return fits
+
+
+def _spelled(texts: pa.ChunkedArray, reading: Reading, decimal_point: str) -> Iterator[pa.ChunkedArray]:
+    """Texts as Arrow reads values, one way after the other."""
+    plain = pc.utf8_trim_whitespace(texts)
+    if reading.kind in _TIMES:
+        yield plain
+        yield pc.replace_substring_regex(pc.replace_substring_regex(plain, r"(\.\d{6})\d+", r"\1"), " ?UTC$", "Z")
+    elif decimal_point == ".":
+        yield plain
+    else:
+        yield pc.replace_substring(pc.replace_substring(plain, ".", "_"), decimal_point, ".")
+
+
+def _repeated(text: str, reading: Reading, rows: int) -> pa.ChunkedArray:
+    """A hive key's value as a column."""
     if text == HIVE_NULL:
         return pa.chunked_array([pa.nulls(rows)])
-    value = pa.scalar(text)
-    for read_as in _HIVE_TYPES.get(kind, ()):
-        with suppress(pa.ArrowInvalid):
-            value = pc.cast(value, read_as)
-            break
+    [value] = from_text(pa.chunked_array([[text]]), reading)
     return pa.chunked_array([pa.repeat(value, rows)])
 
 
-# By kind: the types that a hive key's text is tried as, in order, where it is more than text.
-_HIVE_TYPES: dict[str, tuple[pa.DataType, ...]] = {
+# By kind: the types that text is tried as, in order, where it is more than text.
+_TEXT_TYPES: dict[str, tuple[pa.DataType, ...]] = {
     **dict.fromkeys(_NUMERIC, (pa.float64(),)),
     **dict.fromkeys(_BINARY, (pa.int8(), pa.bool_(), pa.float64())),
-    **dict.fromkeys(_TIMES, (TIMES, pa.timestamp("us", "UTC"))),
+    **dict.fromkeys(_TIMES, (TIMES, pa.timestamp("us", "UTC"), pa.int64(), pa.float64())),
 }

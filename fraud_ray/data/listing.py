@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -16,6 +17,7 @@ from fraud_ray.progress import counted
 
 THREADS = 16
 SUFFIXES = (".parquet", ".parq", ".pq")  # what a file claims to be parquet by, in any case of letters
+CSV = re.compile(r"\.[ct]sv(\.gz|\.bz2|\.zst)?$", re.IGNORECASE)
 MAGIC, ENCRYPTED = b"PAR1", b"PARE"  # what a parquet file begins and ends with
 
 _UNFINISHED = "._COPYING_"  # what Hadoop's copying leaves behind the names of its files until they are whole
@@ -59,9 +61,10 @@ def entries_below(filesystem: fs.FileSystem, base: str) -> list[fs.FileInfo]:
 def select_partitions(root: str, filesystem: fs.FileSystem, base: str, entries: Mapping[str, fs.FileInfo]) -> Listing:
     """Those of the entries at `base`, by relative name, that are partitions: each file that is parquet, once.
 
-    A file is parquet by its content, whatever its name; one that is not, but is named so, counts as one, so that it is
-    refused when it is read. Names that begin with '_' or '.' are left out, but for folders such as _key=value. Raises
-    DataError for a link that leads nowhere, and for a table of a format whose files are not its rows.
+    A file is CSV by its name, and counts where there is no parquet; else parquet by its content, whatever its name; one
+    that is not, but is named so, counts as one, so that it is refused when it is read. Names that begin with '_' or '.'
+    are left out, but for folders such as _key=value. Raises DataError for a link that leads nowhere, for a table of a
+    format whose files are not its rows, and for two CSV files of which scoring would make one.
     """
     _refuse_formats(root, filesystem, base, entries)
     is_one_file = any(info.path == base for info in entries.values())
@@ -73,14 +76,20 @@ def select_partitions(root: str, filesystem: fs.FileSystem, base: str, entries: 
     shown = {name: info for name, info in shown.items() if info.type == fs.FileType.File}
     again = _named_again(base, shown) if isinstance(filesystem, fs.LocalFileSystem) else {}
     once = {name: info for name, info in shown.items() if name not in again}
-    unclear = [name for name in once if not name.lower().endswith(SUFFIXES)]
+    csv = [name for name in once if is_csv(name)]
+    unclear = [name for name in once if not name.lower().endswith(SUFFIXES) and name not in set(csv)]
     with ThreadPoolExecutor(THREADS) as pool:
         looks = list(pool.map(lambda name: _looks_like_parquet(filesystem, once[name]), unclear))
     parquet = [name for name, is_parquet in zip(unclear, looks, strict=True) if is_parquet]
     other = {name for name, is_parquet in zip(unclear, looks, strict=True) if not is_parquet}
+    if len(once) > len(csv) + len(other):
+        format, left = "parquet", csv
+    else:
+        format, left = ("CSV" if csv else "parquet"), []
+        _refuse_same_names(root, csv)
     notes = (
         _note("left out: {} whose name begins with _ or .", "left out: {} whose names begin with _ or .", hidden),
-        _note("left out: {} that is no parquet", "left out: {} that are no parquet", sorted(other)),
+        _note(f"left out: {{}} that is no {format}", f"left out: {{}} that are no {format}", sorted({*other, *left})),
         _note(
             "left out: {} that is there under another name",
             "left out: {} that are there under other names",
@@ -88,9 +97,18 @@ def select_partitions(root: str, filesystem: fs.FileSystem, base: str, entries: 
         ),
         _note("{} is parquet by its content, not by its name", "{} are parquet by content, not by name", parquet),
     )
-    return Listing(
-        {name: info for name, info in once.items() if name not in other}, tuple(note for note in notes if note)
-    )
+    files = {name: info for name, info in once.items() if name not in other and name not in set(left)}
+    return Listing(files, tuple(note for note in notes if note))
+
+
+def is_csv(name: str) -> bool:
+    """Whether a file is CSV, by its name: .csv or .tsv, also compressed."""
+    return CSV.search(name) is not None
+
+
+def parquet_name(name: str) -> str:
+    """The name of the parquet file that is made of a partition."""
+    return CSV.sub(".parquet", name)
 
 
 def is_hidden(name: str) -> bool:
@@ -142,6 +160,15 @@ def _named_again(base: str, files: Mapping[str, fs.FileInfo]) -> dict[str, str]:
         by_file.setdefault(identity, []).append((-name.count("="), real != f"{top}/{name}", name))
     ordered = [sorted(names) for names in by_file.values() if len(names) > 1]
     return {name: names[0][2] for names in ordered for _, _, name in names[1:]}
+
+
+def _refuse_same_names(root: str, names: Sequence[str]) -> None:
+    """Raises DataError for such as a.csv beside a.csv.gz, most likely the same rows."""
+    seen: dict[str, str] = {}
+    for name in names:
+        other = seen.setdefault(parquet_name(name), name)
+        if other != name:
+            raise DataError(f"{root} holds {other} and {name}, most likely the same rows; remove or rename one of them")
 
 
 def _looks_like_parquet(filesystem: fs.FileSystem, info: fs.FileInfo) -> bool:

@@ -6,7 +6,7 @@ import os
 import posixpath
 import re
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pyarrow import fs
 
+from fraud_ray.data.delimited import CsvFile
 from fraud_ray.data.listing import is_hidden
 from fraud_ray.data.source import absolute, list_files, open_filesystem
 from fraud_ray.errors import SettingsError
@@ -73,14 +74,16 @@ def list_written(target: str) -> dict[str, fs.FileInfo]:
     return written
 
 
-def count_foreign(written: Mapping[str, fs.FileInfo], known: Mapping[str, object]) -> int:
+def count_foreign(written: Mapping[str, fs.FileInfo], known: Iterable[str]) -> int:
     """How many files that a reader would see lie at an output beside those that are known."""
-    return sum(not is_hidden(name) for name in written.keys() - known.keys())
+    return sum(not is_hidden(name) for name in written.keys() - set(known))
 
 
 @contextmanager
-def writing(target: str, name: str, like: pq.ParquetFile, added: Sequence[pa.Field]) -> Iterator[pq.ParquetWriter]:
-    """Writes a partition with the columns and encodings of another one, and more columns.
+def writing(
+    target: str, name: str, like: pq.ParquetFile | CsvFile, added: Sequence[pa.Field]
+) -> Iterator[pq.ParquetWriter]:
+    """Writes a partition, as parquet, with the columns of another one, of parquet also its encodings, and more columns.
 
     It lies under a hidden name until it is whole. Raises ServerError where it cannot be written.
     """
@@ -106,10 +109,10 @@ def writing(target: str, name: str, like: pq.ParquetFile, added: Sequence[pa.Fie
         raise unusable(f"{target}/{name} cannot be written", fault) from fault
 
 
-def _encodings(metadata: pq.FileMetaData, added: Sequence[pa.Field]) -> dict[str, Any]:
+def _encodings(metadata: pq.FileMetaData | None, added: Sequence[pa.Field]) -> dict[str, Any]:
     """A writer's options for a file like another one: its codec, or zstd for one that Arrow only reads, as Hadoop's
     LZ4, and which columns have a dictionary."""
-    if not metadata.num_row_groups:
+    if metadata is None or not metadata.num_row_groups:
         return {}
     group = metadata.row_group(0)
     columns = [group.column(position) for position in range(group.num_columns)]

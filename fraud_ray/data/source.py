@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
 from functools import lru_cache
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 from urllib.parse import unquote
 
@@ -18,21 +19,22 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from pyarrow import fs
 
-from fraud_ray.data.kinds import Reading, typed
-from fraud_ray.data.listing import ENCRYPTED, MAGIC, Listing, entries_below, leading_keys, select_partitions
+from fraud_ray.data.delimited import CsvFile
+from fraud_ray.data.kinds import Reading, from_text, harmonised, typed
+from fraud_ray.data.listing import ENCRYPTED, MAGIC, Listing, entries_below, is_csv, leading_keys, select_partitions
 from fraud_ray.errors import DataError
-from fraud_ray.settings import DataSettings
+from fraud_ray.settings import CsvSettings, DataSettings
 from fraud_ray.storage import unusable
 
 FOOTER_THREADS = 16
 INT96_UNIT = "us"  # nanoseconds, as Arrow reads INT96 by default, wrap in the year 2262
 FOOTER_GUESS = 64 * 1024  # bytes: most footers are smaller, and one request fetches them
-_NAME_A_FOLDER = "name the folder or URI of the parquet partitions (data.path in a configuration)"
+_NAME_A_FOLDER = "name the folder or URI of the parquet or CSV partitions (data.path in a configuration)"
 
 
 @dataclass(frozen=True)
 class Partition:
-    """One parquet file: `path` is what the source's filesystem opens, `shown` the same relative to the source.
+    """One parquet or CSV file: `path` is what the source's filesystem opens, `shown` the same relative to the source.
 
     stamp: tells of a change without reading the file; date: from a hive key `date=` in the path, where there is one.
     """
@@ -48,9 +50,9 @@ class Partition:
 class Source:
     """The partitions below `root` (an absolute path or a URI), in the order of their names.
 
-    fingerprint: SHA-256, in hexadecimal, over each partition's name, size, time of change and footer.
+    fingerprint: SHA-256, in hexadecimal, over each partition's name, size, time of change and footer (of CSV: bytes).
     as_of: the newest day: of the hive keys `date=`, else of the timestamps, by the footers' statistics or, where a file
-    has none (Spark's default, INT96), by reading the column; else None.
+    has none (CSV, Spark's default INT96), by reading the column; else None.
     notes: what else lies there, in words.
     """
 
@@ -74,11 +76,11 @@ def open_source(data: DataSettings, found: Mapping[str, fs.FileInfo] | None = No
     """The partitions of `data.path`, whose footers it reads.
 
     found: those to open of what `list_partitions` found; by default all. Raises as `list_partitions` does, and
-    DataError for a file that is no parquet, or where all partitions of the path are empty.
+    DataError for a file that cannot be read, or where all partitions of the path are empty.
     """
     root = absolute(data.path)
     listing = list_partitions(root) if found is None else Listing(dict(found), ())
-    footers = read_footers(root, listing.files)
+    footers = read_footers(root, listing.files, data.csv, _declared(data, data.columns))
     partitions = []
     newest: list[date] = []
     unsaid: list[Partition] = []
@@ -86,15 +88,15 @@ def open_source(data: DataSettings, found: Mapping[str, fs.FileInfo] | None = No
     digest = hashlib.sha256()
     for name, (info, footer) in footers.items():
         day = _as_date(hive_keys(root, name).get("date"))
-        partitions.append(Partition(info.path, name, footer.metadata.num_rows, stamp_of(info), day))
+        partitions.append(Partition(info.path, name, footer.rows, stamp_of(info), day))
         digest.update(fingerprint_line(table_name(root, name), info, footer))
-        last = day or _newest_day(footer.metadata, timestamp)
+        last = day or footer.newest
         if last:
             newest.append(last)
-        elif footer.metadata.num_rows:
+        elif footer.rows:
             unsaid.append(partitions[-1])
     if found is None and not any(partition.rows for partition in partitions):
-        raise DataError(f"{root}: none of its {len(partitions)} parquet files holds a row; write data there first")
+        raise DataError(f"{root}: none of its {len(partitions)} files holds a row; write data there first")
     days = [p.date for p in partitions if p.date]
     if not days and timestamp:
         with ThreadPoolExecutor(FOOTER_THREADS) as pool:
@@ -106,15 +108,15 @@ def open_source(data: DataSettings, found: Mapping[str, fs.FileInfo] | None = No
 def list_partitions(root: str) -> Listing:
     """The file of every partition at an absolute path or a URI, each real file once, and what else lies there.
 
-    Raises DataError for a path that does not exist or that holds no parquet, for a link that leads nowhere, and for a
-    table of Delta, Iceberg or Hudi; ServerError for a store out of reach.
+    Raises DataError for a path that does not exist or that holds neither parquet nor CSV, for a link that leads
+    nowhere, and for a table of Delta, Iceberg or Hudi; ServerError for a store out of reach.
     """
     entries = _list_entries(root)
     if entries is None:
         raise DataError(f"{root} does not exist; {_NAME_A_FOLDER}")
     listing = select_partitions(root, *open_filesystem(root), entries)
     if not listing.files:
-        raise DataError("\n".join([f"{root} holds no parquet files; {_NAME_A_FOLDER}", *listing.notes]))
+        raise DataError("\n".join([f"{root} holds no parquet and no CSV files; {_NAME_A_FOLDER}", *listing.notes]))
     return listing
 
 
@@ -125,17 +127,30 @@ def stamp_of(info: fs.FileInfo) -> str:
 
 @dataclass(frozen=True)
 class Footer:
-    """The end of a parquet file: its schema, and the row groups' sizes and statistics; and the hash of its bytes."""
+    """What the end of a parquet file says, or all of a CSV file: rows, schema with metadata, SHA-256 in hexadecimal.
 
-    metadata: pq.FileMetaData
+    newest: the newest day of the timestamps, where it says so.
+    """
+
+    rows: int
+    schema: pa.Schema
     sha256: str
+    newest: date | None
 
 
-def read_footers(root: str, found: Mapping[str, fs.FileInfo]) -> dict[str, tuple[fs.FileInfo, Footer]]:
-    """File and footer of each partition that was found below a root. Raises DataError for a file that is no parquet."""
+def read_footers(
+    root: str,
+    found: Mapping[str, fs.FileInfo],
+    csv: CsvSettings = CsvSettings(),  # noqa: B008 - frozen
+    readings: Mapping[str, Reading] = MappingProxyType({}),
+) -> dict[str, tuple[fs.FileInfo, Footer]]:
+    """File and footer of each partition that was found below a root. Raises DataError for a file that is none.
+
+    readings: of the columns that are declared.
+    """
     filesystem, _ = open_filesystem(root)
     with ThreadPoolExecutor(FOOTER_THREADS) as pool:
-        footers = list(pool.map(lambda info: read_footer(filesystem, info), found.values()))
+        footers = list(pool.map(lambda info: read_footer(filesystem, info, csv, readings), found.values()))
     _refuse_broken(root, {name: footer for name, footer in zip(found, footers, strict=True) if isinstance(footer, str)})
     return {n: (found[n], footer) for n, footer in zip(found, footers, strict=True) if isinstance(footer, Footer)}
 
@@ -194,28 +209,46 @@ def read_partition(root: str, partition: Partition, data: DataSettings, columns:
 
     The types are those of `typed`. Raises DataError where the file cannot be read.
     """
-    filesystem, _ = open_filesystem(root)
+    readings = _declared(data, columns)
     try:
-        with filesystem.open_input_file(partition.path) as opened:
-            metadata = pq.read_metadata(opened)
-            schema = metadata.schema.to_arrow_schema()
-            texts = [name for name in columns if name in schema.names and pa.types.is_string(schema.field(name).type)]
-            file = pq.ParquetFile(
-                opened,
-                metadata=metadata,
-                pre_buffer=not isinstance(filesystem, fs.LocalFileSystem),
-                # Categories repeat: read as dictionaries they are neither copied nor compared row by row.
-                read_dictionary=[name for name in texts if data.columns[name].kind == "categorical"],
-                coerce_int96_timestamp_unit=INT96_UNIT,
-            )
+        with open_file(open_filesystem(root)[0], partition.path, data.csv, readings, with_dictionaries=True) as file:
             # One thread: the partitions are read side by side, one a CPU.
-            table = file.read(columns=[c for c in columns if c in schema.names], use_threads=False)
+            table = file.read(columns=list(columns), use_threads=False)
     except (pa.ArrowException, OSError) as fault:
         raise DataError(f"{partition.shown} cannot be read: {str(fault).splitlines()[0]}; write it again") from None
     if len(set(table.column_names)) < table.num_columns:
         twice = next(name for name in table.column_names if table.column_names.count(name) > 1)
         raise DataError(f"{partition.shown}: column '{twice}' is there more than once; write it again with one")
-    return typed(table, hive_keys(root, partition.shown), {n: Reading.declared(data.columns[n]) for n in columns})
+    return typed(table, hive_keys(root, partition.shown), readings)
+
+
+@contextmanager
+def open_file(
+    filesystem: fs.FileSystem,
+    path: str,
+    csv: CsvSettings,
+    readings: Mapping[str, Reading],
+    with_dictionaries: bool = False,
+) -> Iterator[pq.ParquetFile | CsvFile]:
+    """A partition's file. Raises ArrowException and OSError, here and in reading, where it is none.
+
+    readings: of the columns that come as values of their kinds from a CSV file, whose others are text;
+    with_dictionaries: whether categories come so that they are neither copied nor compared row by row.
+    """
+    if is_csv(path):
+        yield CsvFile(filesystem, path, csv, readings)
+        return
+    with filesystem.open_input_file(path) as opened:
+        metadata = pq.read_metadata(opened)
+        texts = [field.name for field in metadata.schema.to_arrow_schema() if pa.types.is_string(field.type)]
+        categories = [name for name, reading in readings.items() if reading.kind == "categorical"]
+        yield pq.ParquetFile(
+            opened,
+            metadata=metadata,
+            pre_buffer=not isinstance(filesystem, fs.LocalFileSystem),
+            read_dictionary=[name for name in categories if name in texts] if with_dictionaries else None,
+            coerce_int96_timestamp_unit=INT96_UNIT,
+        )
 
 
 def hive_keys(root: str, name: str) -> dict[str, str]:
@@ -229,9 +262,17 @@ def table_name(root: str, name: str) -> str:
     return "/".join([*leading_keys(*open_filesystem(root), name), name])
 
 
-def read_footer(filesystem: fs.FileSystem, info: fs.FileInfo) -> Footer | str:
-    """A file's footer, or what is wrong with the file."""
+def read_footer(
+    filesystem: fs.FileSystem,
+    info: fs.FileInfo,
+    csv: CsvSettings = CsvSettings(),  # noqa: B008 - frozen
+    readings: Mapping[str, Reading] = MappingProxyType({}),
+) -> Footer | str:
+    """A file's footer, or what is wrong with the file. readings: of the columns."""
+    timestamp = next((name for name, reading in readings.items() if reading.kind == "timestamp"), None)
     try:
+        if is_csv(info.path):
+            return _read_through(filesystem, info, csv, readings, timestamp)
         with filesystem.open_input_file(info.path) as file:
             held = min(info.size, FOOTER_GUESS)
             tail = file.read_at(held, info.size - held)
@@ -242,14 +283,43 @@ def read_footer(filesystem: fs.FileSystem, info: fs.FileInfo) -> Footer | str:
             length = int.from_bytes(tail[-8:-4], "little") + 8
             if held < length <= info.size:
                 tail = file.read_at(length, info.size - length)
-        return Footer(pq.read_metadata(pa.BufferReader(tail)), hashlib.sha256(tail[-length:]).hexdigest())
+        metadata = pq.read_metadata(pa.BufferReader(tail))
+        sha256 = hashlib.sha256(tail[-length:]).hexdigest()
+        schema = metadata.schema.to_arrow_schema().with_metadata(metadata.metadata)
+        return Footer(metadata.num_rows, schema, sha256, _newest_by_statistics(metadata, timestamp))
     except (pa.ArrowException, OSError) as fault:
         return str(fault).splitlines()[0]
 
 
+def _read_through(
+    filesystem: fs.FileSystem, info: fs.FileInfo, csv: CsvSettings, readings: Mapping[str, Reading], time: str | None
+) -> Footer:
+    """What a footer would say of a CSV file: one column is read for the number of rows, and the bytes for the hash."""
+    file = CsvFile(filesystem, info.path, csv, readings)
+    column = time if time in file.names else file.names[0]
+    rows, newest = 0, None
+    for batch in file.texts([column]):
+        rows += batch.num_rows
+        if column == time:
+            times = from_text(pa.chunked_array([batch.column(0)]), readings[time])
+            days = newest, _newest_of(harmonised(times, readings[time]))
+            newest = max((day for day in days if day), default=None)
+    with filesystem.open_input_file(info.path) as opened:
+        digest = hashlib.file_digest(opened, "sha256")
+    digest.update(csv.model_dump_json().encode())
+    return Footer(rows, file.schema_without_rows, digest.hexdigest(), newest)
+
+
+def _declared(data: DataSettings, columns: Iterable[str]) -> dict[str, Reading]:
+    return {name: Reading.declared(data.columns[name]) for name in columns}
+
+
 def _refuse_broken(root: str, broken: dict[str, str]) -> None:
     if broken:
-        lines = [f"{root}/{name} is no readable parquet file: {fault}" for name, fault in list(broken.items())[:10]]
+        lines = [
+            f"{root}/{name} is no readable {'CSV' if is_csv(name) else 'parquet'} file: {fault}"
+            for name, fault in list(broken.items())[:10]
+        ]
         if len(broken) > len(lines):
             lines.append(f"and {len(broken) - len(lines)} more")
         raise DataError("\n".join([*lines, "Write these files again, or remove them."]))
@@ -262,7 +332,7 @@ def _as_date(text: str | None) -> date | None:
         return None
 
 
-def _newest_day(metadata: pq.FileMetaData, column: str | None) -> date | None:
+def _newest_by_statistics(metadata: pq.FileMetaData, column: str | None) -> date | None:
     """The newest day of a column by the row groups' statistics; None where they do not say."""
     names = metadata.schema.names
     if column not in names:
@@ -278,10 +348,13 @@ def _newest_day(metadata: pq.FileMetaData, column: str | None) -> date | None:
 def _read_newest_day(root: str, partition: Partition, data: DataSettings, timestamp: str) -> date | None:
     """The newest day of the timestamps in a file, or in its hive keys; None where it holds none."""
     table = read_partition(root, partition, data, [timestamp])
-    if timestamp not in table.column_names or not pa.types.is_timestamp(table[timestamp].type):
-        return None
-    with suppress(OverflowError, ValueError):  # a year that Python cannot hold, which the contract tells of
-        return _day_of(pc.max(table[timestamp]).as_py())
+    return _newest_of(table[timestamp]) if timestamp in table.column_names else None
+
+
+def _newest_of(column: pa.ChunkedArray) -> date | None:
+    if pa.types.is_timestamp(column.type):
+        with suppress(OverflowError, ValueError):  # a year that Python cannot hold, which the contract tells of
+            return _day_of(pc.max(column).as_py())
     return None
 
 

@@ -94,12 +94,12 @@ def open_extract(path: str) -> Extract:
     root = absolute(path)
     listing = list_partitions(root)
     footers = read_footers(root, listing.files)
-    rows = {name: footer.metadata.num_rows for name, (_, footer) in footers.items()}
+    rows = {name: footer.rows for name, (_, footer) in footers.items()}
     if not any(rows.values()):
         raise DataError(f"{root}: none of its {len(rows)} files holds a row; write data there first")
     columns: dict[str, None] = {}
     for name, (_, footer) in footers.items():
-        columns |= dict.fromkeys([*footer.metadata.schema.to_arrow_schema().names, *hive_keys(root, name)])
+        columns |= dict.fromkeys([*footer.schema.names, *hive_keys(root, name)])
     return Extract(root, listing.files, rows, tuple(columns), listing.notes)
 
 

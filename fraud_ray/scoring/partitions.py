@@ -12,7 +12,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from functools import lru_cache, partial
 from pathlib import Path
@@ -24,16 +24,18 @@ from pyarrow import fs
 
 from fraud_ray.cluster import join_unless_few
 from fraud_ray.data.contract import ContractViolation, Violation, check_type
+from fraud_ray.data.delimited import CsvFile
 from fraud_ray.data.kinds import Reading, typed
+from fraud_ray.data.listing import parquet_name
 from fraud_ray.data.output import count_foreign, list_written, refuse_to_write_into, writing
 from fraud_ray.data.source import (
     FOOTER_THREADS,
-    INT96_UNIT,
     Footer,
     absolute,
     fingerprint_line,
     hive_keys,
     list_partitions,
+    open_file,
     open_filesystem,
     read_footer,
     read_footers,
@@ -43,7 +45,7 @@ from fraud_ray.data.tasks import map_tasks
 from fraud_ray.errors import DataError, SettingsError
 from fraud_ray.model.scorer import GRAPH, INFO, GraphError, GraphScorer
 from fraud_ray.progress import Progress, Update
-from fraud_ray.settings import ClusterSettings, RegistrySettings
+from fraud_ray.settings import ClusterSettings, CsvSettings, RegistrySettings
 
 if TYPE_CHECKING:
     from fraud_ray.model.reasons import Explainer
@@ -148,8 +150,11 @@ def score_partitions(
     cluster: ClusterSettings = ClusterSettings(),  # noqa: B008 - frozen
     update: Update = lambda *_: None,
     progress: Progress | None = None,
+    csv: CsvSettings = CsvSettings(),  # noqa: B008 - frozen
 ) -> ScoringResult:
     """Scores every partition below `source` into one of the same name below `target`; both are folders or URIs.
+
+    Of CSV partitions parquet is made, where columns that the model does not read are text.
 
     An output partition has its input's rows in their order, all columns, and ADDED; from a model with an explainer also
     the REASONS columns that weigh most in each alert, and what each adds to its log-odds. One that this model has made
@@ -160,16 +165,17 @@ def score_partitions(
     """
     source, target = locate(source, target)
     listing = list_partitions(source)
-    footers = read_footers(source, listing.files)
     scorer = _scorer(model.graph)
-    _check_contract(source, footers, {column.name: Reading.of_model(column) for column in scorer.columns}, model.added)
+    readings = {column.name: Reading.of_model(column) for column in scorer.columns}
+    footers = read_footers(source, listing.files, csv, readings)
+    _check_contract(source, footers, readings, model.added)
     explained = str(REASONS if model.explainer else 0)
     made = {MADE_BY: model.version.encode(), MADE_WITH: _digest(model.graph), EXPLAINED: explained.encode()}
     jobs = [
         _Job(
             path=info.path,
             name=name,
-            rows=footer.metadata.num_rows,
+            rows=footer.rows,
             stamp={**made, MADE_FROM: _digest(fingerprint_line(table_name(source, name), info, footer))},
         )
         for name, (info, footer) in footers.items()
@@ -183,7 +189,7 @@ def score_partitions(
     if left:
         with join_unless_few(cluster, sum(to_score), progress):
             began = time.monotonic()
-            score_one = partial(_score_partition, model=model, source=source, target=target)
+            score_one = partial(_score_partition, model=model, source=source, target=target, csv=csv)
             for position, found in map_tasks(score_one, left, to_score):
                 done += to_score[position]
                 alerts += found
@@ -199,7 +205,7 @@ def score_partitions(
         kept=len(finished),
         seconds=seconds,
         rows_per_second=sum(to_score) / seconds if seconds else 0.0,
-        foreign=count_foreign(there, footers),
+        foreign=count_foreign(there, {job.output for job in jobs}),
         notes=listing.notes,
     )
 
@@ -224,6 +230,11 @@ class _Job:
     name: str
     rows: int
     stamp: dict[bytes, bytes]
+
+    @property
+    def output(self) -> str:
+        """The name of what is made of it, relative to the target."""
+        return parquet_name(self.name)
 
 
 def _windows(bundle: Path) -> Mapping[str, Any] | None:
@@ -256,11 +267,9 @@ def _check_contract(
     added: Sequence[pa.Field],
 ) -> None:
     violations = [
-        Violation(name, column, message, footer.metadata.num_rows, 0)
+        Violation(name, column, message, footer.rows, 0)
         for name, (_, footer) in footers.items()
-        for column, message in _faults(
-            hive_keys(source, name), footer.metadata.schema.to_arrow_schema(), readings, added
-        )
+        for column, message in _faults(hive_keys(source, name), footer.schema, readings, added)
     ]
     if violations:
         raise ContractViolation(violations, len(footers))
@@ -289,34 +298,33 @@ def _finished(target: str, jobs: list[_Job], there: Mapping[str, fs.FileInfo]) -
     filesystem, _ = open_filesystem(target)
 
     def alerts(job: _Job) -> int | None:
-        footer = read_footer(filesystem, there[job.name])
-        made = (footer.metadata.metadata or {}) if isinstance(footer, Footer) else {}
+        footer = read_footer(filesystem, there[job.output])
+        made = (footer.schema.metadata or {}) if isinstance(footer, Footer) else {}
         return int(made[ALERTS]) if made.items() >= job.stamp.items() else None
 
-    found = [job for job in jobs if job.name in there]
+    found = [job for job in jobs if job.output in there]
     with ThreadPoolExecutor(FOOTER_THREADS) as pool:
         counted = zip(found, pool.map(alerts, found), strict=True)
         return {job.name: count for job, count in counted if count is not None}
 
 
-def _score_partition(job: _Job, model: Model, source: str, target: str) -> int:
+def _score_partition(job: _Job, model: Model, source: str, target: str, csv: CsvSettings) -> int:
     """Scores one partition in this process; returns its alerts."""
     scorer = _scorer(model.graph)
     readings = {column.name: Reading.of_model(column) for column in scorer.columns}
     keys = hive_keys(source, job.name)
     alerts = 0
     filesystem, _ = open_filesystem(source)
-    with _readable(job.name):
-        opened = filesystem.open_input_file(job.path)
-        file = pq.ParquetFile(
-            opened,
-            pre_buffer=not isinstance(filesystem, fs.LocalFileSystem),
-            coerce_int96_timestamp_unit=INT96_UNIT,
-        )
-    with opened, writing(target, job.name, file, model.added) as writer:
+    with ExitStack() as held:
+        with _readable(job.name):
+            file = held.enter_context(open_file(filesystem, job.path, csv, readings))
+        writer = held.enter_context(writing(target, job.output, file, model.added))
         for table in _batches(file, job.name):
             read = typed(table, keys, readings)
-            unfit = {column: check_type(read, column, reading) for column, reading in readings.items()}
+            unfit = {
+                column: check_type(read, column, reading, None, csv.decimal_point)
+                for column, reading in readings.items()
+            }
             broken = [Violation(job.name, column, *finding) for column, finding in unfit.items() if finding]
             if broken:
                 raise ContractViolation(broken, 1)
@@ -333,7 +341,7 @@ def _score_partition(job: _Job, model: Model, source: str, target: str) -> int:
     return alerts
 
 
-def _batches(file: pq.ParquetFile, name: str) -> Iterator[pa.Table]:
+def _batches(file: pq.ParquetFile | CsvFile, name: str) -> Iterator[pa.Table]:
     """The file's rows in order; one thread, for the partitions are scored side by side."""
     with _readable(name):
         for batch in file.iter_batches(ROWS_PER_BATCH, use_threads=False):

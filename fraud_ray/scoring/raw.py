@@ -15,6 +15,7 @@ import pyarrow.compute as pc
 from pyarrow import fs
 
 from fraud_ray.cluster import join_unless_few
+from fraud_ray.data.listing import parquet_name
 from fraud_ray.data.output import count_foreign, list_written
 from fraud_ray.data.source import (
     Source,
@@ -31,7 +32,7 @@ from fraud_ray.model.encoder import strings
 from fraud_ray.model.scorer import GraphScorer
 from fraud_ray.progress import Progress, Update
 from fraud_ray.scoring.partitions import Model, ScoringResult, locate, score_partitions
-from fraud_ray.settings import ClusterSettings, DataSettings
+from fraud_ray.settings import ClusterSettings, CsvSettings, DataSettings
 from fraud_ray.storage import Storage
 from fraud_ray.windows.definition import Definition
 from fraud_ray.windows.passes import identify, names
@@ -48,12 +49,13 @@ def score_raw(
     cluster: ClusterSettings = ClusterSettings(),  # noqa: B008 - frozen
     update: Update = lambda *_: None,
     progress: Progress | None = None,
+    csv: CsvSettings | None = None,
 ) -> ScoringResult:
     """Scores those partitions below `source` that the window state has not counted, with their window columns.
 
     storage: where the state lies. labels: folder or URI of labels, by id, of earlier transactions; it may be empty.
-    state: key of the state to go on from; by default the model's own, or the newest one that follows it. Raises as
-    `score_partitions` and `add_windows` do.
+    state: key of the state to go on from; by default the model's own, or the newest one that follows it. csv: how CSV
+    is written; by default as what the model was fitted on. Raises as `score_partitions` and `add_windows` do.
     """
     if model.windows is None:
         raise SettingsError(
@@ -62,6 +64,8 @@ def score_raw(
         )
     source, target = locate(source, target, labels)
     definition = Definition.from_json(model.windows["definition"])
+    if csv is not None:
+        definition = replace(definition, data=definition.data.model_copy(update={"csv": csv}))
     listing = list_partitions(source)
     found = listing.files
     before = load_state(storage, state or model.windows["state"])
@@ -85,7 +89,7 @@ def score_raw(
         scored,
         counted=len(found) - scored.partitions,
         state=after.key,
-        foreign=count_foreign(list_written(target), found),
+        foreign=count_foreign(list_written(target), map(parquet_name, found)),
         notes=listing.notes,
     )
 

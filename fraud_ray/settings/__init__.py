@@ -4,7 +4,15 @@ A section of the configuration is a class here; `whole.Settings` holds all of th
 """
 
 from fraud_ray.settings.base import without_passwords
-from fraud_ray.settings.data import INNER, ColumnSettings, DataSettings, FoldSettings, PrepareSettings, SimulateSettings
+from fraud_ray.settings.data import (
+    INNER,
+    ColumnSettings,
+    CsvSettings,
+    DataSettings,
+    FoldSettings,
+    PrepareSettings,
+    SimulateSettings,
+)
 from fraud_ray.settings.decision import (
     AlertsPerDay,
     DecisionSettings,
@@ -27,6 +35,7 @@ __all__ = [
     "AlertsPerDay",
     "ClusterSettings",
     "ColumnSettings",
+    "CsvSettings",
     "DataSettings",
     "DecisionSettings",
     "DriftSettings",

@@ -98,9 +98,19 @@ class ColumnSettings(Frozen):
         return self
 
 
+class CsvSettings(Frozen):
+    """How CSV partitions are written."""
+
+    delimiter: Annotated[str, Field(pattern=r'^[^"\r\n]$')] = ","
+    """What stands between the values of CSV in UTF-8, whose first line holds the names; in .tsv files it is a tab."""
+    decimal_point: Literal[".", ","] = "."
+    """What stands before a number's decimals; numbers hold no other point, comma or space."""
+
+
 class DataSettings(Frozen):
     path: str
-    """Folder (or URI) of the parquet partitions, hive-partitioned or flat."""
+    """Folder (or URI) of the partitions, parquet or CSV (.csv, .tsv, also .gz), hive-partitioned or flat."""
+    csv: CsvSettings = CsvSettings()
     columns: dict[str, ColumnSettings]
     """The declared columns by name; all others are ignored."""
 

@@ -57,7 +57,7 @@ def _shown(value: Any) -> str:
     if isinstance(value, ByteSize):
         return value.human_readable()
     if isinstance(value, str):
-        return value
+        return value if len(value) > 1 else json.dumps(value)  # a comma alone is no YAML
     if isinstance(value, timedelta):
         return TypeAdapter(timedelta).dump_python(value, mode="json")
     return json.dumps(value, default=str)

@@ -26,7 +26,9 @@ import pyarrow.parquet as pq
 
 from fraud_ray.data.contract import Violation, check_columns
 from fraud_ray.data.keys import buckets_of, known_since
-from fraud_ray.data.source import INT96_UNIT, Partition, open_filesystem, read_partition, table_name
+from fraud_ray.data.kinds import Reading
+from fraud_ray.data.listing import parquet_name
+from fraud_ray.data.source import Partition, open_file, open_filesystem, read_partition, table_name
 from fraud_ray.errors import DataError
 from fraud_ray.model.encoder import strings
 from fraud_ray.settings import INNER
@@ -143,8 +145,9 @@ def assemble(item: tuple[int, Partition], job: Job) -> None:
     index, partition = item
     definition = job.definition
     filesystem, _ = open_filesystem(job.root)
-    with filesystem.open_input_file(partition.path) as opened:
-        table = pq.ParquetFile(opened, coerce_int96_timestamp_unit=INT96_UNIT).read(use_threads=False)
+    readings = {name: Reading.declared(column) for name, column in definition.data.columns.items()}
+    with open_file(filesystem, partition.path, definition.data.csv, readings) as file:
+        table = file.read(use_threads=False)
     columns: dict[str, npt.NDArray[Any]] = {}
     if definition.calendar:
         stamp = definition.timestamp
@@ -162,7 +165,8 @@ def assemble(item: tuple[int, Partition], job: Job) -> None:
     # Dictionaries of numbers that hardly repeat would take most of the time.
     texts = [name for name in table.column_names if pa.types.is_string(table.schema.field(name).type)]
     pq.write_table(table, sink, use_dictionary=texts)
-    job.storage.put(f"{job.folder}/data/{table_name(job.root, partition.shown)}", sink.getvalue().to_pybytes())
+    made = parquet_name(table_name(job.root, partition.shown))
+    job.storage.put(f"{job.folder}/data/{made}", sink.getvalue().to_pybytes())
 
 
 def state_key(folder: str, task: int) -> str:
@@ -193,8 +197,8 @@ def _checked(
     data = definition.data
     table = read_partition(root, partition, data, definition.reads)
     later = [name for name in definition.labels if name not in table.column_names and not needs_labels]
-    checked = [name for name in definition.reads if name not in later]
-    return table, check_columns(table, {name: data.columns[name] for name in checked}, partition.shown)
+    columns = {name: data.columns[name] for name in definition.reads if name not in later}
+    return table, check_columns(table, columns, partition.shown, data.csv.decimal_point)
 
 
 def _identity(needed: dict[str, pa.Array], entities: dict[str, pa.Array]) -> str:
