@@ -21,7 +21,8 @@ app = typer.Typer(no_args_is_help=True, help="List, show, follow and stop submit
 ConfigOfCluster = Annotated[
     Path, typer.Option("-c", "--config", metavar="FILE", help="Configuration whose cluster.overlay is meant.")
 ]
-Name = Annotated[str, typer.Argument(metavar="NAME", help="A job's name, or a run's, whose newest job is meant.")]
+_WANTED = "A job's name, or a run's, or how that begins, whose newest job is meant; latest: the newest run's."
+Name = Annotated[str, typer.Argument(metavar="NAME", help=_WANTED)]
 
 
 def submit(
