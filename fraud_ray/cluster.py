@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 from fraud_ray.errors import FraudRayError, ServerError, SettingsError, as_raised
 from fraud_ray.progress import Progress, Quiet, Stage, counted
@@ -33,17 +34,18 @@ def join_or_start(cluster: ClusterSettings, progress: Progress | None = None) ->
     """Ray for as long as the context lasts; progress: told of it before it takes its seconds.
 
     The one that this process has already; else the cluster at cluster.address or RAY_ADDRESS (a Ray job has it set);
-    else one started here, and ended here. Raises ServerError where a cluster does not answer or refuses the token.
+    else one started here, and ended here. Raises ServerError where a cluster does not answer or refuses the token,
+    SettingsError for what is no address of one.
     """
     if is_connected():
         yield
         return
-    address = _address(cluster)
+    named, address = _address(cluster)
     (progress or Quiet()).note(f"joining Ray at {address}" if address else "starting Ray")
     import ray
 
     with _own_signal_handler():
-        _join(address) if address else _start(cluster)
+        _join(named, address) if address else _start(cluster)
     try:
         yield
     finally:
@@ -53,7 +55,7 @@ def join_or_start(cluster: ClusterSettings, progress: Progress | None = None) ->
 @contextmanager
 def join_unless_few(cluster: ClusterSettings, rows: int, progress: Progress | None = None) -> Iterator[None]:
     """As `join_or_start`, but none is started for fewer than FEW_ROWS, which `data.tasks` then maps in this process."""
-    if rows < FEW_ROWS and not _address(cluster):
+    if rows < FEW_ROWS and not _address(cluster)[1]:
         yield
     else:
         with join_or_start(cluster, progress):
@@ -65,8 +67,12 @@ def is_connected() -> bool:
     return "ray" in sys.modules and bool(sys.modules["ray"].is_initialized())
 
 
-def _address(cluster: ClusterSettings) -> str | None:
-    return cluster.address or os.environ.get("RAY_ADDRESS")
+def _address(cluster: ClusterSettings) -> tuple[str, str]:
+    """The setting or variable that gives a Ray's address, and the address; empty where a Ray is started here."""
+    named, address = "cluster.address", cluster.address
+    if not address:
+        named, address = "RAY_ADDRESS", os.environ.get("RAY_ADDRESS", "")
+    return named, "" if address == "local" else address
 
 
 def answer(task: Any, timeout_s: float | None = None) -> Any:
@@ -87,7 +93,7 @@ def refuse_relative_folders(settings: Settings) -> None:
 
 def refuse_relative(name: str, place: str | None) -> None:
     """As `refuse_relative_folders`, for one place. name: of the setting or option that gives it."""
-    path = _local_path(place) if place else None
+    path = local_path(place) if place else None
     if path and not path.is_absolute():
         option = name if name.startswith("--") else f"--set {name}"
         raise SettingsError(
@@ -96,11 +102,11 @@ def refuse_relative(name: str, place: str | None) -> None:
         )
 
 
-def _local_path(uri: str) -> Path | None:
+def local_path(uri: str) -> Path | None:
     """The path of a folder or an sqlite database; None for what lies on a server or in a bucket."""
     database = re.fullmatch(r"sqlite(?:\+\w+)?:///(.*)", uri)
     if database:
-        return Path(database[1])
+        return Path(unquote(database[1].partition("?")[0]))
     return None if "://" in uri or uri.startswith("databricks") else Path(uri).expanduser()
 
 
@@ -254,42 +260,79 @@ def _in_words(resources: Mapping[str, float]) -> str:
 def _start(cluster: ClusterSettings) -> None:
     import ray
 
-    ray.init(
-        address="local",
-        num_cpus=cluster.cpus,
-        include_dashboard=cluster.dashboard,
-        log_to_driver=False,
-        logging_level=logging.ERROR,
+    try:
+        ray.init(
+            address="local",
+            num_cpus=cluster.cpus,
+            include_dashboard=cluster.dashboard,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+        )
+    except OSError as fault:
+        raise _no_folder(fault) from fault
+
+
+def _no_folder(fault: OSError) -> SettingsError:
+    """Why Ray has no use for the folder in which it keeps its sockets and logs, and which variable names another."""
+    variable = next((name for name in ("RAY_TMPDIR", "TMPDIR") if os.environ.get(name)), "RAY_TMPDIR")
+    folder = os.environ.get(variable, "/tmp")
+    told = re.search(r"cannot exceed (\d+) bytes: (.+)", str(fault))
+    if not told:
+        return SettingsError(f"Ray cannot start in {folder}: {fault}; name a folder for it with {variable}")
+    held = len(os.fsencode(folder))
+    room = int(told[1]) - (len(os.fsencode(told[2])) - held)
+    return SettingsError(
+        f"{variable} is {folder}, whose {held} bytes are too many: Ray keeps sockets below it, whose paths end at "
+        f"{told[1]} bytes. Name a folder of at most {room} bytes with {variable}, such as /tmp"
     )
 
 
-def _join(address: str) -> None:
+def _join(named: str, address: str) -> None:
+    """named: the setting or variable that gives the address."""
     import ray
 
-    _probe(address)
+    _probe(named, address)
     try:
         ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
     except (ConnectionError, RuntimeError, ValueError, ray.exceptions.RayError) as fault:
         raise ServerError(
-            f"the Ray cluster at {address} cannot be joined: {str(fault).partition('. ')[0]}.\n"
+            f"the Ray cluster at {address} ({named}) cannot be joined: {str(fault).partition('. ')[0]}.\n"
             "If it asks for a token, set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN to the cluster's token (on the head: "
             "ray get-auth-token), else RAY_AUTH_MODE=disabled; and check that Ray and Python have the same versions "
             "there and here"
         ) from fault
 
 
-def _probe(address: str) -> None:
-    """Raises ServerError if nothing listens at host:port, which Ray itself finds only after minutes."""
-    host, _, port = address.rpartition("://")[2].rpartition(":")
-    if not host or not port.isdecimal():  # such as 'auto', which Ray looks up on this machine
+def _probe(named: str, address: str) -> None:
+    """Raises ServerError if nothing listens there, and SettingsError if it is no Ray: Ray itself takes minutes."""
+    place = re.fullmatch(r"(?:(\w+)://)?(\[.+\]|[^/\[\]]+):(\d+)/?", address)
+    if address == "auto" or ("://" in address and not place):  # which Ray looks up
         return
+    scheme, host, port = place.groups() if place else ("", "HOST", "")
+    wanted = (
+        f"{named} should be host:port of the head's GCS, {host}:6379 unless changed; without it, a Ray is started here"
+    )
+    if not place:
+        raise SettingsError(f"{named} is {address}, which is no address: {wanted}")
+    is_web = scheme in {"http", "https"}
     try:
-        socket.create_connection((host, int(port)), timeout=_PROBE_S).close()
-    except OSError as fault:
-        raise ServerError(
-            f"no Ray cluster answers at {address} ({fault}). Check cluster.address and RAY_ADDRESS (host:port of the "
-            "head's GCS, 6379 unless changed) and the network; without both, a Ray is started here"
-        ) from fault
+        if not is_web:
+            with socket.create_connection((host.strip("[]"), int(port)), timeout=_PROBE_S) as connection:
+                is_web = _answers_as_a_web_server(connection)
+    except (OSError, OverflowError) as fault:
+        raise ServerError(f"no Ray cluster answers at {address} ({fault}): {wanted}") from fault
+    if is_web:
+        raise SettingsError(
+            f"{named} is {address}, the address of a web server, as of Ray's dashboard at port 8265: {wanted}"
+        )
+
+
+def _answers_as_a_web_server(connection: socket.socket) -> bool:
+    try:
+        connection.sendall(b"GET / HTTP/1.0\r\n\r\n")
+        return connection.recv(5) == b"HTTP/"
+    except OSError:
+        return False
 
 
 @contextmanager

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
+import threading
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from fraud_ray.cluster import answer, check_resources, join_or_start, refuse_relative, refuse_relative_folders, shortage
-from fraud_ray.errors import SettingsError
+from fraud_ray.errors import FraudRayError, SettingsError
 from fraud_ray.progress import Quiet
 from fraud_ray.settings import Settings, parse_settings
 
@@ -140,6 +144,56 @@ def test_a_task_fails_as_it_failed_there(ray_session: None) -> None:
 
     with pytest.raises(SettingsError, match=r"^not so$"):
         answer(ray.remote(refuse).remote())
+
+
+NO_RAY = {
+    "a dashboard by its URI": (
+        "http://10.1.2.3:8265",
+        "a web server, .* dashboard at port 8265: .* 10.1.2.3:6379 unless",
+    ),
+    "no address": ("10.1.2.3", "should be host:port of the head's GCS"),
+    "nobody, by IPv6": ("[::1]:9", "no Ray cluster answers .* refused.*: RAY_ADDRESS should .*, \\[::1\\]:6379 unless"),
+}
+
+
+@pytest.mark.parametrize(("address", "told"), NO_RAY.values(), ids=list(NO_RAY))
+def test_what_is_no_ray_is_told_by_the_variable_that_names_it(
+    address: str, told: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", address)
+    assert_refused(told)
+
+
+def test_a_dashboard_by_its_port_is_told_from_a_cluster(monkeypatch: pytest.MonkeyPatch) -> None:
+    with HTTPServer(("127.0.0.1", 0), BaseHTTPRequestHandler) as web:
+        threading.Thread(target=web.handle_request).start()
+        monkeypatch.setenv("RAY_ADDRESS", f"127.0.0.1:{web.server_port}")
+        assert_refused(r"RAY_ADDRESS is 127.0.0.1:\d+, the address of a web server")
+
+
+def assert_refused(told: str) -> None:
+    import ray
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ray, "is_initialized", lambda: False)
+        with pytest.raises(FraudRayError, match=told), join_or_start(settings().cluster):
+            pass
+
+
+def test_a_folder_too_long_for_sockets_is_told_with_the_room_there_is(tmp_path: Path) -> None:
+    folder = tmp_path / ("long" * 20)
+    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+    ran = subprocess.run(
+        [sys.executable, "-c", STARTED.format(dashboard=False)],
+        env={**environment, "RAY_TMPDIR": str(folder)},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    told = rf"RAY_TMPDIR is {folder}, whose {len(str(folder))} bytes .* end at 107 bytes.* at most (\d\d) bytes"
+    found = re.search(told, ran.stderr)
+    assert found, ran.stderr
+    assert 30 < int(found[1]) < 60
 
 
 INSIDE_A_JOB = {
