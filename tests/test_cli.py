@@ -110,6 +110,11 @@ BAD = {
     "a missing file": (["-c", "none.yaml"], 2, f"no configuration file at {Path.cwd()}/none.yaml"),
     "an unknown setting": (["-c", "CONFIG", "--set", "train.epohcs=3"], 2, "did you mean 'epochs'?"),
     "a value out of range": (["-c", "CONFIG", "--set", "gate.min_f1=85"], 2, "gate.min_f1 should be less than or eq"),
+    "a root in the data": (
+        ["-c", "CONFIG", "--set", "storage.root=CONFIG/../data/store"],
+        2,
+        "store/runs lies in the data ",
+    ),
     "a missing path": (["-c", "CONFIG", "--set", "data.path=/nowhere"], 4, "/nowhere does not exist"),
 }
 

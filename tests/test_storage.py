@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from fraud_ray.data.output import refuse_to_keep_in
+from fraud_ray.errors import SettingsError
 from fraud_ray.storage import Storage
 
 VALUE = {"name": "april", "score": 0.1 + 0.2, "trials": [{"id": 1, "fault": None}]}
@@ -46,3 +48,35 @@ def test_a_damaged_value_counts_as_absent_and_is_kept_anew(storage: Storage) -> 
     storage.put("value.json", whole[:-10])
     assert storage.kept("value.json") is None
     assert storage.keep("value.json", VALUE) == VALUE == storage.kept("value.json")
+
+
+def test_what_is_kept_may_lie_above_what_is_read_but_not_in_it(tmp_path: Path) -> None:
+    data, root = tmp_path / "data", tmp_path / "root"
+    (data / "day").mkdir(parents=True)
+    root.mkdir()
+    (tmp_path / "link").symlink_to(data)
+    allowed = [
+        (data, root),
+        (root / "data", root),
+        (data, "s3://bucket/store"),
+        ("s3://bucket/a/data", "s3://bucket/a"),
+    ]
+    for source, place in allowed:
+        refuse_to_keep_in("data", str(source), str(place), f"sqlite:///{root}/mlflow.db")
+    (root / "prepared").symlink_to(data / "day")
+    overlapping = [
+        (data, data),
+        (data, data / ".fraud_ray"),
+        (data, tmp_path / "link/store"),
+        (data, f"{tmp_path}/none/../data/store"),
+        (data, root),
+        (root / "windows/key/data", root),
+        ("s3://bucket/data", "s3://bucket/data/store"),
+    ]
+    for source, place in overlapping:
+        with pytest.raises(
+            SettingsError, match=r"storage\.root's .* (lies in|holds) the data .*; nothing was read or wri"
+        ):
+            refuse_to_keep_in("data", str(source), str(place))
+    with pytest.raises(SettingsError, match=r"registry\.uri's .* lies in the data"):
+        refuse_to_keep_in("data", str(data), str(tmp_path), f"sqlite+pysqlite:///{tmp_path}/d%61ta/mlflow.db")

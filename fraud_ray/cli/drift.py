@@ -45,6 +45,12 @@ def drift(
     if out is not None and out.suffix not in {".svg", ".png"}:
         raise typer.BadParameter("ends with neither .svg nor .png", param_hint="--out")
     settings = load(context, config, overrides).settings
+    if out is not None:
+        from fraud_ray.data.output import refuse_to_write_into
+
+        refuse_to_write_into("data", settings.data.path, str(out))
+        if against != "champion":
+            refuse_to_write_into("reference", against, str(out))
 
     from fraud_ray.cli.display import Display, stdout_for_the_result
     from fraud_ray.cluster import join_unless_few

@@ -28,6 +28,7 @@ def init(
     Each line has the reason beside it. `fraud-ray run -c FILE` takes the file as it is.
     """
     from fraud_ray.cli.display import Display
+    from fraud_ray.data.output import refuse_to_write_into
     from fraud_ray.data.source import absolute
     from fraud_ray.intake.draft import draft
 
@@ -36,8 +37,7 @@ def init(
     file = (out or Path(f"{name}.yaml")).expanduser().absolute()
     if file.exists() and not force:
         raise SettingsError(f"{file} is there already; name another with --out, or write over it with --force")
-    if file.parent.resolve().is_relative_to(Path(root).resolve()):
-        raise SettingsError(f"{file} would lie in the data; go to another folder, or name one with --out")
+    refuse_to_write_into("data", root, str(file), written="the file")
     if not file.parent.is_dir():
         raise SettingsError(f"{file.parent} is no folder; make it, or name another with --out")
     with Display().stage("init") as stage:

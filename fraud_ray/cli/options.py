@@ -46,8 +46,12 @@ def load(
     name: str | None = None,
     no_cache: bool = False,
 ) -> Loaded:
-    """A configuration with what the options say. Raises SettingsError where a job would lose what it stores."""
+    """A configuration with what the options say.
+
+    Raises SettingsError where a job would lose what it stores, and where that would lie in the data.
+    """
     from fraud_ray.cluster import refuse_relative_folders
+    from fraud_ray.data.output import refuse_to_keep_in
     from fraud_ray.settings import load_settings
 
     named = [f"run.name={json.dumps(name)}"] if name is not None else []
@@ -58,6 +62,8 @@ def load(
             refuse_relative_folders(loaded.settings)
         except SettingsError as fault:
             raise SettingsError(f"{fault}\nBy hand, outside of a job: fraud-ray {context.info_name}") from fault
+    settings = loaded.settings
+    refuse_to_keep_in("data", settings.data.path, settings.storage.root, settings.registry.uri)
     return loaded
 
 

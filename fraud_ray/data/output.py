@@ -16,30 +16,46 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pyarrow import fs
 
+from fraud_ray.cluster import local_path
 from fraud_ray.data.delimited import CsvFile
 from fraud_ray.data.listing import is_hidden
 from fraud_ray.data.source import absolute, list_files, open_filesystem
 from fraud_ray.errors import SettingsError
-from fraud_ray.storage import unusable
+from fraud_ray.storage import Storage, unusable
+
+KEPT = ("runs", "prepared", "windows", "audit", "drift", "checks", "mlartifacts", "mlflow.db")  # below storage.root
 
 _SAME_STORE = {"gcs": "gs", "abfss": "abfs"}  # two schemes of one store
 _UNFINISHED = re.compile(r"(^|.*/)\.[^/]+\.[0-9a-f]{32}\.partial")
 
 
-def refuse_to_write_into(what: str, source: str, target: str) -> None:
+def refuse_to_write_into(what: str, source: str, *targets: str, written: str = "the output") -> None:
     """Raises SettingsError for an output that is, holds or lies in what is read, by any link, `..` or spelling.
 
-    what: names the source in the message. Links below either place count as well, as writing goes through them.
+    what, written: name the source and the outputs in the message. Links below either place count as well, as writing
+    goes through them.
     """
-    read, written = _reached(source), _reached(target)
-    for ours, theirs in ((ours, theirs) for ours in written for theirs in read):
-        if _holds(theirs, ours) or _holds(ours, theirs):
-            relation = "lies in" if _holds(theirs, ours) else "holds"
-            followed = "" if (ours, theirs) == (written[0], read[0]) else f" ({ours[1]} and {theirs[1]} overlap)"
-            raise SettingsError(
-                f"the output {target} {relation} the {what} {source}{followed}; nothing was read or written; name a "
-                f"folder outside of it, and with no link to it"
-            )
+    read = _reached(source)
+    for target in targets:
+        reached = _reached(target)
+        for ours, theirs in ((ours, theirs) for ours in reached for theirs in read):
+            if _holds(theirs, ours) or _holds(ours, theirs):
+                relation = "lies in" if _holds(theirs, ours) else "holds"
+                followed = "" if (ours, theirs) == (reached[0], read[0]) else f" ({ours[1]} and {theirs[1]} overlap)"
+                raise SettingsError(
+                    f"{written} {target} {relation} the {what} {source}{followed}; nothing was read or written; name a "
+                    f"folder outside of it, and with no link to it"
+                )
+
+
+def refuse_to_keep_in(what: str, source: str, root: str, registry: str | None = None) -> None:
+    """As `refuse_to_write_into`, for all that is kept below a storage root, and for an sqlite that `registry` names.
+
+    What is read may lie below the root, beside what is kept there.
+    """
+    refuse_to_write_into(what, source, *map(Storage.at(root).path, KEPT), written="storage.root's")
+    if registry and (file := local_path(registry)):
+        refuse_to_write_into(what, source, str(file), written="registry.uri's")
 
 
 def _reached(place: str) -> list[tuple[str, str]]:

@@ -16,7 +16,7 @@ from pyarrow import fs
 
 from fraud_ray.cluster import join_unless_few
 from fraud_ray.data.listing import parquet_name
-from fraud_ray.data.output import count_foreign, list_written
+from fraud_ray.data.output import count_foreign, list_written, refuse_to_keep_in
 from fraud_ray.data.source import (
     Source,
     absolute,
@@ -63,6 +63,9 @@ def score_raw(
             "--state and --labels"
         )
     source, target = locate(source, target, labels)
+    for what, read in {"input": source, "labels": labels}.items():
+        if read is not None:
+            refuse_to_keep_in(what, read, storage.root)
     definition = Definition.from_json(model.windows["definition"])
     if csv is not None:
         definition = replace(definition, data=definition.data.model_copy(update={"csv": csv}))
