@@ -329,7 +329,7 @@ def _probe(named: str, address: str) -> None:
 
 def _answers_as_a_web_server(connection: socket.socket) -> bool:
     try:
-        connection.sendall(b"GET / HTTP/1.0\r\n\r\n")
+        connection.sendall(b"HEAD / HTTP/1.0\r\n\r\n")
         return connection.recv(5) == b"HTTP/"
     except OSError:
         return False

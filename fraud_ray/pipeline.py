@@ -62,6 +62,7 @@ def _train(run: Run, loaded: Loaded, source: Source, mlflow: Writer, retrain: bo
     from fraud_ray.data.drift import Drift
     from fraud_ray.data.folds import plan_folds
     from fraud_ray.data.prepare import prepare
+    from fraud_ray.data.repeats import EACH_ONCE, without_repeats
     from fraud_ray.decision.comparison import Comparison
     from fraud_ray.decision.evaluate import Evaluation
     from fraud_ray.decision.gate import GateDecision, decide
@@ -76,6 +77,8 @@ def _train(run: Run, loaded: Loaded, source: Source, mlflow: Writer, retrain: bo
     from fraud_ray.windows.state import with_windows
 
     settings, storage, tracking = loaded.settings, run.storage, mlflow.tracking
+    if settings.data.repeats == "last":
+        source = run.stage("repeats", partial(without_repeats, source, settings.data), say=EACH_ONCE.format)
     windows = run.stage("windows", partial(with_windows, source, settings, storage)) if settings.windows else None
     run.stop_after("windows")
     data = windows.source if windows else source

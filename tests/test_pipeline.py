@@ -19,6 +19,7 @@ import yaml
 from mlflow import MlflowClient
 
 from fraud_ray import pipeline
+from fraud_ray.data.output import KEPT
 from fraud_ray.data.source import open_source, read_partition
 from fraud_ray.errors import RunDiffersError, SettingsError
 from fraud_ray.model.bundle import Bundle, load_profile, network_logits, open_graph
@@ -89,6 +90,7 @@ def test_one_command_ends_with_a_registered_version_that_scores_like_the_pipelin
     assert scores is not None
     assert scores.rows == outcome.evaluation["rows"]
     assert not {".pkl", ".pickle", ".pt", ".pth"} & set(logged)
+    assert {path.name for path in store.iterdir()} <= set(KEPT), "what data may not lie in"
 
 
 def test_a_concluded_run_answers_with_its_outcome_and_trains_nothing(simulated: Path, march: Path) -> None:

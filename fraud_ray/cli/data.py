@@ -67,6 +67,7 @@ def validate(
     from fraud_ray.cli.display import Display, stdout_for_the_result
     from fraud_ray.cluster import join_unless_few
     from fraud_ray.data import contract
+    from fraud_ray.data.repeats import without_repeats
     from fraud_ray.data.source import open_source
 
     settings = settings_of(config, overrides)
@@ -77,6 +78,8 @@ def validate(
             join_unless_few(settings.cluster, source.rows, display),
             display.stage("validate") as stage,
         ):
+            if settings.data.repeats == "last":
+                source = without_repeats(source, settings.raw_data, stage.update)
             census = contract.validate(source, settings.raw_data, stage.update, settings.folds.delay_days)
             stage.say(str(census))
     except contract.ContractViolation as fault:

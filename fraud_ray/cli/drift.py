@@ -55,6 +55,7 @@ def drift(
     from fraud_ray.cli.display import Display, stdout_for_the_result
     from fraud_ray.cluster import join_unless_few
     from fraud_ray.data.baseline import measure_drift
+    from fraud_ray.data.repeats import without_repeats
     from fraud_ray.data.source import open_source
     from fraud_ray.model.profile import Baseline
     from fraud_ray.report.panels import draw_drift
@@ -65,6 +66,8 @@ def drift(
         reference = _reference(against, settings)
     rows = source.rows + (0 if isinstance(reference, Baseline) else reference.rows)
     with stdout_for_the_result(), join_unless_few(settings.cluster, rows, display), display.stage("drift") as stage:
+        if settings.data.repeats == "last":
+            source = without_repeats(source, settings.data, stage.update)
         measured = measure_drift(reference, source, settings, stage.update)
         stage.say(measured.verdict)
     if out is not None:

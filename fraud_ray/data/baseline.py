@@ -8,6 +8,7 @@ from pathlib import Path
 from fraud_ray.data.drift import Drift, compare
 from fraud_ray.data.prepare import feature_columns
 from fraud_ray.data.profiling import profile_partitions
+from fraud_ray.data.repeats import without_repeats
 from fraud_ray.data.source import Source, open_source
 from fraud_ray.model.bundle import GRAPH, PROFILE
 from fraud_ray.model.profile import Baseline, Profile, profiled
@@ -52,6 +53,8 @@ def measure_drift(reference: Baseline | Source | None, source: Source, settings:
 
 
 def _profiled(reference: Source, settings: Settings) -> Baseline:
+    if settings.data.repeats == "last":
+        reference = without_repeats(reference, settings.data, lambda *_: None)
     columns = feature_columns(settings.data, settings.prepare)
     profile = profile_partitions(reference, settings.data, columns, lambda *_: None)
     return Baseline(f"the partitions at {reference.root}", profile)

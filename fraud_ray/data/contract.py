@@ -17,6 +17,7 @@ import pyarrow.compute as pc
 
 from fraud_ray.data.keys import NO_DAY, NO_LABEL, Keys, days_of, to_date, to_day
 from fraud_ray.data.kinds import CATEGORIES, OTHERS, TIMES, Reading, first_unlike
+from fraud_ray.data.repeats import Repeated, find_repeats
 from fraud_ray.data.source import Partition, Source, read_partition
 from fraud_ray.data.tasks import map_tasks
 from fraud_ray.errors import DataError
@@ -165,22 +166,38 @@ def validate(source: Source, data: DataSettings, update: Update, delay_days: int
     """Checks every partition on Ray Data and counts what it holds.
 
     delay_days: for how many days, up to the newest of the source, labels may be missing. update: gets rows done and
-    rows in all. Raises ContractViolation that lists what all partitions break.
+    rows in all, of both passes where ids are declared. Raises ContractViolation that lists what all partitions break.
     """
     found: dict[int, tuple[list[Violation], Summary | None, Facts]] = {}
-    done = 0
+    checks_ids = data.repeats == "refuse" and data.of_kind("id") is not None
+    done, total = 0, source.rows * (2 if checks_ids else 1)
     check_one = partial(_check_partition, root=source.root, data=data, newest=source.as_of, delay_days=delay_days)
     for position, outcome in map_tasks(check_one, source.partitions, [p.rows for p in source.partitions]):
         found[position] = outcome
         done += source.partitions[position].rows
-        update(done, source.rows, f"{len(found):,} of {len(source.partitions):,} partitions")
+        update(done, total, f"{len(found):,} of {len(source.partitions):,} partitions")
     outcomes = [found[position] for position in range(len(source.partitions))]
     violations = [violation for broken, _, _ in outcomes for violation in broken]
     shown = [partition.shown for partition in source.partitions]
     violations += _mixed(shown, [facts for _, _, facts in outcomes], data.columns)
+    if checks_ids:
+        of_ids = find_repeats(source, data, lambda read, of, text: update(done + done * read / of, total, text))
+        violations += _repeated(source, data, of_ids)
     if violations:
         raise ContractViolation(violations, len(source.partitions))
     return Census(tuple(summary for _, summary, _ in outcomes if summary is not None))
+
+
+def _repeated(source: Source, data: DataSettings, repeats: Mapping[int, Repeated]) -> Iterator[Violation]:
+    for place, found in repeats.items():
+        yield Violation(
+            source.partitions[place].shown,
+            data.of_kind("id"),
+            f"has {counted(len(found.rows), 'value')} that another row has too ({found.example}); an id occurs once. "
+            "Remove what was written twice, or keep the last row of each by time with data.repeats: last.",
+            len(found.rows),
+            int(found.rows[0]),
+        )
 
 
 def check(

@@ -140,6 +140,7 @@ def prepared_key(source: Source, settings: Settings) -> str:
         settings.folds.model_dump(mode="json"),
         settings.prepare.model_dump(mode="json"),
         settings.decision.slices,
+        *([settings.data.repeats] if settings.data.repeats != "refuse" else []),
     ]
     return hashlib.sha256(json.dumps(relevant, sort_keys=True).encode()).hexdigest()
 

@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, date, datetime
 from functools import lru_cache
 from pathlib import Path
@@ -14,6 +14,8 @@ from types import MappingProxyType
 from typing import Any
 from urllib.parse import unquote
 
+import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -36,7 +38,8 @@ _NAME_A_FOLDER = "name the folder or URI of the parquet or CSV partitions (data.
 class Partition:
     """One parquet or CSV file: `path` is what the source's filesystem opens, `shown` the same relative to the source.
 
-    stamp: tells of a change without reading the file; date: from a hive key `date=` in the path, where there is one.
+    rows: that count; stamp: tells of a change without reading the file; date: from a hive key `date=` in the path,
+    where there is one; left_out: places of rows in the file that do not count.
     """
 
     path: str
@@ -44,6 +47,15 @@ class Partition:
     rows: int
     stamp: str
     date: date | None
+    left_out: npt.NDArray[np.int64] | None = field(default=None, compare=False)
+
+    def kept(self, table: pa.Table) -> pa.Table:
+        """Those of the file's rows that count."""
+        if self.left_out is None:
+            return table
+        counts = np.ones(table.num_rows, bool)
+        counts[self.left_out] = False
+        return table.filter(pa.array(counts))
 
 
 @dataclass(frozen=True)
@@ -207,7 +219,7 @@ def open_filesystem(root: str) -> tuple[fs.FileSystem, str]:
 def read_partition(root: str, partition: Partition, data: DataSettings, columns: Sequence[str]) -> pa.Table:
     """Those of the declared columns that the file or its hive keys hold, in types that do not depend on the writer.
 
-    The types are those of `typed`. Raises DataError where the file cannot be read.
+    Of the rows those that count. The types are those of `typed`. Raises DataError where the file cannot be read.
     """
     readings = _declared(data, columns)
     try:
@@ -219,7 +231,7 @@ def read_partition(root: str, partition: Partition, data: DataSettings, columns:
     if len(set(table.column_names)) < table.num_columns:
         twice = next(name for name in table.column_names if table.column_names.count(name) > 1)
         raise DataError(f"{partition.shown}: column '{twice}' is there more than once; write it again with one")
-    return typed(table, hive_keys(root, partition.shown), readings)
+    return partition.kept(typed(table, hive_keys(root, partition.shown), readings))
 
 
 @contextmanager

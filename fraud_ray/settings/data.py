@@ -113,6 +113,9 @@ class DataSettings(Frozen):
     csv: CsvSettings = CsvSettings()
     columns: dict[str, ColumnSettings]
     """The declared columns by name; all others are ignored."""
+    repeats: Literal["refuse", "last"] = "refuse"
+    """Rows of the same id (kind `id`), over all partitions: `refuse`: they break the contract; `last`: the last one by
+    timestamp, then path, counts, and the others are left out."""
 
     @model_validator(mode="after")
     def _roles(self) -> DataSettings:
@@ -126,6 +129,8 @@ class DataSettings(Frozen):
             raise ValueError("a column of kind 'label_time' needs one of kind 'timestamp' beside it")
         if not self.features:
             raise ValueError("no column is a feature; declare at least one numeric, categorical or boolean column")
+        if self.repeats == "last" and not self.of_kind("id"):
+            raise ValueError("repeats is 'last', which needs a column of kind 'id'; declare one")
         return self
 
     def of_kind(self, kind: str) -> str | None:

@@ -145,6 +145,7 @@ class Definition:
         relevant = {
             "windows": self.windows.model_dump(mode="json", exclude={"buckets"}),
             "columns": {name: self.data.columns[name].kind for name in self.reads},
+            **({"repeats": self.data.repeats} if self.data.repeats != "refuse" else {}),
         }
         return hashlib.sha256(json.dumps([FORMAT, relevant], sort_keys=True).encode()).hexdigest()
 

@@ -147,7 +147,7 @@ def assemble(item: tuple[int, Partition], job: Job) -> None:
     filesystem, _ = open_filesystem(job.root)
     readings = {name: Reading.declared(column) for name, column in definition.data.columns.items()}
     with open_file(filesystem, partition.path, definition.data.csv, readings) as file:
-        table = file.read(use_threads=False)
+        table = partition.kept(file.read(use_threads=False))
     columns: dict[str, npt.NDArray[Any]] = {}
     if definition.calendar:
         stamp = definition.timestamp

@@ -27,6 +27,7 @@ import pyarrow as pa
 
 from fraud_ray.data.contract import Census, ContractViolation, validate
 from fraud_ray.data.keys import BUCKETS
+from fraud_ray.data.repeats import EACH_ONCE, without_repeats
 from fraud_ray.data.source import Source, open_source, table_name
 from fraud_ray.data.tasks import map_tasks
 from fraud_ray.errors import DataError
@@ -111,6 +112,10 @@ def take_in(source: Source, settings: Settings, storage: Storage, progress: Prog
 
     Raises ContractViolation.
     """
+    if settings.data.repeats == "last":
+        with progress.stage("repeats") as stage:
+            source = without_repeats(source, settings.data, stage.update)
+            stage.say(EACH_ONCE.format(source))
     if settings.windows:
         with progress.stage("windows") as stage:
             made = with_windows(source, settings, storage, stage.update)
