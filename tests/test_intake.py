@@ -121,6 +121,14 @@ def test_columns_of_no_use_are_left_out_with_the_reason(tmp_path: Path) -> None:
         assert re.search(rf"^    # {name} +# {re.escape(reason)}", text, re.MULTILINE), name
 
 
+def test_a_time_that_frauds_alone_have_is_no_label_time(tmp_path: Path) -> None:
+    rows = zip(COLUMNS["at"], COLUMNS["is_fraud"], strict=True)
+    times = [at + timedelta(days=2) if is_fraud else None for at, is_fraud in rows]
+    told = draft(str(written_as(tmp_path / "cards", reported_at=times)), "cards", "/store", None, lambda *_: None).text
+    assert list(yaml.safe_load(told)["data"]["columns"]) == ["at", "amount", "is_fraud"]
+    assert re.search(r"^    # reported_at +# .* but 400 rows with a label lack it", told, re.MULTILINE)
+
+
 TWO, THREE = ["a", "b"] * 240, ["Y", "N", "U"] * 160
 
 

@@ -111,7 +111,7 @@ def _untold(guesses: Iterable[Guess], found: Survey, roles: Roles, days: Mapping
         yield "no card, account or customer (kind: entity): figures of a card are left out"
     if "amount" not in kinds:
         yield "no amount (kind: amount): figures of money are left out"
-    if "label_time" not in kinds and roles.timestamp:
+    if roles.label_time is None and roles.timestamp:
         yield "nothing tells when labels become known (kind: label_time): folds.delay_days is a guess"
     odd = [day for day in found.days if day not in days]
     if odd:

@@ -10,6 +10,7 @@ from typing import Any
 
 from fraud_ray.errors import DataError
 from fraud_ray.intake.facts import A_SECOND, MOST_VALUES, Facts, Labels, Roles, Survey
+from fraud_ray.intake.plan import MOST_UNLABELLED
 from fraud_ray.progress import counted
 from fraud_ray.settings.data import is_written, name_fault
 
@@ -235,6 +236,10 @@ def _time(name: str, facts: Facts, roles: Roles) -> Guess:
     is_own = name == roles.timestamp
     unit = roles.unit if is_own else roles.label_unit
     why = "when the transaction was" if is_own else "named like the time when the label became known"
+    lacking = facts.missing.total() - facts.missing[None]
+    if not is_own and lacking > MOST_UNLABELLED * facts.rows:
+        lack = f"{counted(lacking, 'row')} with a label lack it"
+        return Guess(name, None, f"{why}, but {lack}: kind label_time needs it of legitimate ones, too")
     keys = {**({"unit": unit} if unit else {}), **({"nulls": True} if facts.missing.total() else {})}
     return Guess(name, "timestamp" if is_own else "label_time", why, keys)
 
