@@ -46,6 +46,9 @@ def parse(words: list[str], may_be_a_name: bool = False) -> None:
     """
     command: Any = typer.main.get_command(app)
     while hasattr(command, "commands"):
+        if words[0].startswith("-"):  # an option of the program itself, which would be carried out
+            assert words[0] in {option for parameter in command.params for option in parameter.opts}
+            return
         command, words = command.commands[words[0]], words[1:]
     if words or not may_be_a_name:
         command.make_context(command.name, words)
