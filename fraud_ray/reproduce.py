@@ -63,13 +63,14 @@ class Reproduction:
     """How a refit compares with the run.
 
     changed: what the run was made with that is not the same now, each then and now, as text. metrics: on the final
-    holdout, each then and now.
+    holdout, each then and now. notes: what else lies where the data do, in words.
     """
 
     run: str
     changed: dict[str, tuple[str, str]]
     weights: tuple[Tensor, ...]
     metrics: dict[str, tuple[float, float]]
+    notes: tuple[str, ...] = ()
 
     @property
     def is_exact(self) -> bool:
@@ -110,7 +111,7 @@ def reproduce(storage: Storage, name: str, progress: Progress, cluster: ClusterS
             )
             stage.say(f"{sum(tensor.is_same for tensor in tensors)} of {len(tensors)} tensors are the same to the bit")
     pairs = {key: (value, metrics[key]) for key, value in original.metrics.items() if key in metrics}
-    return Reproduction(name, _changed(storage, recorded, source), tensors, pairs)
+    return Reproduction(name, _changed(storage, recorded, source), tensors, pairs, source.notes)
 
 
 def _winner(storage: Storage, name: str) -> Trial:

@@ -51,7 +51,10 @@ def result(simulated: Path, store: Path) -> Backtest:
     folder = store / "runs/two-weeks-backtest/stages"
     before = {file.name: file.read_bytes() for file in folder.iterdir()}
     assert {"search.json", "refit-1.json", "refit-2.json"} <= before.keys()
+    beside = simulated / "notes.txt"
+    beside.write_text("no data")
     found = story.backtest(loaded(simulated, store), Quiet())
+    beside.unlink()
     assert {name: (folder / name).read_bytes() for name in before} == before
     return found
 
@@ -87,13 +90,14 @@ def test_the_same_backtest_answers_at_once_and_is_listed_beside_runs(
 def test_a_backtest_is_printed_with_means_and_the_paired_interval(
     result: Backtest, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    print_backtest(replace(result, notes=("xgboost is left out: it needs the extra 'compare'",)))
+    print_backtest(replace(result, notes=("xgboost is left out: it needs the extra 'compare'", *result.notes)))
     shown = capsys.readouterr().out
     mean, deviation = result.models[0].metrics["average_precision"]
     assert f"{mean:.4f} ± {deviation:.4f}" in shown
     assert f"{result.differences['logistic_regression']['average_precision'].low:+.4f}" in shown
     assert "2024-01-22" in shown
     assert "needs the extra" in shown
+    assert "left out: 1 file that is no parquet (notes.txt)" in shown
     assert Backtest.from_json(json.loads(json.dumps(result.to_json()))) == result
 
 

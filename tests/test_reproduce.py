@@ -34,9 +34,13 @@ def fraud_ray_reproduce(name: str, simulated: Path, store: Path, *options: str) 
 
 def test_a_run_is_reproduced_to_the_bit_and_left_untouched(march: Path, simulated: Path) -> None:
     before = hashes(march)
+    beside = simulated / "notes.txt"
+    beside.write_text("no data")
     done = fraud_ray_reproduce("march", simulated, march)
+    beside.unlink()
     assert done.exit_code == 0, done.output
     assert "weights are the same to the bit; all metrics are equal" in done.stdout
+    assert "left out: 1 file that is no parquet (notes.txt)" in done.stdout
     assert hashes(march) == before
     assert not list((march / "runs/march").glob("reproduce-*"))
 

@@ -83,7 +83,7 @@ class Backtest(Value):
 
     selection, folds: the span of each selection and final fold, the final ones newest first. models: the network, then
     the references. differences: by how much the network's mean exceeds a reference's, by reference and metric. notes:
-    what a reader should know, such as references that were left out. timings: seconds a stage.
+    what a reader should know: references and files of the data that were left out. timings: seconds a stage.
     """
 
     name: str

@@ -55,7 +55,7 @@ def backtest(loaded: Loaded, progress: Progress) -> Backtest:
         network = fit_network(folds, settings, run)
         others = [fit_beside(name, folds, network.choice.trials, settings, run) for name in references]
         picture = storage.path(run.key(PICTURE))
-        compare = partial(judge, [network, *others], folds, settings.decision, run, notes, picture)
+        compare = partial(judge, [network, *others], folds, settings.decision, run, (*notes, *source.notes), picture)
         result = run.stage("evaluate", lambda _: compare(), say=lambda judged: judged.in_words)
         metrics = {metric_name(name): result.by_fold(name) for name in result.shown}
         title = f"{result.name}: by first day of the holdout"

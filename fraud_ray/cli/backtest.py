@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from fraud_ray.cli.options import AsJson, Config, Overrides, load
-from fraud_ray.cli.tables import print_json, print_line, print_table
+from fraud_ray.cli.tables import print_json, print_line, print_notes, print_table
 from fraud_ray.decision.names import metric_name
 from fraud_ray.progress import counted
 
@@ -73,12 +73,12 @@ def print_backtest(result: Backtest) -> None:
     print_table(columns, rows, right=columns, title=f"Alerts of the {network.choice.name} by score, all folds")
     for line in (
         *(f"{model.choice.name}: {model.choice}" for model in result.models),
-        *result.notes,
         f"selection: {'; '.join(result.selection)}",
         f"by fold as a picture: {result.picture}",
         f"backtest {result.name} at {result.folder}",
     ):
         print_line(line)
+    print_notes(result.notes)
 
 
 def _lead(difference: Difference | None) -> str:

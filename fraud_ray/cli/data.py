@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from fraud_ray.cli.options import AsJson, Config, Overrides, settings_of
-from fraud_ray.cli.tables import print_json, print_line
+from fraud_ray.cli.tables import print_json, print_line, print_notes
 from fraud_ray.errors import DataError
 from fraud_ray.progress import counted
 
@@ -94,5 +94,4 @@ def validate(
         return
     shown = f"{counted(census.rows, 'row')}, {counted(census.frauds, 'fraud')} ({census.fraud_rate:.3%})"
     print_line(shown + (", " if span else "") + " to ".join(span))
-    for note in (*census.notes, *source.notes):
-        print_line(note, "yellow")
+    print_notes((*census.notes, *source.notes))

@@ -9,7 +9,7 @@ import typer
 from rich.text import Text
 
 from fraud_ray.cli.options import AsJson, Config, Overrides, load
-from fraud_ray.cli.tables import number, print_json, print_line, print_table
+from fraud_ray.cli.tables import number, print_json, print_line, print_notes, print_table
 from fraud_ray.errors import EXIT_DONE, EXIT_DRIFTED, SettingsError
 
 if TYPE_CHECKING:
@@ -82,8 +82,7 @@ def drift(
         print_json({**measured.to_json(), "picture": picture, "notes": source.notes})
     else:
         _print(measured, picture)
-        for note in source.notes:
-            print_line(note, "yellow")
+        print_notes(source.notes)
     raise typer.Exit(EXIT_DRIFTED if measured.drifted else EXIT_DONE)
 
 

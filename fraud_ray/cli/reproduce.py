@@ -9,7 +9,7 @@ import typer
 from rich.text import Text
 
 from fraud_ray.cli.options import RUN_WANTED, AsJson, ConfigOrDefaults, Overrides, sections_of, storage_of
-from fraud_ray.cli.tables import print_json, print_line, print_table
+from fraud_ray.cli.tables import print_json, print_line, print_notes, print_table
 from fraud_ray.errors import EXIT_FAULT
 
 if TYPE_CHECKING:
@@ -61,6 +61,7 @@ def _print(reproduction: Reproduction) -> None:
         figures = ([key, f"{old:.6f}", f"{new:.6f}", f"{new - old:+.2g}"] for key, (old, new) in moved.items())
         print_table(columns, figures, right=columns[1:])
     print_line(_verdict(reproduction, len(differing), len(moved)))
+    print_notes(reproduction.notes)
 
 
 def _verdict(reproduction: Reproduction, differing: int, moved: int) -> Text:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from fraud_ray.cli.options import AsJson, Overrides, load, sections_of, settings_of
-from fraud_ray.cli.tables import print_json, print_line, print_table
+from fraud_ray.cli.tables import print_json, print_line, print_notes, print_table
 from fraud_ray.errors import SettingsError
 from fraud_ray.progress import counted
 
@@ -132,5 +132,4 @@ def _print(scored: ScoringResult) -> None:
         print_line(f"{before}window state {scored.state}")
     if scored.foreign:
         print_line(f"beside them: {counted(scored.foreign, 'file')} that the input does not have", "yellow")
-    for note in scored.notes:
-        print_line(note, "yellow")
+    print_notes(scored.notes)

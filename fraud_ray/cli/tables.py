@@ -29,6 +29,12 @@ def print_line(text: str | Text, style: str = "") -> None:
     _console().print(text, style=style, soft_wrap=True, highlight=False, markup=False)
 
 
+def print_notes(notes: Iterable[str]) -> None:
+    """What was left out, of the data or of what was asked for: a line a note."""
+    for note in notes:
+        print_line(note, "yellow")
+
+
 def print_table(
     columns: Sequence[str],
     rows: Iterable[Sequence[str | Text]],
