@@ -87,6 +87,32 @@ def test_a_start_that_is_given_is_kept_and_files_need_not_follow_days():
 
 
 @pytest.mark.parametrize(
+    ("start", "says"),
+    [
+        (None, "8 of 40 days unused: folds.fit_days 18 would fit on them"),
+        ("2024-01-20", "5 of 40 days unused: folds.fit_days 15 and folds.start 2024-01-15 would fit on them"),
+        # The newest five, whose labels may not be known, do not count.
+        ("2024-01-16", "3 of 40 days unused: folds.fit_days 13 and folds.start 2024-01-15 would fit on them"),
+    ],
+)
+def test_days_that_no_fold_has_are_told_with_the_settings_that_use_them(start, says):
+    tables = [card_table(day) for day in days(40)]
+    folds = {"fit_days": 10, "delay_days": 5, "holdout_days": 3, "selection_shift_days": [7, 14], "start": start}
+    _, planned = plan(tables, **folds)
+    assert str(planned).splitlines()[-1] == says
+    remedy = {"fit_days": int(says.split("fit_days ")[1][:2]), "start": start and "2024-01-15"}
+    _, mended = plan(tables, **(folds | remedy))
+    assert mended.unused is None
+    used = [d for t in tables for d in t["timestamp"].to_numpy().astype("datetime64[D]").astype(object)]
+    before = [planned.selection[1].fit.first, planned.final.holdout.last]
+    frauds = [f for t in tables for f in t["is_fraud"].to_pylist()]
+    newest = mended.final.holdout.last
+    assert planned.unused.frauds == sum(
+        f for day, f in zip(used, frauds, strict=True) if day < before[0] or before[1] < day <= newest
+    )
+
+
+@pytest.mark.parametrize(
     ("asked", "says"),
     [
         (

@@ -69,6 +69,9 @@ def test_each_fold_has_the_encoder_of_its_own_fit_rows_and_both_sides_in_order(t
     assert not result.cached
     columns = feature_columns(settings.data, settings.prepare)
     ratios = (Ratio("reach", "distance", "amount", EVERY_WAY),)
+    width = len(result.final.encoder.feature_names) + sum(result.final.encoder.code_sizes)
+    reads = "5 columns: 2 numbers, 1 category, 1 boolean, 1 timestamp, 1 ratio of them"
+    assert f"{reads}, as {width} features" in str(result)
     for fold, plan in zip((*result.selection, result.final), folds.all, strict=True):
         assert (fold.name, fold.span) == (plan.name, plan.span)
         fit = of_days(tables, plan.fit.first, plan.fit.last)

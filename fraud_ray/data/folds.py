@@ -43,20 +43,35 @@ class Fold:
         return self.fit if name == "fit" else self.holdout
 
 
+@dataclass(frozen=True)
+class UnusedDays:
+    """Days that no fold has, of all whose labels are known, with the frauds on them, and the settings that would."""
+
+    days: int
+    of: int
+    frauds: int
+    remedy: str
+
+    def __str__(self) -> str:
+        return f"{self.days} of {counted(self.of, 'day')} unused: {self.remedy} would fit on them"
+
+
 @dataclass(frozen=True, repr=False)
 class Folds:
     """The folds of a run: hyperparameters, threshold and calibration come from `selection`, the figures from `final`.
 
-    covers: what the data holds, in words; grouping: how rows are placed in groups where folds are not by time.
+    covers: what the data holds, in words; grouping: how rows are placed in groups where folds are not by time;
+    unused: where they are, and could have more days.
     """
 
     selection: tuple[Fold, ...]
     final: Fold
     covers: str
     grouping: EntityGroups | StratifiedGroups | None = None
+    unused: UnusedDays | None = None
 
     def __repr__(self) -> str:
-        return "\n".join(f"fold {fold.name}: {fold.span}" for fold in self.all)
+        return "\n".join([*(f"fold {f.name}: {f.span}" for f in self.all), *([str(self.unused)] if self.unused else [])])
 
     @property
     def all(self) -> tuple[Fold, ...]:
@@ -166,7 +181,28 @@ def _by_time(census: Census, folds: FoldSettings) -> Folds:
             _first_known(census, window, folds.delay_days) if folds.remove_compromised else {},
         )
 
-    return _limited([fold(w) for w in selection], fold(final), folds, _covers(census))
+    planned = _limited([fold(w) for w in selection], fold(final), folds, _covers(census))
+    return replace(planned, unused=_unused([*selection, final], begin, end, census, folds))
+
+
+def _unused(
+    windows: Sequence[_Window], begin: date, end: date, census: Census, folds: FoldSettings
+) -> UnusedDays | None:
+    """The days from begin to end that lie in none of the windows; None where no longer fit would take them in.
+
+    After a start that is given, the newest days are not counted whose labels may not be known.
+    """
+    first, last = min(w.fit[0] for w in windows), max(w.holdout[1] for w in windows)
+    newest = last if folds.start is None else max(last, end - timedelta(days=folds.delay_days))
+    fit_days = folds.fit_days + (first - begin).days + (newest - last).days
+    if fit_days == folds.fit_days:
+        return None
+    unused = set(range(to_day(begin), to_day(newest) + 1))
+    unused -= {day for w in windows for day in range(to_day(w.fit[0]), to_day(w.holdout[1]) + 1)}
+    frauds = sum(f for s in census.summaries for day, (_, f) in s.days.items() if to_day(day) in unused)
+    start = begin + timedelta(days=max((0, *folds.selection_shift_days)))
+    remedy = f"folds.fit_days {fit_days}" + ("" if folds.start is None else f" and folds.start {start}")
+    return UnusedDays(len(unused), (end - begin).days + 1, frauds, remedy)
 
 
 def _by_entity(census: Census, folds: FoldSettings) -> Folds:

@@ -21,7 +21,7 @@ from fraud_ray.data.source import Partition, Source, read_partition
 from fraud_ray.data.tasks import Merged, map_tasks
 from fraud_ray.model.encoder import Encoder, FeatureColumn, Ratio, Statistics, strings
 from fraud_ray.model.profile import Profile
-from fraud_ray.progress import Update
+from fraud_ray.progress import Update, counted
 from fraud_ray.settings import DataSettings, PrepareSettings, Settings
 from fraud_ray.storage import Storage
 
@@ -47,10 +47,9 @@ class Prepared:
     final: rows.PreparedFold
 
     def __repr__(self) -> str:
-        folds, final = len(self.selection), self.final
+        final, folds = self.final, counted(len(self.selection), "selection fold")
         return (
-            f"{final.fit.rows:,} fit and {final.holdout.rows:,} holdout rows, {folds} selection fold"
-            f"{'s' if folds > 1 else ''}, {len(final.encoder.feature_names)} features"
+            f"{final.fit.rows:,} fit and {final.holdout.rows:,} holdout rows, {folds}; {final.reads}"
             + (f"; {self.remark}" if self.remark else "")
         )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,6 +13,7 @@ import pyarrow as pa
 
 from fraud_ray.model.encoder import Encoder
 from fraud_ray.model.profile import Profile
+from fraud_ray.progress import counted
 from fraud_ray.storage import Storage
 
 Array = npt.NDArray[np.generic]
@@ -21,6 +23,13 @@ ROLES = ("id", "timestamp", "entity", "amount", "true_probability")
 
 # What the names of carried columns begin with: roles, columns of slices, feature columns as the partitions hold them.
 ROLE, SLICE, RAW = "role:", "slice:", "raw:"
+
+_NOUNS = {
+    "numeric": ("number",),
+    "categorical": ("category", "categories"),
+    "boolean": ("boolean",),
+    "timestamp": ("timestamp",),
+}
 
 
 @dataclass(frozen=True)
@@ -67,6 +76,20 @@ class PreparedFold:
     fit: RowSet
     holdout: RowSet
     profile: Profile | None = None
+
+    @property
+    def reads(self) -> str:
+        """The columns that the model reads, as they are declared, and as how many features they enter the network.
+
+        A feature a number, and one a category: `6 columns: 3 numbers, 3 categories, as 41 features`.
+        """
+        encoder = self.encoder
+        kinds = Counter(column.kind for column in encoder.columns)
+        told = [counted(kinds[kind], *noun) for kind, noun in _NOUNS.items() if kinds[kind]]
+        ratios = [counted(len(encoder.ratios), "ratio of them", "ratios of them")] if encoder.ratios else []
+        features = len(encoder.feature_names) + sum(encoder.code_sizes)
+        columns = counted(len(encoder.columns), "column")
+        return f"{columns}: {', '.join([*told, *ratios])}, as {counted(features, 'feature')}"
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ def model_card(values: ReportValues) -> str:
     sections = [
         f"# {values.settings.registry.model_name}: run {run.name}",
         f"Gives a card transaction its probability of fraud (calibration: {values.settings.decision.calibration}); "
-        f"from {evaluation.threshold:.4f} up it is an alert.",
+        f"from {evaluation.threshold:.4f} up it is an alert. Reads {values.reads}.",
         f"**Trained** on {without_passwords(values.data)} (fingerprint `{run.record['fingerprint']}`), "
         f"{values.final.span}: "
         f"{counted(values.final.fit.rows, 'fit row')} with {counted(values.final.fit.frauds, 'fraud')}; "

@@ -20,7 +20,7 @@ from fraud_ray.progress import counted
 from fraud_ray.report import canvas, pictures, training
 from fraud_ray.report.pictures import Picture
 from fraud_ray.runs import RunRecord
-from fraud_ray.settings import Range, Settings, without_passwords
+from fraud_ray.settings import Range, Settings, TrainSettings, without_passwords
 
 if TYPE_CHECKING:
     from fraud_ray.data.drift import Drift
@@ -106,6 +106,18 @@ class ReportValues:
         return {measure.name: measure.bound for column in columns for measure in column.measures}
 
     @property
+    def chosen(self) -> TrainSettings:
+        """How the model was trained."""
+        return self.settings.train_with(self.found.best.hyperparameters)
+
+    @property
+    def reads(self) -> str:
+        """The columns that the model reads, and how categories enter it."""
+        size = self.chosen.embedding_size
+        how = "one-hot" if size is None else f"in place of its one-hot features {counted(size, 'learned number')}"
+        return self.final.reads + (f"; each category {how}" if self.final.encoder.code_sizes else "")
+
+    @property
     def trials(self) -> str:
         """How many there were, and what became of them."""
         statuses = Counter(trial.status for trial in self.found.trials)
@@ -115,7 +127,7 @@ class ReportValues:
     @property
     def hyperparameters(self) -> list[tuple[str, Any, str]]:
         """Name, value and what was searched over, of every train setting that can change the result."""
-        chosen = self.settings.model_copy(update={"train": self.settings.train_with(self.found.best.hyperparameters)})
+        chosen = self.settings.model_copy(update={"train": self.chosen})
         prefix = "train."
         names = {key.removeprefix(prefix): value for key, value in chosen.identity().items() if key.startswith(prefix)}
         return [(name, value, _options(self.settings.search.space.get(name))) for name, value in names.items()]
