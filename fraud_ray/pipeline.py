@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
@@ -27,7 +28,7 @@ def run(loaded: Loaded, progress: Progress, until: str | None = None, retrain: b
     whose labels are mature, and with the champion replaced where the new model is better. A run that is concluded
     answers at once. Raises FraudRayError; what is concluded by then is kept.
     """
-    settings, storage = loaded.settings, Storage.at(loaded.settings.storage.root)
+    began, settings, storage = time.monotonic(), loaded.settings, Storage.at(loaded.settings.storage.root)
     with ExitStack() as session:
         simulate_if_absent(settings, progress, session)
         if until == "simulate":
@@ -37,6 +38,7 @@ def run(loaded: Loaded, progress: Progress, until: str | None = None, retrain: b
         run = session.enter_context(open_run(loaded, storage, source.fingerprint, source.as_of, progress, until))
         if run.concluded:
             return run.concluded
+        run.began = began
         from fraud_ray.registry.writer import (  # takes seconds to import, which a concluded run does without
             check_server,
             writing,
@@ -114,7 +116,7 @@ def _train(run: Run, loaded: Loaded, source: Source, mlflow: Writer, retrain: bo
     evaluation = run.stage("evaluate", lambda _: judge(), Evaluation.from_json)
     rival = partial(evaluate_champion, tracking, storage, prepared.final, settings)
     decision = run.stage("gate", lambda _: decide(evaluation, settings.gate, rival()), GateDecision.from_json)
-    told = tell_of_results(run, mlflow, settings, source, prepared, found, fitted, evaluation, decision, drift)
+    told = tell_of_results(run, mlflow, settings, source, prepared, found, fitted, evaluation, decision, drift, folds)
 
     version = comparison = None
     bundle, final = run.key("bundle"), prepared.final

@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
 from fraud_ray.data.drift import Drift
+from fraud_ray.data.folds import Folds
 from fraud_ray.data.prepare import Prepared
 from fraud_ray.data.source import Source
 from fraud_ray.decision.evaluate import Evaluation
 from fraud_ray.decision.gate import GateDecision
+from fraud_ray.decision.rejection import of_the_bounds, of_the_search
+from fraud_ray.progress import counted
 from fraud_ray.registry.promotion import record_run
 from fraud_ray.registry.versions import champion
 from fraud_ray.registry.writer import Writer
 from fraud_ray.report.page import ReportValues, render
 from fraud_ray.report.panels import draw_drift
+from fraud_ray.report.pictures import alert_unit
 from fraud_ray.runs import Outcome, Run, read_run
 from fraud_ray.settings import Settings
 from fraud_ray.training.assemble import read_curves
@@ -41,13 +49,14 @@ def tell_of_results(
     evaluation: Evaluation,
     decision: GateDecision,
     drift: Drift | None,
+    folds: Folds,
 ) -> ReportValues:
     """Tells MLflow of the refit, its figures and the gate; returns what page and card are made from."""
     mlflow.tell("log_curve", fitted.curve)
     mlflow.tell("log_metrics", evaluation.metrics)
     mlflow.tell("log_json", evaluation.to_json(), "evaluation.json")
     mlflow.tell("log_json", decision.to_json(), "gate.json")
-    return ReportValues(
+    values = ReportValues(
         run=read_run(run.storage, run.name),
         settings=settings,
         data=source.root,
@@ -61,6 +70,29 @@ def tell_of_results(
         decision=decision,
         drift=drift,
     )
+    return values if decision.passed else replace(values, advice=tuple(_advice(values, folds)))
+
+
+def _advice(values: ReportValues, folds: Folds) -> Iterator[str]:
+    """What falls short, and what threshold, search and days would likely bring."""
+    evaluation, found, fitted = values.evaluation, values.found, values.final.fit.frauds
+    yield from (check.message for check in values.decision.checks if not check.passed)
+    yield from of_the_bounds(values.decision, evaluation, values.cutoffs)
+    scores = [trial.average_precision for trial in found.trials if trial.average_precision is not None]
+    yield from of_the_search(scores, found.best.curve)
+    _, highest = evaluation.intervals.get("average_precision", (0.0, 1.0))
+    if max(scores) > highest:
+        yield f"selection AP {max(scores):.4f} lies above the interval on the final holdout: its days differ"
+    if folds.unused:
+        yield f"{folds.unused}, with {counted(folds.unused.frauds, 'fraud')} beside the {fitted:,} of the fit"
+    elif folds.grouping is None:
+        yield f"all days are used, with {counted(fitted, 'fraud')} in the fit; more would have to come"
+
+
+def _rejection(values: ReportValues) -> dict[str, Any]:
+    per, unit = alert_unit(values.curves, values.evaluation)
+    thresholds = [{**one.to_json(), "alerts": round(one.alerts / per, 3)} for one in values.cutoffs]
+    return {"advice": values.advice, "thresholds": thresholds, "alerts": unit}
 
 
 def conclude(run: Run, values: ReportValues, mlflow: Writer, retrain: bool) -> Outcome:
@@ -86,8 +118,9 @@ def conclude(run: Run, values: ReportValues, mlflow: Writer, retrain: bool) -> O
         gate=decision.to_json(),
         version=values.version and values.version.to_json(),
         comparison=values.comparison and values.comparison.to_json(),
+        rejection=None if decision.passed else _rejection(values),
         report=place,
-        timings=run.timings,
+        **run.took,
     )
     data = {
         "path": values.data,

@@ -48,7 +48,9 @@ class Outcome(Value):
     status: registered, rejected, backtested, or `stopped after <stage>`. evaluation, gate, version: the JSON of
     decision.metrics.Evaluation, decision.gate.GateDecision and registry.versions.RegisteredVersion, where the run got
     so far. comparison: after a retraining against a champion, the JSON of decision.comparison.Comparison with its
-    message. report: where its page lies. timings: seconds a stage, those of earlier starts included.
+    message. rejection: what would likely help, in words (`advice`), and what other `thresholds` do, with their `alerts`
+    a day or per 1,000 rows. report: where its page lies. timings: seconds a stage, those of earlier starts included.
+    seconds: of the start that concluded it, by the wall; earlier_seconds: of the stages that it found concluded.
     """
 
     name: str
@@ -61,8 +63,11 @@ class Outcome(Value):
     gate: dict[str, Any] | None = None
     version: dict[str, Any] | None = None
     comparison: dict[str, Any] | None = None
+    rejection: dict[str, Any] | None = None
     report: str | None = None
     timings: dict[str, float] = field(default_factory=dict)
+    seconds: float = 0.0
+    earlier_seconds: float = 0.0
 
     @classmethod
     def of_gate(cls, passed: bool, champion_stays: bool = False, **values: Any) -> Outcome:
@@ -121,6 +126,7 @@ class Run:
     """A run that this process works on, or, with `concluded`, one that has its outcome already.
 
     until: the stage after which StoppedAfter is raised. plan: what the terminal and the outcome say of how it goes.
+    began: when this start did, on the monotonic clock; earlier_seconds: of the stages that it found concluded.
     """
 
     name: str
@@ -130,6 +136,8 @@ class Run:
     progress: Progress = field(default_factory=Quiet)
     until: str | None = None
     plan: list[str] = field(default_factory=list)
+    began: float = field(default_factory=time.monotonic)
+    earlier_seconds: float = 0.0
     _lease: Lease | None = None
 
     @property
@@ -140,6 +148,12 @@ class Run:
     def key(self, name: str) -> str:
         """The storage key of a file in the run's folder."""
         return f"{_folder(self.name)}/{name}"
+
+    @property
+    def took(self) -> dict[str, Any]:
+        """What an outcome says of the time until now."""
+        seconds = round(time.monotonic() - self.began, 3)
+        return {"timings": self.timings, "seconds": seconds, "earlier_seconds": round(self.earlier_seconds, 3)}
 
     def has(self, stage: str) -> bool:
         """Whether the stage is concluded, so that `once` will not compute it."""
@@ -157,7 +171,9 @@ class Run:
         read: where the value is kept in the run (see `once`).
         """
         with self.progress.stage(name) as line:
+            began = time.monotonic()
             value = self.once(name, lambda: compute(line.update), read) if read else compute(line.update)
+            self.timings.setdefault(name, round(time.monotonic() - began, 3))
             line.say(str(say(value)))
         self.stop_after(name)
         return value
@@ -188,6 +204,7 @@ class Run:
         stored = self.storage.kept(self._stage_key(stage))
         if stored is not None:
             self.timings[stage] = stored["seconds"]
+            self.earlier_seconds += stored["seconds"]
             return read(stored["value"])
         began = time.monotonic()
         value = compute()
@@ -200,13 +217,12 @@ class Run:
 
     def stopped(self, stage: object) -> Outcome:
         """The outcome of a run that was asked to stop after a stage; the run is not concluded."""
-        return Outcome(self.name, self.folder, f"stopped after {stage}", plan=tuple(self.plan), timings=self.timings)
+        return Outcome(self.name, self.folder, f"stopped after {stage}", plan=tuple(self.plan), **self.took)
 
     def conclude(self, outcome: Outcome) -> Outcome:
         """Keeps the outcome: the same run answers with it from now on."""
         self.check_held()
-        stored = {**outcome.to_json(), "finished": now(), "seconds": round(sum(outcome.timings.values()), 3)}
-        self.storage.put_json(self.key("outcome.json"), stored)
+        self.storage.put_json(self.key("outcome.json"), {**outcome.to_json(), "finished": now()})
         return read_outcome(self.storage, self.name) or outcome
 
     def is_untouched(self) -> bool:

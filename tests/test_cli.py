@@ -210,7 +210,7 @@ def outcome(**changes: Any) -> Outcome:
         "gate": {"checks": [{**CHECK, "passed": True}], "passed": True},
         "version": {"name": "fraud-detection-production", "version": 3, "alias": "challenger"},
         "hyperparameters": {"dropout": 0.2},
-        "timings": {"search": 61.0},
+        "seconds": 61.0,
         "plan": ("learning_rate is set, so it leaves search.space",),
         "report": "/store/runs/march/report.html",
     }
@@ -243,6 +243,11 @@ def test_an_outcome_is_figures_checks_version_and_where_it_lies(capsys: pytest.C
         assert text in shown
 
 
+def test_the_time_of_earlier_starts_is_told_apart(capsys: pytest.CaptureFixture[str]) -> None:
+    print_outcome(outcome(earlier_seconds=40.0))
+    assert "run march, 0:01:01 and 0:00:40 in earlier starts, at" in capsys.readouterr().out
+
+
 def test_a_concluded_run_is_answered_with_what_to_type_next(config: Path) -> None:
     conclude(config, outcome())
     done = fraud_ray("run", "-c", str(config), "--name", "march")
@@ -273,11 +278,18 @@ def test_next_commands_are_shown_as_they_have_to_be_typed_here(
 
 
 def test_a_rejected_model_ends_with_3(config: Path) -> None:
-    conclude(config, outcome(passed=False, gate={"checks": [CHECK], "passed": False}, version=None))
+    cutoff = {"threshold": 0.31, "precision": 0.9, "recall": 0.7, "f1": 0.7875, "alerts": 12.97, "note": "largest F1"}
+    rejection = {"advice": ["12 of 90 days unused"], "thresholds": [cutoff], "alerts": "a day"}
+    came_to = outcome(passed=False, gate={"checks": [CHECK], "passed": False}, version=None, rejection=rejection)
+    conclude(config, came_to)
     done = fraud_ray("run", "-c", str(config), "--name", "march")
     assert done.exit_code == 3
     assert "failed" in done.stdout
-    assert "rejected by the gate; nothing was registered" in done.stdout
+    assert "rejected by the gate; nothing was registered\n- 12 of 90 days unused\n" in done.stdout
+    assert "Alerts a day" in done.stdout
+    for figure in ("0.3100", "0.7875", " 13 ", "largest F1"):
+        assert figure in done.stdout
+    assert "registered model" not in done.stdout
 
 
 def test_a_run_that_is_stopped_says_how_it_goes_on(config: Path, ray_session: None) -> None:

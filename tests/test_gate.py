@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
+from dataclasses import replace
+from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fraud_ray.decision.evaluate import Confusion, Evaluation, SliceEvaluation
+from fraud_ray.data.rows import Rows
+from fraud_ray.decision.curves import Curves
+from fraud_ray.decision.cuts import Cuts
+from fraud_ray.decision.evaluate import Confusion, Evaluation, SliceEvaluation, evaluate
 from fraud_ray.decision.gate import Check, GateDecision, decide
-from fraud_ray.settings import GateSettings, SliceGate
+from fraud_ray.decision.rejection import Cutoff, cutoffs, of_the_bounds, of_the_search
+from fraud_ray.settings import DecisionSettings, GateSettings, SliceGate
 
 
 def evaluation(slices=(), rows=1_000, **metrics):
@@ -25,7 +33,7 @@ def place(value, frauds=50, **metrics):
 def test_the_rejection_tells_both_numbers():
     decision = decide(evaluation(f1_score=0.81234), GateSettings(min_f1=0.85), None)
     assert not decision.passed
-    assert decision.reason == "F1 0.8123 is below the required 0.85"
+    assert decision.reason == "F1 0.8123 is below the required 0.85 by 0.038"
 
 
 def test_a_model_at_the_bound_passes():
@@ -43,7 +51,7 @@ def test_a_check_passes_exactly_when_the_bound_is_kept_and_shows_different_numbe
     assert lower.passed == (value >= bound)
     assert upper.passed == (value <= bound)
     if abs(value - bound) > 1e-15:
-        numbers = [float(word) for word in lower.message.split() if word[0].isdigit()][-2:]
+        numbers = [float(word) for word in lower.message.split() if word[0].isdigit()][:2]
         assert numbers[0] != numbers[1]
 
 
@@ -53,7 +61,8 @@ def test_all_bounds_are_checked_and_every_failure_is_told():
     decision = decide(evaluation(**metrics), gate, None)
     assert [check.passed for check in decision.checks] == [True, False, True, False]
     assert decision.reason == (
-        "average precision 0.6000 is below the required 0.7; calibration error 0.0200 is above the allowed 0.01"
+        "average precision 0.6000 is below the required 0.7 by 0.1; "
+        "calibration error 0.0200 is above the allowed 0.01 by 0.01"
     )
 
 
@@ -75,7 +84,7 @@ def test_each_slice_with_enough_frauds_is_judged():
         "slices.place.bar": False,
     }
     assert decision.reason.startswith(
-        "recall of place 'fuel' 0.4000 is below the required 0.5 (50 frauds in 500 rows); "
+        "recall of place 'fuel' 0.4000 is below the required 0.5 by 0.1 (50 frauds in 500 rows); "
     )
 
 
@@ -93,7 +102,7 @@ def test_a_worse_model_than_the_champion_is_rejected(challenger, passes):
     assert decision.passed == passes
     if not passes:
         assert decision.reason == (
-            "average precision 0.6900 is below the required 0.7 (the champion's on the same rows)"
+            "average precision 0.6900 is below the required 0.7 by 0.01 (the champion's on the same rows)"
         )
 
 
@@ -120,3 +129,57 @@ def test_a_decision_survives_json():
     gate = GateSettings(min_auc=0.9, beats_champion=True)
     decision = decide(evaluation(f1_score=0.8), gate, None)
     assert GateDecision.from_json(json.loads(json.dumps(decision.to_json()))) == decision
+
+
+# After a rejection.
+
+
+def test_thresholds_are_offered_of_which_none_is_worse_in_both_and_the_models_own_is_marked():
+    rng = np.random.default_rng(0)
+    label = (rng.random(150) < 0.2).astype(np.int8)  # every cut is a point of the curve
+    scores = 1 / (1 + np.exp(-rng.normal(2.0 * label - 2, 1.0)))
+    cuts = Cuts.of(scores, label)
+    rows = Rows(np.zeros((150, 0), np.float32), np.zeros((150, 0), np.int32), label)
+    judged = evaluate(scores, rows, 0.5, DecisionSettings(bootstrap_repeats=0))
+    offered = cutoffs(Curves.of(scores, label, 0.5, None, None, 0.95), judged)
+    assert 5 <= len(offered) <= 8
+    assert [one.threshold for one in offered] == sorted((one.threshold for one in offered), reverse=True)
+    for one in offered:
+        alert = scores >= one.threshold
+        hits = int(label[alert].sum())
+        assert (one.alerts, one.precision, one.recall) == pytest.approx(
+            (alert.sum(), hits / alert.sum(), hits / label.sum())
+        )
+        better = (cuts.precision > one.precision + 1e-12) & (cuts.hits / cuts.frauds > one.recall + 1e-12)
+        assert one.note == "the model's" or not better.any()
+    assert max(one.f1 for one in offered) == pytest.approx(cuts.f1.max())
+    (own,) = (one for one in offered if one.note == "the model's")
+    assert (own.threshold, own.f1) == (0.5, judged.metrics["f1_score"])
+
+
+def test_a_bound_that_no_threshold_or_no_model_keeps_is_told_from_one_that_another_threshold_keeps():
+    def told(bound: float, **known: Any) -> list[str]:
+        judged = replace(evaluation(f1_score=0.6), **known)
+        return of_the_bounds(decide(judged, GateSettings(min_f1=bound), None), judged, [Cutoff(0.25, 0.7, 0.7, 0.7, 9)])
+
+    assert told(0.5) == []
+    assert told(0.65) == ["with decision.threshold 0.2500 F1 would be 0.7000 on these rows"]
+    assert told(0.8) == ["no threshold does: F1 is at most 0.7000, so the scores have to become better"]
+    assert told(0.8, best_possible={"f1_score": 0.75}) == [
+        "no model can: the best possible on these rows is 0.7500; lower gate.min_f1"
+    ]
+
+
+def test_what_a_search_would_still_bring_is_told_from_its_trials_and_its_best_ones_curve():
+    level = [{"average_precision": 0.6}] * 8
+    assert "nothing was searched" in of_the_search([0.6], level)[0]
+    assert of_the_search([0.5, 0.6], level)[0].startswith("2 trials: selection AP 0.6000 at best, 0.5500 in the middle")
+    scores = [0.5, 0.6, 0.55, 0.3, 0.4, 0.52]
+    gain = 0.6 - np.mean([max(half) for half in itertools.combinations(scores, 3)])
+    (told,) = of_the_search(scores, level)
+    assert told.endswith(f"0.5100 in the middle; twice as many would likely add about {gain:.3f}")
+    assert of_the_search([0.6] * 6, level)[0].endswith("add less than 0.001")
+    rising = [{"average_precision": epoch / 10} for epoch in range(8)]
+    assert of_the_search(scores, rising)[1] == (
+        "the best trial still rose by 0.2000 over its last 2 epochs: raise train.epochs"
+    )

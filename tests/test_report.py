@@ -92,10 +92,9 @@ def report_values(
     )
     evaluation = evaluate(probabilities, rows, threshold, settings.decision)
     evaluation = replace(evaluation, importance={"amount": 0.1234, "online": -0.0012})
-    days_known = 7 if with_roles else None
-    curves = Curves.of(
-        probabilities, label, threshold, rows.roles.get("true_probability"), days_known, settings.decision.confidence
-    )
+    days_known, amounts = (7, rng.lognormal(3, 1, ROWS)) if with_roles else (None, None)
+    true_probability, confidence = rows.roles.get("true_probability"), settings.decision.confidence
+    curves = Curves.of(probabilities, label, threshold, true_probability, days_known, confidence, amounts)
     decision_made = decide(evaluation, settings.gate, None)
     found = made_search(settings)
     return ReportValues(
@@ -132,6 +131,7 @@ def report_values(
         if decision_made.passed
         else None,
         timings={"search": 61.0, "refit": 4.2},
+        advice=() if decision_made.passed else ("46 of 90 days unused",),
     )
 
 
@@ -230,7 +230,8 @@ def test_a_page_is_made_of_any_run_without_network_or_script_and_with_whole_pict
     assert not re.search(r"https?:|<(script|link|img|iframe|object)\b|\b(src|href)=|url\(|@import", own)
     assert "content=\"default-src 'none'" in page
     drawn = re.findall(r"(<svg .*?</svg>)\s*</div>\s*</figure>", page, flags=re.DOTALL)
-    tables = 1 + bool(values.evaluation.confusion.tp + values.evaluation.confusion.fp)  # counts; alerts' reliability
+    # The counts, other thresholds, and the reliability of alerts.
+    tables = 2 + bool(values.evaluation.confusion.tp + values.evaluation.confusion.fp)
     assert len(drawn) == page.count("<figure>") - tables
     for picture in drawn:
         assert not re.search(r"\b(nan|inf|None)\b", picture)
@@ -288,6 +289,41 @@ def test_the_numbers_on_the_page_are_the_runs(made: Made, case: str) -> None:
     unit = "a day" if case != "as in seed.yaml" else "per 1,000 rows"
     shown = f"{a_day:,.0f}" if a_day >= 100 or a_day == round(a_day) else f"{a_day:.1f}"
     assert f"raises {alerts:,} alerts, {shown} {unit}" in text
+
+
+def test_a_rejected_page_says_what_would_help_and_every_page_what_other_thresholds_do(made: Made) -> None:
+    values, page = made("rejected")
+    assert "<li>46 of 90 days unused</li>" in page
+    assert "<li>" not in made("registered")[1]
+    for one in values.cutoffs:
+        assert Cells(page).row(f"{one.threshold:.4f}", f"{one.precision:.4f}")[3] == f"{one.f1:.4f}"
+
+
+def test_the_search_is_drawn_from_twenty_trials_on_and_the_amount_where_it_is_known(made: Made) -> None:
+    assert "<h3>Search</h3>" in made("200 trials")[1]
+    _, few = made("registered")
+    assert "<h3>Search</h3>" not in few
+    assert "<h3>Loss without a column</h3>" in few
+    assert few.count("amount alone") == 3
+    assert "amount alone" not in made("as in seed.yaml")[1]
+
+
+def test_lists_are_told_from_their_values(made: Made) -> None:
+    assert "of [256, 128, 64], [128, 64], [64]<" in made("200 trials")[1]
+
+
+def test_no_amount_is_in_the_curves_that_are_kept(made: Made) -> None:
+    amount_alone = made("registered")[0].curves.amount_alone
+    assert amount_alone is not None
+    assert all(value == int(value) for value in amount_alone.precision_recall["threshold"])  # ranks
+
+
+@pytest.mark.parametrize("case", ["registered", "without the best possible", "one epoch"])
+def test_no_column_of_a_card_is_empty(made: Made, case: str) -> None:
+    lines = [line for line in model_card(made(case)[0]).splitlines() if line.startswith("|")]
+    header, _, *rows = ([cell.strip() for cell in line.strip("|").split("|")] for line in lines)
+    assert all(header)
+    assert [any(column) for column in zip(*rows, strict=True)] == [True] * len(header)
 
 
 def test_who_when_and_which_code_are_told_and_no_password(made: Made) -> None:

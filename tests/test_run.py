@@ -89,6 +89,20 @@ def test_a_concluded_stage_is_read_back_and_not_computed_again(storage: Storage)
         assert set(run.timings) == {"search"}
 
 
+def test_the_time_of_a_run_is_the_walls_and_that_of_earlier_starts_is_told_apart(storage: Storage) -> None:
+    with pytest.raises(KeyboardInterrupt), open_run(loaded(), storage, FINGERPRINT) as run:
+        run.once("search", lambda: time.sleep(0.05), lambda value: value)
+        raise KeyboardInterrupt
+    with open_run(loaded(), storage, FINGERPRINT) as run:
+        run.began -= 60  # as if Ray had taken that long to start
+        run.stage("search", lambda _: None, lambda value: value)
+        run.stage("plan", lambda _: time.sleep(0.01))
+        took = run.took
+    assert 60 < took["seconds"] < 70
+    assert took["earlier_seconds"] == took["timings"]["search"] >= 0.05
+    assert took["timings"]["plan"] >= 0.01
+
+
 def test_a_concluded_run_answers_with_its_outcome(storage: Storage) -> None:
     evaluation = {"metrics": {"auc_roc": 0.9}, "threshold": 0.5}
     with open_run(loaded(), storage, FINGERPRINT) as run:

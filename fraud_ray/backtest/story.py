@@ -61,7 +61,7 @@ def backtest(loaded: Loaded, progress: Progress) -> Backtest:
         title = f"{result.name}: by first day of the holdout"
         storage.put(run.key(PICTURE), draw_by_fold(title, result.days, metrics, "svg"))
         storage.put_json(run.key(RESULT), result.to_json())
-        run.conclude(Outcome(run.name, run.folder, "backtested", report=result.picture, timings=run.timings))
+        run.conclude(Outcome(run.name, run.folder, "backtested", report=result.picture, **run.took))
         return result
 
 

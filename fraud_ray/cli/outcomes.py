@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from rich.text import Text
 
 from fraud_ray.cli.tables import number, print_line, print_table
-from fraud_ray.decision.names import AT_THRESHOLD, in_order, metric_name
+from fraud_ray.decision.names import AT_THRESHOLD, in_order, metric_name, rate
 from fraud_ray.progress import counted
 
 if TYPE_CHECKING:
@@ -22,6 +22,8 @@ def print_outcome(outcome: Outcome) -> None:
         _print_metrics(outcome.evaluation)
     if outcome.gate:
         print_gate(outcome.gate["checks"])
+    if outcome.rejection:
+        _print_thresholds(outcome.rejection)
     if outcome.comparison:
         print_line(outcome.comparison["message"])
     for remark in outcome.plan:
@@ -31,11 +33,15 @@ def print_outcome(outcome: Outcome) -> None:
             "hyperparameters: " + ", ".join(f"{name} {value}" for name, value in outcome.hyperparameters.items())
         )
     print_line(_verdict(outcome))
+    for advice in outcome.rejection["advice"] if outcome.rejection else ():
+        print_line(f"- {advice}")
     if outcome.status == "stopped after simulate":  # before there is a run
         print_line(f"data at {outcome.folder}")
         return
-    took = timedelta(seconds=round(sum(outcome.timings.values())))
-    print_line(f"run {outcome.name}, {took}, at {outcome.folder}")
+    took, earlier = (timedelta(seconds=round(spent)) for spent in (outcome.seconds, outcome.earlier_seconds))
+    print_line(
+        f"run {outcome.name}, {took}{f' and {earlier} in earlier starts' if earlier else ''}, at {outcome.folder}"
+    )
     if outcome.report:
         print_line(f"report at {outcome.report}")
 
@@ -79,6 +85,15 @@ def _print_metrics(evaluation: Mapping[str, Any]) -> None:
         right={"Value", "Best possible"},
         title=f"{counted(evaluation['rows'], 'holdout row')}, {counted(evaluation['frauds'], 'fraud')}",
     )
+
+
+def _print_thresholds(rejection: Mapping[str, Any]) -> None:
+    figures = ("threshold", "precision", "recall", "f1")
+    rows = [
+        [*(f"{one[name]:.4f}" for name in figures), rate(one["alerts"]), one["note"]] for one in rejection["thresholds"]
+    ]
+    columns = ["Threshold", "Precision", "Recall", "F1", f"Alerts {rejection['alerts']}", ""]
+    print_table(columns, rows, right=columns, title="What thresholds do on the final holdout")
 
 
 def _verdict(outcome: Outcome) -> Text:

@@ -92,7 +92,7 @@ def _next(outcome: Outcome, config: Path, overrides: list[str], name: str | None
     return [
         *([("the former champion again", ["models", "rollback", *where])] if replaced else []),
         ("its settings and figures again", ["runs", "show", outcome.name, *where]),
-        ("MLflow: every trial, and the registered model", ["ui", *where]),
+        (f"MLflow: every trial{', and the registered model' if outcome.version else ''}", ["ui", *where]),
         ("the trials' curves", ["ui", "--tensorboard", *where]),
     ]
 

@@ -71,7 +71,9 @@ class Folds:
     unused: UnusedDays | None = None
 
     def __repr__(self) -> str:
-        return "\n".join([*(f"fold {f.name}: {f.span}" for f in self.all), *([str(self.unused)] if self.unused else [])])
+        return "\n".join(
+            [*(f"fold {f.name}: {f.span}" for f in self.all), *([str(self.unused)] if self.unused else [])]
+        )
 
     @property
     def all(self) -> tuple[Fold, ...]:

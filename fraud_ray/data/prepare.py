@@ -48,9 +48,8 @@ class Prepared:
 
     def __repr__(self) -> str:
         final, folds = self.final, counted(len(self.selection), "selection fold")
-        return (
-            f"{final.fit.rows:,} fit and {final.holdout.rows:,} holdout rows, {folds}; {final.reads}"
-            + (f"; {self.remark}" if self.remark else "")
+        return f"{final.fit.rows:,} fit and {final.holdout.rows:,} holdout rows, {folds}; {final.reads}" + (
+            f"; {self.remark}" if self.remark else ""
         )
 
 

@@ -31,7 +31,7 @@ class Curves(Value):
     """All curves of one model on one holdout; aggregates only.
 
     best_possible: of the true probability on the same rows, None where it is not declared. days: on which the rows
-    lie, None where they have no timestamp.
+    lie, None where they have no timestamp. amount_alone: of the amount as the score, None where none is declared.
     """
 
     model: RankingCurves
@@ -40,6 +40,7 @@ class Curves(Value):
     alert_calibration: Points
     histogram: Points
     days: int | None
+    amount_alone: RankingCurves | None = None
 
     @classmethod
     def of(
@@ -50,6 +51,7 @@ class Curves(Value):
         true_probability: Array | None,
         days: int | None,
         confidence: float,
+        amounts: Array | None = None,
     ) -> Curves:
         """The curves of probabilities (rows,) and labels (rows,), 0 or 1. Raises ValueError for a single class.
 
@@ -64,6 +66,7 @@ class Curves(Value):
             alert_calibration_points(probabilities, labels, threshold),
             histogram_points(probabilities, labels),
             days,
+            None if amounts is None else ranking_curves(_ranks(amounts), labels, most_alerts),
         )
 
 
@@ -78,10 +81,10 @@ def ranking_curves(scores: Array, labels: Array, most_alerts: int) -> RankingCur
     if cuts.frauds in (0, cuts.rows):
         raise ValueError(f"a curve needs frauds and legitimate rows; all {cuts.rows:,} rows are of one class")
     recall, false_positive_rate = cuts.hits / cuts.frauds, (cuts.alerts - cuts.hits) / (cuts.rows - cuts.frauds)
-    steps, kept = (_spread(recall + false_positive_rate, points) for points in (MAX_POINTS - 1, MAX_POINTS))
+    steps, kept = (spread(recall + false_positive_rate, points) for points in (MAX_POINTS - 1, MAX_POINTS))
     within = max(1, int(np.searchsorted(cuts.alerts, most_alerts, side="right")))
     alerts, frauds = cuts.alerts[:within], cuts.hits[:within]
-    few = _spread(alerts / alerts[-1] + frauds / max(frauds[-1], 1), MAX_POINTS)
+    few = spread(alerts / alerts[-1] + frauds / max(frauds[-1], 1), MAX_POINTS)
     return RankingCurves(
         roc={
             "false_positive_rate": [0.0, *false_positive_rate[steps].tolist()],
@@ -158,7 +161,12 @@ def histogram_points(probabilities: Array, labels: Array, bins: int = 50) -> Poi
     }
 
 
-def _spread(progress: Float64, points: int) -> Array:
+def _ranks(amounts: Array) -> Array:
+    """The order of amounts (rows,) without the amounts themselves; a missing one is as 0."""
+    return np.unique(np.nan_to_num(np.asarray(amounts, np.float64)), return_inverse=True)[1]
+
+
+def spread(progress: Float64, points: int) -> Array:
     """Indices of at most `points` entries of a rising array, evenly apart in its values; first and last included."""
     if len(progress) <= points:
         return np.arange(len(progress))

@@ -31,7 +31,7 @@ class Check:
 
     @property
     def message(self) -> str:
-        """The check as a sentence with both numbers, such as "F1 0.8123 is below the required 0.85"."""
+        """The check as a sentence with both numbers, such as "F1 0.8123 is below the required 0.85 by 0.038"."""
         note = f" ({self.note})" if self.note else ""
         if self.bound is None:
             return f"{self.subject}: {self.note}"
@@ -43,7 +43,8 @@ class Check:
             relation = "reaches" if self.passed else "is below"
         else:
             relation = "is within" if self.passed else "is above"
-        return f"{self.subject} {value} {relation} the {limit} {bound}{note}"
+        gap = "" if self.passed else f" by {abs(self.value - self.bound):.2g}"
+        return f"{self.subject} {value} {relation} the {limit} {bound}{gap}{note}"
 
 
 @dataclass(frozen=True, repr=False)

@@ -29,3 +29,8 @@ def in_order(names: Iterable[str]) -> list[str]:
     """Names of metrics in the order in which people are shown them."""
     order = list(METRICS)
     return sorted(names, key=lambda name: order.index(name) if name in METRICS else len(order))
+
+
+def rate(value: float) -> str:
+    """Alerts a day, with a digit after the point where that says something."""
+    return f"{value:,.0f}" if value >= 100 else f"{value:.1f}".removesuffix(".0")

@@ -33,13 +33,18 @@ def model_card(values: ReportValues) -> str:
 
 
 def _figures(values: ReportValues) -> str:
+    """A table of the figures, with the columns that there is something to say in."""
+    evaluation, interval = values.evaluation, f"{values.settings.decision.confidence:.0%} interval"
+    shown = [("On the final holdout", True), ("Value", True)]
+    shown += [(interval, bool(evaluation.intervals)), ("Best possible", bool(evaluation.best_possible))]
     rows = [
-        f"| {label} | {value:.4f} | {f'{span[0]:.4f} … {span[1]:.4f}' if span else ''} "
-        f"| {'' if best is None else f'{best:.4f}'} |"
+        (label, f"{value:.4f}", f"{span[0]:.4f} … {span[1]:.4f}" if span else "", "" if best is None else f"{best:.4f}")
         for label, value, span, best in values.metrics
     ]
-    interval = f"{values.settings.decision.confidence:.0%} interval"
-    return "\n".join([f"| On the final holdout | | {interval} | Best possible |", "|---|---|---|---|", *rows])
+    table = [[name for name, _ in shown], ["---"] * len(shown), *rows]
+    return "\n".join(
+        f"| {' | '.join(cell for cell, (_, is_shown) in zip(row, shown, strict=True) if is_shown)} |" for row in table
+    )
 
 
 def _gate(values: ReportValues) -> str:

@@ -15,7 +15,8 @@ from fraud_ray.data.rows import PreparedFold
 from fraud_ray.decision.curves import Curves
 from fraud_ray.decision.evaluate import Evaluation, SliceEvaluation
 from fraud_ray.decision.gate import GateDecision
-from fraud_ray.decision.names import AT_THRESHOLD, in_order, metric_name
+from fraud_ray.decision.names import AT_THRESHOLD, in_order, metric_name, rate
+from fraud_ray.decision.rejection import Cutoff, cutoffs
 from fraud_ray.progress import counted
 from fraud_ray.report import canvas, pictures, training
 from fraud_ray.report.pictures import Picture
@@ -35,7 +36,7 @@ class ReportValues:
 
     data: where the partitions lie; rows, partitions: how many they are. folds: selection folds, then the final one.
     version: None while nothing is registered. timings: seconds a stage. drift: None where none was measured.
-    comparison: with the champion, after a retraining.
+    comparison: with the champion, after a retraining. advice: after a rejection, what would likely help.
     """
 
     run: RunRecord
@@ -53,6 +54,7 @@ class ReportValues:
     timings: Mapping[str, float] = field(default_factory=dict)
     drift: Drift | None = None
     comparison: Comparison | None = None
+    advice: tuple[str, ...] = ()
 
     @property
     def final(self) -> PreparedFold:
@@ -73,7 +75,7 @@ class ReportValues:
         raised = counts.tp + counts.fp
         return (
             f"On {counted(evaluation.rows, 'holdout row')} with {counted(evaluation.frauds, 'fraud')}, the threshold "
-            f"{evaluation.threshold:.4f} raises {counted(raised, 'alert')}, {pictures.rate(raised / per)} {unit}. "
+            f"{evaluation.threshold:.4f} raises {counted(raised, 'alert')}, {rate(raised / per)} {unit}. "
             f"{counts.tp:,} of them are fraud; it misses {counted(counts.fn, 'fraud')}."
         )
 
@@ -90,6 +92,10 @@ class ReportValues:
             (_label(name), evaluation.metrics[name], evaluation.intervals.get(name), best.get(name))
             for name in in_order(evaluation.metrics)
         ]
+
+    @cached_property
+    def cutoffs(self) -> tuple[Cutoff, ...]:
+        return cutoffs(self.curves, self.evaluation)
 
     @cached_property
     def slices(self) -> dict[str, list[SliceEvaluation]]:
@@ -149,7 +155,9 @@ def render(values: ReportValues) -> str:
             for column, parts in values.slices.items()
             if any(part.frauds for part in parts)
         },
+        importance=pictures.importance(values.evaluation.importance) if values.evaluation.importance else None,
         training_pictures=_training_pictures(values),
+        alert_unit=pictures.alert_unit(values.curves, values.evaluation),
     )
 
 
@@ -167,7 +175,7 @@ def _decision_pictures(values: ReportValues) -> list[Picture]:
 def _training_pictures(values: ReportValues) -> list[Picture]:
     found, search = values.found, values.settings.search
     drawn = [training.selection_scores(found), training.losses(found, values.refit_curve)]
-    if search.space and len(found.trials) > 1:
+    if search.space and len(found.trials) >= training.FEWEST_TRIALS:
         drawn.append(training.parallel_coordinates(found, search))
     return drawn
 
@@ -189,6 +197,7 @@ def _template() -> jinja2.Template:
         moment=lambda text: f"{text[:16].replace('T', ' ')} UTC",
         duration=lambda seconds: f"{seconds:.1f} s" if seconds < 60 else str(timedelta(seconds=round(seconds))),
         by_name=lambda measures: {measure.name: measure for measure in measures},
+        rate=rate,
         digits=lambda value: f"{value:.3g}",
         masked=without_passwords,
         setting=_shown,
@@ -215,7 +224,7 @@ def _shown(value: Any) -> str:
     if isinstance(value, dict):
         return ", ".join(f"{key}: {_shown(one)}" for key, one in value.items()) or "none"
     if isinstance(value, list | tuple):
-        return ", ".join(map(_shown, value)) or "none"
+        return f"[{', '.join(map(_shown, value))}]"
     if isinstance(value, bool):
         return "yes" if value else "no"
     return "none" if value is None else str(value)
@@ -228,6 +237,6 @@ def _options(options: Any) -> str:
     if isinstance(options, Range):
         searched = f"{options.low:g} to {options.high:g}{', logarithmic' if options.log else ''}"
     else:
-        searched = "; ".join(_shown(option) for option in options.values)
+        searched = ", ".join(_shown(option) for option in options.values)
     conditions = " and ".join(f"{name} {' or '.join(map(_shown, values))}" for name, values in options.when.items())
     return f"{searched} (with {conditions})" if conditions else searched

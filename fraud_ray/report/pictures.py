@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from markupsafe import Markup
 from matplotlib.axes import Axes
-from matplotlib.ticker import NullLocator, PercentFormatter
+from matplotlib.ticker import MaxNLocator, NullLocator, PercentFormatter
 
 from fraud_ray.decision.curves import Curves, Points, share_interval
 from fraud_ray.decision.evaluate import Evaluation, SliceEvaluation
+from fraud_ray.decision.names import rate
 from fraud_ray.report.canvas import ACCENT, INK, MUTED, inline, number, shortened
 
 MOST_SLICES = 25
+MOST_COLUMNS = 25
 
 
 @dataclass(frozen=True)
@@ -160,6 +163,29 @@ def slices(column: str, parts: list[SliceEvaluation], evaluation: Evaluation, co
     return Picture(f"Recall by {column}", caption, inline(draw, height=60 + 24 * len(shown)))
 
 
+def importance(losses: Mapping[str, float]) -> Picture:
+    """What average precision loses by each column that is shuffled; those that lose most, the largest loss first."""
+    shown = dict(list(losses.items())[:MOST_COLUMNS])
+
+    def draw(plot: Axes) -> None:
+        bars = plot.barh(range(len(shown)), list(shown.values()), height=0.6, color=ACCENT)
+        plot.bar_label(bars, [f"{loss:.4f}" for loss in shown.values()], padding=4, color=MUTED)
+        plot.set(xlabel="loss of average precision", ylim=(len(shown) - 0.4, -0.6))
+        plot.margins(x=0.2)
+        plot.set_yticks(range(len(shown)), [shortened(name, 28) for name in shown], color=INK)
+        plot.xaxis.set_major_formatter(number)
+        plot.xaxis.set_major_locator(MaxNLocator(4))
+        plot.grid(visible=False)
+
+    rest = len(losses) - len(shown)
+    caption = (
+        "Average precision lost on a selection holdout when the values of a column are shuffled among its rows. "
+        "Columns that say the same share what they say."
+        + (f" The {rest:,} columns that lose least are in the table only." if rest else "")
+    )
+    return Picture("Loss without a column", caption, inline(draw, height=50 + 24 * len(shown)))
+
+
 def recall_interval(part: SliceEvaluation, confidence: float) -> tuple[float, float]:
     """Interval of the recall of a slice, which has frauds."""
     return share_interval(round(part.metrics["recall"] * part.frauds), part.frauds, confidence)
@@ -174,17 +200,14 @@ def alert_unit(curves: Curves, evaluation: Evaluation) -> tuple[float, str]:
     return (curves.days, "a day") if curves.days else (evaluation.rows / 1_000, "per 1,000 rows")
 
 
-def rate(value: float) -> str:
-    """Alerts a day, with a digit after the point where that says something."""
-    return f"{value:,.0f}" if value >= 100 or value == round(value) else f"{value:.1f}"
-
-
 def _models(curves: Curves, name: str) -> list[tuple[Points, dict[str, Any]]]:
-    """A curve's points and how to draw them: of the best possible where it is known, and over it the model's."""
+    """A curve's points and how to draw them: of the amount alone and of the best possible, where those are known, and
+    over them the model's."""
     model = {"color": ACCENT, "linewidth": 2, "label": "model"}
     best = {"color": MUTED, "linewidth": 1.2, "linestyle": "--", "label": "best possible"}
-    beneath = [(getattr(curves.best_possible, name), best)] if curves.best_possible else []
-    return [*beneath, (getattr(curves.model, name), model)]
+    amount = {"color": MUTED, "linewidth": 1.2, "linestyle": ":", "label": "amount alone"}
+    drawn = ((curves.amount_alone, amount), (curves.best_possible, best), (curves.model, model))
+    return [(getattr(of, name), style) for of, style in drawn if of is not None]
 
 
 def _shares(plot: Axes, across: str, up: str) -> None:

@@ -18,6 +18,7 @@ from fraud_ray.settings import Options, Range, SearchSettings
 if TYPE_CHECKING:
     from fraud_ray.training.search import SearchOutcome
 
+FEWEST_TRIALS = 20  # with fewer, the table of trials says it better
 MOST_PLAIN_LINES = 30
 ROW_HEIGHT = 64  # points
 MOST_CHARACTERS = 40  # of a row's ticks

@@ -104,7 +104,8 @@ def assemble(
     evaluation = evaluate(probabilities, rows, threshold, decision)
     evaluation = replace(evaluation, importance=_importance(storage, bundle, selection[0], decision))
     truth, days = rows.roles.get("true_probability"), days_of(rows) or None
-    curves = Curves.of(probabilities, rows.label, threshold, truth, days, decision.confidence)
+    amounts = rows.roles.get("amount")
+    curves = Curves.of(probabilities, rows.label, threshold, truth, days, decision.confidence, amounts)
     if final.profile is not None:
         bundle = replace(bundle, profile=final.profile.with_scores(probabilities))
     with tempfile.TemporaryDirectory() as scratch:
