@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from fraud_ray.registry.versions import RegisteredVersion
     from fraud_ray.training.search import SearchOutcome
 
+MOST_DIGITS = 8
+
 
 @dataclass(frozen=True)
 class ReportValues:
@@ -227,6 +229,8 @@ def _shown(value: Any) -> str:
         return f"[{', '.join(map(_shown, value))}]"
     if isinstance(value, bool):
         return "yes" if value else "no"
+    if isinstance(value, float) and len(str(value)) > MOST_DIGITS:  # drawn from a range
+        return f"{value:.4g}"
     return "none" if value is None else str(value)
 
 

@@ -168,10 +168,11 @@ def importance(losses: Mapping[str, float]) -> Picture:
     shown = dict(list(losses.items())[:MOST_COLUMNS])
 
     def draw(plot: Axes) -> None:
-        bars = plot.barh(range(len(shown)), list(shown.values()), height=0.6, color=ACCENT)
-        plot.bar_label(bars, [f"{loss:.4f}" for loss in shown.values()], padding=4, color=MUTED)
+        plot.barh(range(len(shown)), list(shown.values()), height=0.6, color=ACCENT)
+        for place, loss in enumerate(shown.values()):
+            edge = plot.get_yaxis_transform()  # the right one of the plot, in the height of the bar
+            plot.text(1.02, place, f"{loss:.4f}", transform=edge, va="center", color=MUTED)
         plot.set(xlabel="loss of average precision", ylim=(len(shown) - 0.4, -0.6))
-        plot.margins(x=0.2)
         plot.set_yticks(range(len(shown)), [shortened(name, 28) for name in shown], color=INK)
         plot.xaxis.set_major_formatter(number)
         plot.xaxis.set_major_locator(MaxNLocator(4))
