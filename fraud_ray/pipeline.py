@@ -73,7 +73,7 @@ def _train(run: Run, loaded: Loaded, source: Source, mlflow: Writer, retrain: bo
     from fraud_ray.registry.versions import CHAMPION, RegisteredVersion, register_stored
     from fraud_ray.report.card import model_card
     from fraud_ray.reporting import conclude, tell_of_drift, tell_of_results
-    from fraud_ray.training.assemble import evaluate_on_worker
+    from fraud_ray.training.assemble import CHAMPION_CURVES, evaluate_on_worker, read_curves
     from fraud_ray.training.search import SearchOutcome, search
     from fraud_ray.training.trainer import load_fitted, refit
     from fraud_ray.windows.state import with_windows
@@ -114,7 +114,7 @@ def _train(run: Run, loaded: Loaded, source: Source, mlflow: Writer, retrain: bo
     }
     judge = partial(evaluate_on_worker, prepared, found, fitted, settings, storage, run.key, origin)
     evaluation = run.stage("evaluate", lambda _: judge(), Evaluation.from_json)
-    rival = partial(evaluate_champion, tracking, storage, prepared.final, settings)
+    rival = partial(evaluate_champion, tracking, storage, prepared.final, run.key(CHAMPION_CURVES), settings)
     decision = run.stage("gate", lambda _: decide(evaluation, settings.gate, rival()), GateDecision.from_json)
     told = tell_of_results(run, mlflow, settings, source, prepared, found, fitted, evaluation, decision, drift, folds)
 
@@ -125,8 +125,9 @@ def _train(run: Run, loaded: Loaded, source: Source, mlflow: Writer, retrain: bo
         version = run.stage("register", lambda _: register(), RegisteredVersion.from_json)
         mlflow.ask(record_registration, storage, version)
     if retrain and version and version.alias != CHAMPION:
-        compare = partial(compare_with_champion, tracking, storage, final, bundle, settings)
+        compare = partial(compare_with_champion, tracking, storage, final, bundle, run.key(CHAMPION_CURVES), settings)
         comparison = run.stage("challenge", lambda _: compare(), lambda kept: kept and Comparison.from_json(kept))
         version = mlflow.ask(promote_if_better, storage, version, comparison)
-    told = replace(told, version=version, comparison=comparison, timings=run.timings)
+    curves = read_curves(storage, run.key)
+    told = replace(told, version=version, comparison=comparison, curves=curves, timings=run.timings)
     return conclude(run, told, mlflow, retrain)

@@ -117,6 +117,11 @@ def test_a_second_run_becomes_challenger_and_a_rejected_one_leaves_the_registry_
     check = next(c for c in rejected.gate["checks"] if c["name"] == "beats_champion")
     assert champion.evaluation is not None
     assert check["bound"] == pytest.approx(champion.evaluation["metrics"]["average_precision"], abs=1e-6)
+    assert rejected.rejection is not None
+    assert "below the required 0.999 by" in rejected.rejection["advice"][0]
+    assert any("days unused" in line or "days are used" in line for line in rejected.rejection["advice"])
+    assert rejected.report is not None
+    assert Path(rejected.report).read_text().count("champion</text>") == 3  # alerts, precision and recall, ROC
     parent = client(store).search_runs(["1"], "tags.`fraud_ray.run` = 'weak'")[0]
     assert "below the required 0.999" in parent.data.tags["fraud_ray.reason"]
     assert (parent.info.status, parent.data.tags["fraud_ray.state"]) == ("FAILED", "rejected")

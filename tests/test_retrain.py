@@ -154,7 +154,9 @@ def test_worse_data_leaves_the_champion_better_data_replaces_it_and_rollback_bri
     assert better.comparison is not None
     assert better.comparison["low"] > 0
     assert (better.version["version"], better.version["alias"], better.exit_code) == (2, "champion", 0)
-    assert "takes its place" in Path(better.report).read_text()
+    page = Path(better.report).read_text()
+    assert "takes its place" in page
+    assert page.count("champion</text>") == 3  # alerts, precision and recall, ROC
     assert start("march", good, retrain=True) == better
 
     noisy = partitions(simulated, tmp_path / "april", range(24), noise=range(4, 18))

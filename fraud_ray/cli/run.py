@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from fraud_ray.runs import Outcome
 
 Stage = Literal[
-    "simulate", "windows", "validate", "drift", "prepare", "search", "refit", "evaluate", "gate", "register"
+    "simulate", "windows", "validate", "plan", "drift", "prepare", "search", "refit", "evaluate", "gate", "register"
 ]
 
 
@@ -31,7 +31,7 @@ def run(
     no_cache: NoCache = False,
     as_json: AsJson = False,
 ) -> None:
-    """Train, gate and register a model: simulate (if there is no data), windows (if any are declared), validate,
+    """Train, gate and register a model: simulate (if there is no data), windows (if any are declared), validate, plan,
     drift (if there is a champion), prepare, search, refit, evaluate, gate, register.
 
     The same command again answers at once with the outcome of a concluded run, and goes on with an interrupted one.

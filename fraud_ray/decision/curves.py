@@ -18,7 +18,7 @@ IntervalMethod = Literal["wilson", "exact"]
 
 
 @dataclass(frozen=True)
-class RankingCurves:
+class RankingCurves(Value):
     """What an order of the rows is worth at every threshold."""
 
     roc: Points
@@ -31,7 +31,8 @@ class Curves(Value):
     """All curves of one model on one holdout; aggregates only.
 
     best_possible: of the true probability on the same rows, None where it is not declared. days: on which the rows
-    lie, None where they have no timestamp. amount_alone: of the amount as the score, None where none is declared.
+    lie, None where they have no timestamp. amount_alone: of the amount as the score, None where none is declared;
+    champion: None where it was not compared.
     """
 
     model: RankingCurves
@@ -41,6 +42,7 @@ class Curves(Value):
     histogram: Points
     days: int | None
     amount_alone: RankingCurves | None = None
+    champion: RankingCurves | None = None
 
     @classmethod
     def of(

@@ -12,6 +12,7 @@ import pyarrow as pa
 
 from fraud_ray.data.rows import PreparedFold, load, raw_table
 from fraud_ray.decision.comparison import Comparison, Predictions, compare
+from fraud_ray.decision.curves import ranking_curves
 from fraud_ray.decision.evaluate import Evaluation, evaluate
 from fraud_ray.errors import FraudRayError
 from fraud_ray.model.bundle import GRAPH, load_profile
@@ -63,25 +64,41 @@ def open_champion(tracking: Tracking) -> Champion | None:
         return Champion(version, (folder / GRAPH).read_bytes(), load_profile(folder))
 
 
+def _keep_curves(
+    storage: Storage, key: str, probabilities: npt.NDArray[np.float32], labels: npt.NDArray[np.int8]
+) -> None:
+    """Puts there what a report draws of the champion; both (rows,)."""
+    storage.put_json(key, ranking_curves(probabilities, labels, 4 * int(labels.sum())).to_json())
+
+
 def evaluate_champion(
-    tracking: Tracking, storage: Storage, final: PreparedFold, settings: Settings
+    tracking: Tracking, storage: Storage, final: PreparedFold, curves: str, settings: Settings
 ) -> Evaluation | None:
-    """The champion's figures on the final holdout, at its own threshold, where there is one and the gate asks."""
+    """The champion's figures on the final holdout, at its own threshold, where there is one and the gate asks.
+
+    curves: key at which its curves are put.
+    """
     known = open_champion(tracking) if settings.gate.beats_champion else None
     if known is None:
         return None
     probabilities, threshold = known.score(raw_table(storage, final.holdout))
+    rows = load(storage, final.holdout, with_roles=True)
+    _keep_curves(storage, curves, probabilities, rows.label)
     quick = settings.decision.model_copy(update={"bootstrap_repeats": 0})
-    return evaluate(probabilities, load(storage, final.holdout, with_roles=True), threshold, quick)
+    return evaluate(probabilities, rows, threshold, quick)
 
 
 def compare_with_champion(
-    tracking: Tracking, storage: Storage, final: PreparedFold, bundle: str, settings: Settings
+    tracking: Tracking, storage: Storage, final: PreparedFold, bundle: str, curves: str, settings: Settings
 ) -> Comparison | None:
-    """The model in a stored bundle against the champion, on the final holdout; None where there is no champion."""
+    """The model in a stored bundle against the champion, on the final holdout; None where there is no champion.
+
+    curves: key at which the champion's are put.
+    """
     known, graph = open_champion(tracking), storage.get(f"{bundle}/{GRAPH}")
     if known is None or graph is None:
         return None
     scorer, raw, rows = GraphScorer(graph), raw_table(storage, final.holdout), load(storage, final.holdout, True)
     challenger, stays = Predictions(scorer.score(raw), scorer.threshold), Predictions(*known.score(raw))
+    _keep_curves(storage, curves, stays.probabilities, rows.label)
     return compare(challenger, stays, known.version.version, rows.label, rows.roles.get("entity"), settings)

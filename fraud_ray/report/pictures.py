@@ -40,7 +40,7 @@ def alerts(curves: Curves, evaluation: Evaluation) -> Picture:
             xs, ys = np.array([0, *points["alerts"]]) / per, np.array([0, *points["frauds"]]) / evaluation.frauds
             plot.plot(xs, ys, **style)
         plot.set(xlabel=f"alerts {unit}", title="frauds caught (recall)", ylim=(0, 1.02))
-        plot.set_xlim(0, max(raised, plot.dataLim.x1))
+        plot.set_xlim(0, max(raised, curves.model.alerts["alerts"][-1] / per))
         plot.xaxis.set_major_formatter(number)
         plot.yaxis.set_major_formatter(PercentFormatter(1, 0))
         plot.plot([raised, raised], [0, caught], ":", color=INK, linewidth=1)
@@ -202,13 +202,14 @@ def alert_unit(curves: Curves, evaluation: Evaluation) -> tuple[float, str]:
 
 
 def _models(curves: Curves, name: str) -> list[tuple[Points, dict[str, Any]]]:
-    """A curve's points and how to draw them: of the amount alone and of the best possible, where those are known, and
-    over them the model's."""
+    """A curve's points and how to draw them: of what is known of the amount alone, the best possible and the champion,
+    and over them the model's."""
     model = {"color": ACCENT, "linewidth": 2, "label": "model"}
     best = {"color": MUTED, "linewidth": 1.2, "linestyle": "--", "label": "best possible"}
     amount = {"color": MUTED, "linewidth": 1.2, "linestyle": ":", "label": "amount alone"}
-    drawn = ((curves.amount_alone, amount), (curves.best_possible, best), (curves.model, model))
-    return [(getattr(of, name), style) for of, style in drawn if of is not None]
+    champion = {"color": INK, "linewidth": 1, "label": "champion"}
+    beneath = ((curves.amount_alone, amount), (curves.best_possible, best), (curves.champion, champion))
+    return [(getattr(of, name), style) for of, style in (*beneath, (curves.model, model)) if of is not None]
 
 
 def _shares(plot: Axes, across: str, up: str) -> None:

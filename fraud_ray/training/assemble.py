@@ -16,7 +16,7 @@ from fraud_ray.cluster import answer
 from fraud_ray.data.prepare import Prepared
 from fraud_ray.data.rows import PreparedFold, load, raw_table
 from fraud_ray.decision.calibration import calibrate
-from fraud_ray.decision.curves import Curves
+from fraud_ray.decision.curves import Curves, RankingCurves
 from fraud_ray.decision.cuts import days_of
 from fraud_ray.decision.evaluate import Evaluation, evaluate
 from fraud_ray.decision.importance import permutation_importance
@@ -31,7 +31,8 @@ from fraud_ray.training.loop import Float32
 from fraud_ray.training.search import SearchOutcome, selection_logits
 from fraud_ray.training.trainer import Fitted
 
-CURVES = "curves.json"  # in a run's folder, beside its stages' values
+# In a run's folder, beside its stages' values; the latter where the champion was compared.
+CURVES, CHAMPION_CURVES = "curves.json", "champion-curves.json"
 
 
 def evaluate_on_worker(
@@ -78,7 +79,8 @@ def read_curves(storage: Storage, key: Callable[[str], str]) -> Curves:
             f"{storage.path(key(CURVES))} is gone, which the evaluation wrote; delete "
             f"{storage.path(key('stages/evaluate.json'))} and run again"
         )
-    return Curves.from_json(curves)
+    champion = storage.get_json(key(CHAMPION_CURVES))
+    return replace(Curves.from_json(curves), champion=champion and RankingCurves.from_json(champion))
 
 
 def assemble(
