@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from fraud_ray.cli.tables import print_line, print_next, print_table
+from fraud_ray.cli.tables import print_line, print_next, print_notes, print_table
 from fraud_ray.errors import SettingsError
 
 
@@ -46,8 +46,7 @@ def init(
     file.write_text(drafted.text, encoding="utf-8")
     rows = [(guess.name, guess.kind or "left out", guess.why) for guess in drafted.guesses]
     print_table(("column", "kind", "why"), rows)
-    for note in drafted.notes:
-        print_line(note, "yellow")
+    print_notes(drafted.notes)
     print_line(f"wrote {file}")
     print_next([("the whole pipeline", ["run", "-c", str(out or file.name)])])
 
