@@ -74,9 +74,8 @@ def tell_of_results(
 
 
 def _advice(values: ReportValues, folds: Folds) -> Iterator[str]:
-    """What falls short, and what threshold, search and days would likely bring."""
+    """What another threshold, the search and more days would likely bring."""
     evaluation, found, fitted = values.evaluation, values.found, values.final.fit.frauds
-    yield from (check.message for check in values.decision.checks if not check.passed)
     yield from of_the_bounds(values.decision, evaluation, values.cutoffs)
     scores = [trial.average_precision for trial in found.trials if trial.average_precision is not None]
     yield from of_the_search(scores, found.best.curve)
@@ -92,7 +91,8 @@ def _advice(values: ReportValues, folds: Folds) -> Iterator[str]:
 def _rejection(values: ReportValues) -> dict[str, Any]:
     per, unit = alert_unit(values.curves, values.evaluation)
     thresholds = [{**one.to_json(), "alerts": round(one.alerts / per, 3)} for one in values.cutoffs]
-    return {"advice": values.advice, "thresholds": thresholds, "alerts": unit}
+    missed = [check.message for check in values.decision.checks if not check.passed]
+    return {"advice": [*missed, *values.advice], "thresholds": thresholds, "alerts": unit}
 
 
 def conclude(run: Run, values: ReportValues, mlflow: Writer, retrain: bool) -> Outcome:
