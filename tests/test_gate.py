@@ -173,11 +173,11 @@ def test_a_bound_that_no_threshold_or_no_model_keeps_is_told_from_one_that_anoth
 def test_what_a_search_would_still_bring_is_told_from_its_trials_and_its_best_ones_curve():
     level = [{"average_precision": 0.6}] * 8
     assert "nothing was searched" in of_the_search([0.6], level)[0]
-    assert of_the_search([0.5, 0.6], level)[0].startswith("2 trials: selection AP 0.6000 at best, 0.5500 in the middle")
+    assert of_the_search([0.5, 0.6], level)[0].startswith("2 trials: selection AP 0.6000 at best, 0.5500 at the median")
     scores = [0.5, 0.6, 0.55, 0.3, 0.4, 0.52]
     gain = 0.6 - np.mean([max(half) for half in itertools.combinations(scores, 3)])
     (told,) = of_the_search(scores, level)
-    assert told.endswith(f"0.5100 in the middle; twice as many would likely add about {gain:.3f}")
+    assert told.endswith(f"0.5100 at the median; twice as many would likely add about {gain:.3f}")
     assert of_the_search([0.6] * 6, level)[0].endswith("add less than 0.001")
     rising = [{"average_precision": epoch / 10} for epoch in range(8)]
     assert of_the_search(scores, rising)[1] == (

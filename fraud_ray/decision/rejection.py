@@ -92,11 +92,11 @@ def of_the_search(scores: Sequence[float], curve: Sequence[Mapping[str, float]])
     if len(ranked) == 1:
         told = ["nothing was searched: search.space 'default' with search.algorithm 'random' tries other networks"]
     elif len(ranked) < 4:
-        told[0] += f", {median(ranked):.4f} in the middle; more trials (search.space) may find a better one"
+        told[0] += f", {median(ranked):.4f} at the median; more trials (search.space) may find a better one"
     else:
         gain = ranked[0] - _best_of_half(ranked)
         likely = f"less than {LITTLE}" if gain < LITTLE else f"about {gain:.3f}"
-        told[0] += f", {median(ranked):.4f} in the middle; twice as many would likely add {likely}"
+        told[0] += f", {median(ranked):.4f} at the median; twice as many would likely add {likely}"
     by_epoch = [entry["average_precision"] for entry in curve]
     last = max(1, len(by_epoch) // 4)
     rise = by_epoch[-1] - by_epoch[-1 - last] if len(by_epoch) > last else 0.0
