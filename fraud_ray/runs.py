@@ -420,7 +420,9 @@ def _identity_there(record: Mapping[str, Any]) -> dict[str, Any]:
         today = parse_settings(record["settings"], record["name"]).identity()
     except SettingsError:
         return record["identity"]
-    beside = record["identity"].keys() - dict(dotted(record["settings"]))
+    there = dict(dotted(record["settings"]))
+    # What is backtested stands beside the settings under their names: in those, it changes no result.
+    beside = [key for key in record["identity"] if key not in there or key.startswith("backtest.")]
     return json.loads(json.dumps({**today, **{key: record["identity"][key] for key in beside}}, default=str))
 
 
