@@ -22,7 +22,7 @@ def world(rows: int, days: int, seed: int = 0) -> dict[str, np.ndarray]:
     amount = np.round(rng.lognormal(3, 1, rows), 2) + 0.01
     channel = rng.choice(CHANNELS, rows, p=[0.6, 0.3, 0.1])
     night = seconds % 86_400 < 6 * 3_600
-    odds = -7 + 2.5 * (amount > 40) + 2.5 * (channel == "web") + 2 * night
+    odds = -9 + 4 * (amount > 40) + 4 * (channel == "web") + 3 * night
     return {
         "time": np.datetime64(FIRST, "us") + seconds.astype("timedelta64[s]"),
         "card": rng.integers(0, rows // 20, rows),
@@ -103,5 +103,6 @@ def german_csv(file: Path, rows: int = 12_000, days: int = 30) -> Path:
         amount, abroad = f"{w['amount'][i]:.2f}".replace(".", ","), "JN"[int(not w["abroad"][i])]
         at = str(w["time"][i].astype("datetime64[s]")).replace("T", " ")
         lines.append(f"{i + 1};{at};{700_000 + w['card'][i]};{amount};{w['channel'][i]};{abroad};{int(w['fraud'][i])}")
+    file.parent.mkdir(exist_ok=True)
     file.write_text("\n".join(lines) + "\n", encoding="utf-8")
     return file

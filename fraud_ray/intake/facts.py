@@ -9,12 +9,17 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from fraud_ray.intake.extract import THREADS, Extract
 from fraud_ray.progress import Update, counted
 
+MOST_HASHES = 2**26  # of 8 bytes, which are held twice
+_NONE = np.empty(0, np.uint64)
 MOST_VALUES = 1_000  # of a column whose values are told apart: as many as `prepare.max_categories` by default
 A_SECOND = {"s": 1, "ms": 1_000, "us": 1_000_000, "ns": 1_000_000_000}
 A_DAY = 86_400  # in seconds
@@ -47,6 +52,8 @@ class Facts:
             return "number" if "number" in found else "whole"
         if found <= {"time", "day"} and len(found) > 1:
             return "time"
+        if "text" in found and found <= {"text", "whole", "number", "time", "day"}:
+            return "text"  # of CSV, whose texts are values only where all of them are; or of two writers
         return " beside ".join(sorted(found)) or "nothing"
 
     @property
@@ -69,14 +76,17 @@ class Roles:
 class Survey:
     """What an extract holds, by column, and what its folds need.
 
-    days: rows by day since 1970 and by label; known_after: the same by days from timestamp to label_time; spans: first
-    and last day of each of the extract's groups, where it has a time.
+    days: rows by day since 1970 and by label; known_days: the same, of which labels without a label_time are missing;
+    known_after: the same by days from timestamp to label_time; spans: first and last day of each of the extract's
+    groups, where it has a time; bounds: smallest and largest number of each column in each group.
     """
 
     columns: dict[str, Facts] = field(default_factory=dict)
     days: dict[int, Labels] = field(default_factory=dict)
+    known_days: dict[int, Labels] = field(default_factory=dict)
     known_after: dict[int, Labels] = field(default_factory=dict)
     spans: dict[int, tuple[int, int]] = field(default_factory=dict)
+    bounds: dict[str, list[tuple[float, float]]] = field(default_factory=dict)
 
 
 def survey(extract: Extract, roles: Roles, update: Update) -> Survey:
@@ -97,12 +107,33 @@ def survey(extract: Extract, roles: Roles, update: Update) -> Survey:
             counted_columns -= {column for column, facts in found.columns.items() if facts.values is None}
             if of_group.days:
                 found.spans[position] = min(of_group.days), max(of_group.days)
+            for column, facts in of_group.columns.items():
+                if facts.low is not None and facts.high is not None:
+                    found.bounds.setdefault(column, []).append((facts.low, facts.high))
             done += sum(extract.rows[name] for name in names)
             update(done, total, f"{counted(done, 'row')} read")
     for facts in found.columns.values():  # a column that a file lacks is missing in its rows
         facts.missing[None] += total - facts.rows
         facts.rows = total
     return found
+
+
+def repeats(extract: Extract, column: str) -> int | None:
+    """Rows with a value that another row has, too; None where there are more than MOST_HASHES, too many to tell."""
+    if sum(extract.rows.values()) > MOST_HASHES:
+        return None
+
+    def one(names: Sequence[str]) -> npt.NDArray[np.uint64]:
+        tables = (plain(table[column]) for _, table in extract.tables(names, [column]) if column in table.column_names)
+        return np.concatenate([_NONE, *(_hashes(pc.drop_null(texts_of(values))) for values in tables)])
+
+    with ThreadPoolExecutor(THREADS) as pool:
+        hashes = np.sort(np.concatenate([_NONE, *pool.map(one, extract.groups)]))
+    return int((hashes[1:] == hashes[:-1]).sum())
+
+
+def _hashes(texts: pa.ChunkedArray) -> npt.NDArray[np.uint64]:
+    return pd.util.hash_array(texts.to_numpy(zero_copy_only=False), categorize=False)
 
 
 def of_heads(extract: Extract) -> tuple[dict[str, Facts], dict[str, list[object]]]:
@@ -130,7 +161,9 @@ def of_table(table: pa.Table, roles: Roles | None, counted_columns: set[str], fi
         found.days = _by_day(times, labels)
         if roles.label_time in columns:
             known = seconds_of(columns[roles.label_time], roles.label_unit)
-            found.known_after = _by_day(pc.subtract(known, times), labels)
+            is_date = pa.types.is_date(columns[roles.label_time].type)  # which counts from its end on
+            found.known_after = _by_day(pc.subtract(pc.add(known, A_DAY * is_date), times), labels)
+            found.known_days = _by_day(times, pc.if_else(pc.is_valid(known), labels, None))
     return found
 
 
@@ -149,7 +182,9 @@ def sort_of(kind: pa.DataType) -> str:
 
 
 def seconds_of(column: pa.ChunkedArray, unit: str | None) -> pa.ChunkedArray:
-    """Times as float64 seconds since 1970. unit: of times that are numbers."""
+    """Times as float64 seconds since 1970, null for what is no time. unit: of times that are numbers."""
+    if sort_of(column.type) not in {"time", "day", "whole", "number"}:
+        return pa.chunked_array([pa.nulls(len(column), pa.float64())])
     if pa.types.is_date(column.type):
         column = pc.cast(column, pa.timestamp("s"))
     scale = A_SECOND[column.type.unit if pa.types.is_timestamp(column.type) else unit or "s"]
@@ -216,6 +251,7 @@ def _merge(into: Survey, other: Survey) -> None:
             _add(held.values, facts.values)
             held.values = held.values if len(held.values) <= MOST_VALUES else None
     _add(into.days, other.days)
+    _add(into.known_days, other.known_days)
     _add(into.known_after, other.known_after)
 
 

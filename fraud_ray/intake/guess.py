@@ -4,71 +4,35 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
+from itertools import pairwise
 from typing import Any
 
 from fraud_ray.errors import DataError
 from fraud_ray.intake.facts import A_SECOND, MOST_VALUES, Facts, Labels, Roles, Survey
-from fraud_ray.intake.plan import MOST_UNLABELLED
 from fraud_ray.progress import counted
 from fraud_ray.settings.data import is_written, name_fault
 
-LISTED_VALUES = 12  # a contract names the values of a category that has at most as many
+MOST_UNLABELLED = 0.01  # of a day's rows, so that its labels count as known: as folds count it
+LISTED_VALUES, LISTED_LETTERS = 12, 48  # a contract names the values of a category that has at most as many
+FEWEST_GROUPS = 5  # of files, for a column to be told to go on with time
 ROWS_A_CATEGORY = 20  # as `prepare.min_category_rows` by default: with fewer, none would have a code of its own
 
-_FRAUD = re.compile(r"fraud|betrug|fraude|frode|scam|chargeback|dispute")
-_LABEL = {"label", "labels", "target", "class", "outcome", "flag", "y"}
-_NO_LABEL = {
-    "type",
-    "score",
-    "prob",
-    "probability",
-    "scenario",
-    "rule",
-    "reason",
-    "code",
-    "amount",
-    "at",
-    "time",
-    "date",
-}
-_TIME = {"timestamp", "time", "datetime", "ts", "at", "date", "day", "zeit", "datum", "zeitpunkt", "when", "booked"}
-_KNOWN = {"label", "labelled", "labeled", "report", "reported", "confirmed", "known", "investigated", "gemeldet"}
-_OTHER_TIME = {"valid", "expiry", "expires", "birth", "opened", "opening", "since", "updated", "loaded", "ingested"}
-_AMOUNT = ("amount", "betrag", "montant", "importe", "bedrag", "amt", "umsatz", "value", "price", "total", "sum")
-_ENTITY = (
-    "card",
-    "pan",
-    "karte",
-    "kartennummer",
-    "account",
-    "acct",
-    "iban",
-    "konto",
-    "customer",
-    "client",
-    "kunde",
-    "user",
-)
-_ID = {"id", "ids", "no", "nr", "num", "number", "nummer", "hash", "token", "key", "ref", "reference", "uuid", "guid"}
-_OWN_ID = {"transaction", "tx", "txn", "trx", "trans", "payment", "event", "row", "record", "uuid", "guid", "buchung"}
-_CODE = {
-    "code",
-    "mcc",
-    "type",
-    "category",
-    "cat",
-    "zip",
-    "plz",
-    "postcode",
-    "country",
-    "currency",
-    "region",
-    "channel",
-    "bin",
-}
-_DATE_PARTS = {"year", "month", "day", "week", "quarter", "date", "dt", "jahr", "monat", "tag"}
+# What names of columns tell: _FRAUD anywhere in the name, the others as one of its words.
+_FRAUD = re.compile("fraud|betrug|fraude|frode|scam|chargeback|dispute")
+_LABEL = re.compile("labels?|target|class|outcome|flag|y")
+_NO_LABEL = re.compile("type|score|prob|probability|scenario|rule|reason|code|amount|at|time|date")
+_TIME = re.compile("timestamp|time|datetime|ts|at|date|day|zeit|datum|zeitpunkt|when|booked|epoch|unix")
+_KNOWN = re.compile("label|labell?ed|report|reported|confirmed|known|investigated|gemeldet")
+_OTHER_TIME = re.compile("valid|expir(y|es)|birth|open(ed|ing)|since|updated|loaded|ingested")
+_DATE_PART = re.compile("year|month|day|week|quarter|date|dt|jahr|monat|tag")
+_ID = re.compile("ids?|no|nr|num|number|nummer|hash|token|key|ref|reference|uuid|guid")
+_OWN_ID = re.compile("transaction|tx|txn|trx|trans|payment|event|row|record|uuid|guid|buchung")
+_CODE = re.compile("code|mcc|type|category|cat|zip|plz|postcode|country|currency|region|channel|bin")
+_AMOUNTS = ("amount", "betrag", "montant", "importe", "bedrag", "amt", "umsatz", "value", "price", "total", "sum")
+_ENTITIES = ("card", "pan", "karte", "account", "acct", "iban", "konto", "customer", "client", "kunde", "user")
+_KNOWN_AT = "the time when the label became known"
 _YES = ("y", "yes", "t", "true", "j", "ja", "1", "1.0", "s", "si", "o", "oui", "x")
 _NO = ("n", "no", "f", "false", "nein", "0", "0.0", "non")
 _ISO = re.compile(r"\d{4}-\d\d-\d\d([ T]\d\d:\d\d.*)?$")
@@ -99,7 +63,7 @@ def guess_roles(columns: Mapping[str, Facts], label: str | None) -> Roles:
     if chosen not in columns:
         raise DataError(f"--label {chosen}: there is no such column; there are {', '.join(columns)}")
     times = {name: unit for name, facts in columns.items() for unit in [_unit_of(name, facts)] if unit is not None}
-    known = [name for name in times if name != chosen and (_words(name) & _KNOWN or _FRAUD.search(name.lower()))]
+    known = [name for name in times if name != chosen and (_has(name, _KNOWN) or _FRAUD.search(name.lower()))]
     known = known if len(times) > len(known) else []  # the only time is that of the transaction
     own = sorted((name for name in times if name not in known), key=lambda name: _time_rank(name, columns[name]))
     timestamp, label_time = next(iter(own), None), next(iter(known), None)
@@ -114,8 +78,9 @@ def guess_roles(columns: Mapping[str, Facts], label: str | None) -> Roles:
 
 def _label_of(columns: Mapping[str, Facts]) -> str:
     def rank(name: str) -> int:
-        words = _words(name)
-        return 0 if words & _NO_LABEL else 2 if _FRAUD.search(name.lower()) else 1 if words & _LABEL else 0
+        if _has(name, _NO_LABEL):
+            return 0
+        return 2 if _FRAUD.search(name.lower()) else int(_has(name, _LABEL))
 
     def values(name: str) -> int:
         held = columns[name].values
@@ -154,7 +119,7 @@ def _unit_of(name: str, facts: Facts) -> str | None:
     """The unit of times that are whole numbers, '' of those that need none, None for what is no time."""
     if facts.sort in {"time", "day"}:
         return ""
-    if facts.sort != "whole" or not (_words(name) & (_TIME | {"epoch", "unix"}) or "time" in name.lower()):
+    if facts.sort != "whole" or not (_has(name, _TIME) or "time" in name.lower()):
         return None
     if facts.low is None or facts.high is None:
         return None
@@ -163,14 +128,14 @@ def _unit_of(name: str, facts: Facts) -> str | None:
 
 
 def _time_rank(name: str, facts: Facts) -> tuple[Any, ...]:
-    words = _words(name)
-    return bool(words & _OTHER_TIME), facts.missing.total() > 0, not words & _TIME, facts.sort == "day"
+    return _has(name, _OTHER_TIME), facts.missing.total() > 0, not _has(name, _TIME), facts.sort == "day"
 
 
-def positive_of(values: Mapping[str, Labels]) -> tuple[str | None, str]:
-    """Which of two values means 1, None where it is 1 itself; and why."""
+def positive_of(facts: Facts) -> tuple[str | None, str]:
+    """Which of two values means 1, None where it is the number 1; and why."""
+    values = facts.values or {}
     texts = sorted(values)
-    if set(texts) <= {"0", "1"}:
+    if set(texts) <= {"0", "1"} and facts.sort != "text":
         return None, ""
     yes = [text for text in texts if text.strip().lower() in _YES]
     no = [text for text in texts if text.strip().lower() in _NO]
@@ -183,8 +148,33 @@ def positive_of(values: Mapping[str, Labels]) -> tuple[str | None, str]:
     return rarer, f"{rarer!r} is the rarer value"
 
 
-def guess_columns(found: Survey, heads: Mapping[str, Sequence[object]], roles: Roles, positive: str) -> list[Guess]:
-    """A guess a column, in their order. heads: values of the first rows of some files; positive: the label's, of fraud.
+def kept_roles(roles: Roles, found: Survey) -> tuple[Roles, dict[str, str]]:
+    """The roles that all rows bear out, and why the others are none."""
+    unfit: dict[str, str] = {}
+    if roles.timestamp and name_fault(roles.timestamp):
+        unfit[roles.timestamp] = f"its name {name_fault(roles.timestamp)}: write it under another"
+    elif roles.timestamp and found.columns[roles.timestamp].sort not in {"time", "day", "whole"}:
+        unfit[roles.timestamp] = "named like the time of the transaction, but not all of its values are times"
+    elif roles.label_time and min(found.known_after, default=0) < 0:
+        unfit[roles.label_time] = "some are before the transaction: no time at which its label became known"
+    elif roles.label_time and not any(
+        rows[None] <= MOST_UNLABELLED * rows.total() for rows in found.known_days.values()
+    ):
+        missing = found.columns[roles.label_time].missing
+        lack = f"{counted(missing.total() - missing[None], 'row')} with a label lack it"
+        unfit[roles.label_time] = (
+            f"named like {_KNOWN_AT}, but {lack}: kind label_time needs it of legitimate ones, too"
+        )
+    if roles.timestamp in unfit:
+        return Roles(roles.label), unfit
+    return (replace(roles, label_time=None) if unfit else roles), unfit
+
+
+def guess_columns(
+    found: Survey, heads: Mapping[str, Sequence[object]], roles: Roles, positive: str, unfit: Mapping[str, str]
+) -> list[Guess]:
+    """A guess a column, in their order. heads: values of the first rows of some files; positive: the label's, of fraud;
+    unfit: columns that are left out anyway, and why.
 
     The first of the best names is the amount, the entity and the id; there is one of each.
     """
@@ -195,7 +185,7 @@ def guess_columns(found: Survey, heads: Mapping[str, Sequence[object]], roles: R
         ranked = {n: rank(n, facts, heads.get(n, ())) for n, facts in columns.items() if n not in fixed}
         return max((n for n in ranked if ranked[n]), key=lambda n: ranked[n], default=None)
 
-    fixed = {roles.label, roles.timestamp, roles.label_time}
+    fixed = {roles.label, roles.timestamp, roles.label_time, *unfit}
     amount = best(_amount_rank)
     fixed.add(amount)
     entity = best(_entity_rank)
@@ -207,9 +197,11 @@ def guess_columns(found: Survey, heads: Mapping[str, Sequence[object]], roles: R
             return _label(name, facts)
         if name in {roles.timestamp, roles.label_time}:
             return _time(name, facts, roles)
-        unfit = _left_out(name, facts, positive, labels)
-        if unfit:
-            return Guess(name, None, unfit)
+        why = unfit.get(name) or _left_out(name, facts, positive, labels)
+        if not why and name not in named and _goes_on(found.bounds.get(name, ())):
+            why = "goes on with time: days to come hold values that no row here has"
+        if why:
+            return Guess(name, None, why)
         nulls = {"nulls": True} if facts.missing.total() else {}
         kind = named.get(name)
         if kind == "amount":
@@ -223,9 +215,15 @@ def guess_columns(found: Survey, heads: Mapping[str, Sequence[object]], roles: R
     return [guess(name, facts) for name, facts in columns.items()]
 
 
+def _goes_on(bounds: Sequence[tuple[float, float]]) -> bool:
+    """Whether numbers grow from one group of files to the next, as a clock or a running number does."""
+    rises = all(before[1] <= after[0] for before, after in pairwise(bounds))
+    return len(bounds) >= FEWEST_GROUPS and rises and bounds[0][0] < bounds[-1][1]
+
+
 def _label(name: str, facts: Facts) -> Guess:
     values = facts.values or {}
-    one, why = positive_of(values)
+    one, why = positive_of(facts)
     shown = ", ".join(f"{value} in {rows.total():,}" for value, rows in sorted(values.items()))
     missing = f"; not known of {counted(facts.missing.total(), 'row')}" if facts.missing.total() else ""
     keys = {} if one is None else {"positive": one}
@@ -235,12 +233,9 @@ def _label(name: str, facts: Facts) -> Guess:
 def _time(name: str, facts: Facts, roles: Roles) -> Guess:
     is_own = name == roles.timestamp
     unit = roles.unit if is_own else roles.label_unit
-    why = "when the transaction was" if is_own else "named like the time when the label became known"
-    lacking = facts.missing.total() - facts.missing[None]
-    if not is_own and lacking > MOST_UNLABELLED * facts.rows:
-        lack = f"{counted(lacking, 'row')} with a label lack it"
-        return Guess(name, None, f"{why}, but {lack}: kind label_time needs it of legitimate ones, too")
-    keys = {**({"unit": unit} if unit else {}), **({"nulls": True} if facts.missing.total() else {})}
+    why = "when the transaction was" if is_own else f"named like {_KNOWN_AT}"
+    nulls = is_own and facts.missing.total()  # of a label that is not known yet, there is none
+    keys = {**({"unit": unit} if unit else {}), **({"nulls": True} if nulls else {})}
     return Guess(name, "timestamp" if is_own else "label_time", why, keys)
 
 
@@ -253,10 +248,12 @@ def _left_out(name: str, facts: Facts, positive: str, labels: Labels) -> str | N
         return "no row has a value"
     if facts.sort in {"time", "day"}:
         return f"a further time: the model reads none; {_range(facts)}"
-    if facts.sort not in {"whole", "number", "boolean", "text", *_MIXED}:
+    if facts.sort not in {"whole", "number", "boolean", "text"}:
         kinds = sorted(facts.types.items())
         if len(kinds) > 1:
             return "; ".join(f"{kind} in {file}" for kind, file in kinds) + ": write one type in all"
+        if "binary" in facts.types:
+            return "bytes, or text that is no UTF-8"
         return f"of type {facts.sort}, which no kind is for"
     if facts.infinite:
         return f"{counted(facts.infinite, 'row')} infinite: a number must be finite"
@@ -265,7 +262,7 @@ def _left_out(name: str, facts: Facts, positive: str, labels: Labels) -> str | N
         return f"one value in all rows: {next(iter(values))}"
     if _tells_label(facts, positive, labels):
         return "tells the label of each row for sure: is it known when the transaction is?"
-    if name.lower() in _DATE_PARTS:
+    if _DATE_PART.fullmatch(name.lower()):
         return "a part of the date, which days to come do not share"
     if _FRAUD.search(name.lower()):
         return "its name speaks of fraud: it may hold what is known only later"
@@ -291,20 +288,20 @@ def _feature(name: str, facts: Facts, head: Sequence[object], nulls: Mapping[str
     if values is not None and facts.sort != "text" and set(values) <= {"0", "1"}:
         return Guess(name, "boolean", "0 and 1 only" if facts.sort != "boolean" else "true and false", nulls)
     if values is not None and {value.strip().lower() for value in values} <= {*_YES, *_NO} and len(values) == 2:
-        one, _ = positive_of(values)
+        one, _ = positive_of(facts)
         return Guess(
             name, "boolean", f"two values: {', '.join(sorted(values))}", {**({"true": one} if one else {}), **nulls}
         )
-    words = _words(name)
-    is_name = bool(words & (_CODE | _ID))
+    is_name = _has(name, _CODE) or _has(name, _ID) or _is_unique(facts, head)
     if facts.sort in {"whole", "number"} and not (facts.sort == "whole" and is_name):
         return Guess(name, "numeric", _range(facts), {**_bounds(facts), **nulls})
-    what = "text" if facts.sort == "text" else "whole numbers that are names"
+    what = "text" if facts.sort == "text" else "whole numbers that name something"
     if values is None or len(values) * ROWS_A_CATEGORY > facts.present:
         few = f"more than {MOST_VALUES:,} values" if values is None else f"{len(values):,} values in as few rows"
-        several = few if len(set(head)) < len(head) else "another value in each row"
+        several = "another value in each row" if _is_unique(facts, head) else few
         return Guess(name, None, f"{what}, {several}: too many for a category{_hint(head)}")
-    keys = {"values": sorted(values), **nulls} if len(values) <= LISTED_VALUES else nulls
+    is_short = len(values) <= LISTED_VALUES and sum(map(len, values)) <= LISTED_LETTERS
+    keys = {"values": sorted(values), **nulls} if is_short else nulls
     return Guess(name, "categorical", f"{what}, {counted(len(values), 'value')}", keys)
 
 
@@ -341,30 +338,42 @@ def day_of(seconds: float) -> str:
 
 
 def _amount_rank(name: str, facts: Facts, head: Sequence[object]) -> int:
-    if facts.sort not in {"whole", "number"} or _words(name) & (_ID | _CODE):
+    if facts.sort not in {"whole", "number"} or _has(name, _ID) or _has(name, _CODE):
         return 0
-    return next((len(_AMOUNT) - i for i, stem in enumerate(_AMOUNT) if stem in name.lower()), 0)
+    return _place(name, _AMOUNTS)
 
 
 def _entity_rank(name: str, facts: Facts, head: Sequence[object]) -> int:
-    words = _words(name)
-    stem = next((len(_ENTITY) - i for i, stem in enumerate(_ENTITY) if stem in name.lower()), 0)
-    is_key = bool(words & _ID) or len(words) == 1
-    comes_again = len(set(head)) < len(head)
-    return stem if stem and is_key and facts.sort in {"whole", "text"} and comes_again and len(set(head)) > 2 else 0
+    comes_again = 2 < len(set(head)) < len(head)
+    is_key = (_is_key(name) or len(_words(name)) == 1) and facts.sort in {"whole", "text"}
+    return _place(name, _ENTITIES) if is_key and comes_again else 0
 
 
 def _id_rank(name: str, facts: Facts, head: Sequence[object]) -> int:
-    words = _words(name)
-    is_repeated = len(set(head)) < len(head) or (facts.values is not None and len(facts.values) < facts.present)
-    if facts.sort not in {"whole", "text"} or is_repeated:
+    if not _is_unique(facts, head) or not _is_key(name):
         return 0
-    return (2 if words & _OWN_ID else 1) if words & (_ID | _OWN_ID) else 0
+    return 2 if _has(name, _OWN_ID) else 1
+
+
+def _is_unique(facts: Facts, head: Sequence[object]) -> bool:
+    """Whether whole numbers or texts are others in each row, as far as the first rows tell."""
+    is_repeated = len(set(head)) < len(head) or (facts.values is not None and len(facts.values) < facts.present)
+    return facts.sort in {"whole", "text"} and not is_repeated and len(head) > LISTED_VALUES
+
+
+def _is_key(name: str) -> bool:
+    return _has(name, _ID) or _has(name, _OWN_ID) or name.lower().endswith(("id", "nr", "nummer", "number", "no"))
+
+
+def _place(name: str, stems: Sequence[str]) -> int:
+    """How early the first of the stems comes that a name holds; 0 for none."""
+    return next((len(stems) - place for place, stem in enumerate(stems) if stem in name.lower()), 0)
+
+
+def _has(name: str, words: re.Pattern[str]) -> bool:
+    return any(map(words.fullmatch, _words(name)))
 
 
 def _words(name: str) -> set[str]:
     """The words of a name, in lower case: of isFraud, TX_FRAUD, card-id."""
     return {word.lower() for word in re.findall(r"[A-ZÄÖÜ]+(?![a-zäöü])|[A-ZÄÖÜ]?[a-zäöüß]+|\d+", name)}
-
-
-_MIXED = ("text beside whole",)

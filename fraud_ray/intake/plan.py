@@ -14,10 +14,10 @@ import pyarrow.compute as pc
 from fraud_ray.decision.cuts import Array, Cuts
 from fraud_ray.intake.extract import THREADS, Extract
 from fraud_ray.intake.facts import A_DAY, Labels, Roles, plain, seconds_of, texts_of
+from fraud_ray.intake.guess import MOST_UNLABELLED
 from fraud_ray.progress import counted
 
 WEEK, MOST_FIT_DAYS = 7, 180
-MOST_UNLABELLED = 0.01  # of a day's rows, so that its labels count as known: as folds count it
 KNOWN_SHARE = 0.95  # of the frauds, whose labels the delay waits for
 MOST_EPOCH_ROWS = 500_000
 HEADROOM = 0.05  # how far above what needs no model a bound lies, as a share of the way to 1
@@ -41,18 +41,24 @@ class Plan:
     note: str = ""
 
 
-def plan_folds(days: Mapping[int, Labels], known_after: Mapping[int, Labels], positive: str, rows: int) -> Plan:
+def plan_folds(
+    days: Mapping[int, Labels], known_after: Mapping[int, Labels], positive: str, rows: int, by_label_time: bool
+) -> Plan:
     """Folds by time where the days allow it, else stratified ones.
 
     days: rows by day since 1970 and label; empty without a timestamp; known_after: rows by the days that their label
-    took, and label; rows: of the whole extract.
+    took, and label; rows: of the whole extract; by_label_time: whether folds go by each row's own.
     """
     labelled = [day for day, rows in days.items() if rows[None] <= MOST_UNLABELLED * rows.total()]
     if labelled:
         first, last = min(days), max(labelled)
         span = last - first + 1
         week = min(WEEK, max(1, span // 6))  # a sixth of what is shorter than six weeks
-        delay, why = _delay(days, known_after, positive, week)
+        delay, why = _delay(known_after, positive, week, max(1, span // 4))
+        unlabelled = [day for day, rows in days.items() if rows[None]]
+        age = max(days) - min(unlabelled) + 1 if unlabelled else 0
+        if age > delay and not by_label_time:  # which the contract allows of as many days alone
+            delay, why = age, f"rows of the newest {counted(age, 'day')} have no label yet"
         for holdout in (week, 2 * week, 4 * week):
             plan = _by_time(days, positive, span, last, delay, holdout, why)
             if plan is not None:
@@ -79,17 +85,17 @@ def _by_time(
         held = [days[day] for day in range(first, first + length) if day in days]
         return sum(rows.total() - rows[None] for rows in held), sum(rows[positive] for rows in held)
 
-    begins = [
+    parts = [
         (start - back + ahead, length) for back in (0, shift) for ahead, length in ((0, fit), (fit + delay, holdout))
     ]
-    if fit < 1 or not all(0 < frauds < rows for rows, frauds in (side(*days) for days in begins)):
+    if fit < 1 or not all(0 < frauds < rows for rows, frauds in (side(*part) for part in parts)):
         return None
     if fit < room:
         fitted = f"at most {MOST_FIT_DAYS} of {room} that are there: older fraud tells little of today's"
     else:
         fitted = f"all that fit: {span} days without delay, holdout and the selection fold's shift"
     shifted = (
-        "delay and holdout: the labels of the selection fold are known when the final holdout begins"
+        "delay and holdout: its labels are known when the final holdout begins"
         if shift == strict
         else "the selection holdout lies right before the final one"
     )
@@ -103,19 +109,16 @@ def _by_time(
     return Plan(folds, side(start, fit)[0], (held_out, held_out + holdout - 1))
 
 
-def _delay(days: Mapping[int, Labels], known_after: Mapping[int, Labels], positive: str, usual: int) -> tuple[int, str]:
+def _delay(known_after: Mapping[int, Labels], positive: str, usual: int, most: int) -> tuple[int, str]:
     """After how many days labels are known, and how that is known; usual: where nothing tells."""
-    unlabelled = [day for day, rows in days.items() if rows[None]]
-    least = max(days) - min(unlabelled) + 1 if unlabelled else 0
     took = {day: rows[positive] for day, rows in sorted(known_after.items()) if rows[positive]}
-    if took:
-        reached = np.cumsum([*took.values()]) >= KNOWN_SHARE * sum(took.values())
-        measured = max(1, [*took][int(reached.argmax())] + 1)
-        if measured >= least:
-            return measured, f"{KNOWN_SHARE:.0%} of the frauds were known by then"
-    if least > usual:
-        return least, f"rows of the newest {counted(least, 'day')} have no label yet"
-    return usual, "a guess: after how many days do you know what was fraud?"
+    if not took:
+        return usual, "a guess: after how many days do you know what was fraud?"
+    reached = np.cumsum([*took.values()]) >= KNOWN_SHARE * sum(took.values())
+    measured = max(1, [*took][int(reached.argmax())] + 1)
+    if measured > most:
+        return most, f"a quarter of the days; {KNOWN_SHARE:.0%} of the frauds were known after {measured}"
+    return measured, f"{KNOWN_SHARE:.0%} of the frauds were known by then"
 
 
 def plan_training(fit_rows: int) -> tuple[Reasoned, Reasoned]:
@@ -125,7 +128,7 @@ def plan_training(fit_rows: int) -> tuple[Reasoned, Reasoned]:
     batch, epochs = (256, 30) if an_epoch < 30_000 else (512, 20) if an_epoch < 150_000 else (1_024, 12)
     steps = math.ceil(an_epoch / batch)
     train: Reasoned = {
-        "batch_size": (batch, f"{steps:,} steps an epoch"),
+        "batch_size": (batch, f"{counted(fit_rows, 'fit row')}: {counted(steps, 'step')} an epoch"),
         "epochs": (epochs, "with the cosine few are enough"),
         "learning_rate": (0.004 if batch > 256 else 0.002, "searched below"),
         "schedule": ("cosine", "falls to zero over the epochs"),
@@ -133,7 +136,7 @@ def plan_training(fit_rows: int) -> tuple[Reasoned, Reasoned]:
         "dropout": (0.1, "searched below"),
     }
     if share < 1:
-        drawn = f"of the legitimate rows, drawn afresh each epoch: {counted(fit_rows, 'fit row')} need no more"
+        drawn = "of the legitimate rows, drawn afresh each epoch: so many rows need no more"
         train = {"negative_share": (share, drawn), **train}
     rates = [0.001, 0.004] if batch > 256 else [0.0005, 0.002]
     return train, {"space": ({"learning_rate": rates, "dropout": [0.1, 0.3]}, "four trials")}
