@@ -102,9 +102,11 @@ def test_a_run_is_created_once_and_then_resumed(tracking):
 
 def test_settings_of_any_name_and_length_become_parameters(tracking):
     columns = {f"column {number} (€)": {"kind": "numeric"} for number in range(150)}
+    columns |= {name: {"kind": "numeric"} for name in ("km//h", "../a", "b/", "c/../d", "./e")}
     run = tracking.start("run-1", {"data": {"columns": columns}, "slices": ["x" * 10_000], "none": None, "empty": {}})
     params = stored(run).data.params
     assert params["data.columns.column 149 ___.kind"] == "numeric"
+    assert params["data.columns.km__h.kind"] == "numeric"
     assert len(params["slices"]) == 6_000
     assert (params["none"], params["empty"]) == ("null", "{}")
 

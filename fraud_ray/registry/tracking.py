@@ -251,8 +251,8 @@ def every(page_after: Callable[[str | None], Any]) -> Iterator[Any]:
 
 
 def entity_name(name: str) -> str:
-    """A name that MLflow takes for a parameter or a metric."""
-    return re.sub(r"[^\w./ :-]", "_", name)[:_KEY_LENGTH]
+    """A name that MLflow takes for a parameter or a metric; as a path it leads nowhere else."""
+    return re.sub(r"[^\w./ :-]|(?<!\w)/|/(?!\w)", "_", name)[:_KEY_LENGTH]
 
 
 def _trial_name(hyperparameters: Mapping[str, Any]) -> str:
