@@ -402,7 +402,7 @@ def test_the_pages_show_the_store_and_a_server_behaves_as_the_file_does(tracking
         run = started(served)
         run.log_trial("t-1", {"dropout": 0.1}, [{"epoch": 1, "loss": 0.5}], {"average_precision": 0.5})
         version = register(run, bundle, example())
-        run.finish("FINISHED")
+        run.finish("FINISHED", "registered")
         assert register(started(served), bundle, example()).version == version.version == 1
         assert champion(tracking) == champion(served)
         assert download(served, version, tmp_path / "download").joinpath("model.onnx").is_file()
