@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from fraud_ray.data.keys import NO_DAY, NO_LABEL, Keys, days_of, to_date, to_day
-from fraud_ray.data.kinds import CATEGORIES, OTHERS, TIMES, Reading, first_unlike
+from fraud_ray.data.kinds import CATEGORIES, NUMERIC, OTHERS, TIME_KINDS, TIMES, YES, Reading, first_unlike, seconds_of
 from fraud_ray.data.repeats import Repeated, find_repeats
 from fraud_ray.data.source import Partition, Source, read_partition
 from fraud_ray.data.tasks import map_tasks
@@ -342,19 +342,19 @@ def check_type(
     if kind in {"categorical", "entity", "id"} and pa.types.is_binary(found):
         wrong = np.array([not _is_utf8(value.as_py()) for value in values], bool)
         return _found("values that cannot be read as UTF-8", wrong, values, "text is UTF-8. Fix the file.")
-    if kind in _NUMBERS and pa.types.is_integer(found):
+    if kind in NUMERIC and pa.types.is_integer(found):
         allowed = "a float64 holds no more digits. Round them, or write text and declare kind 'categorical' or 'id'."
         return _found("values beyond 2^53", np.abs(values.to_numpy().astype(np.float64)) >= 2.0**53, values, allowed)
-    if kind in _TIMES and (pa.types.is_timestamp(found) or pa.types.is_date(found) or reading.unit):
+    if kind in TIME_KINDS and (pa.types.is_timestamp(found) or pa.types.is_date(found) or reading.unit):
         wrong = _outside_years(values, reading.unit)
         if wrong.any():
             return _found("values outside the years 1 to 9999", wrong, values, f"{_NO_TIME} Fix the file.")
     remedy = f"Fix the file, or declare another kind with {setting}.kind." if setting else "Fix the file."
-    if kind in {*_NUMBERS, *_TIMES} and pa.types.is_string(found):
+    if kind in {*NUMERIC, *TIME_KINDS} and pa.types.is_string(found):
         row = first_unlike(values, reading, decimal_point)
         if row is not None:
             return _text_that_is_none(values[row].as_py(), kind, decimal_point, row, remedy), table.num_rows, row
-    if kind in _TIMES and setting and (pa.types.is_integer(found) or pa.types.is_floating(found)):
+    if kind in TIME_KINDS and setting and (pa.types.is_integer(found) or pa.types.is_floating(found)):
         remedy = f"Say with {setting}.unit in what they count from 1970, such as ms."
     if kind in {"label", "boolean"} and setting and pa.types.is_string(found):
         key = "positive" if kind == "label" else "true"
@@ -363,11 +363,11 @@ def check_type(
 
 
 def _text_that_is_none(text: str, kind: str, decimal_point: str, row: int, remedy: str) -> str:
-    if kind in _TIMES:
+    if kind in TIME_KINDS:
         remedy = f"Write times as 2024-03-07 10:15:00, in UTC or with their zone. {remedy}"
     elif decimal_point == "." and text.count(",") == 1 and "." not in text:
         remedy = f"Where that is a decimal point, say so with data.csv.decimal_point: ','. {remedy}"
-    expected = "time" if kind in _TIMES else "number"
+    expected = "time" if kind in TIME_KINDS else "number"
     return f"has text that is no {expected} as those before it (first at row {row}: {text!r}). {remedy}"
 
 
@@ -377,7 +377,7 @@ def _first_text(values: pa.ChunkedArray) -> str:
     return next((text for text in found if text.strip().lower() in _YES), found[-1] if found else "Y")
 
 
-_YES = ("y", "yes", "t", "true", "j", "ja", "1", "1.0", "s", "si", "o", "oui", "fraud")
+_YES = (*YES, "fraud")
 
 
 def _wrong_values(
@@ -392,10 +392,10 @@ def _wrong_values(
         return
     if column.kind in {"entity", "id"}:
         return
-    if column.kind in _TIMES:
+    if column.kind in TIME_KINDS:
         yield "values outside the years 1 to 9999", _outside_years(values), f"{_NO_TIME} Fix the file."
+        microseconds = pc.fill_null(pc.cast(values, pa.int64()), 0).to_numpy()
         for text, first, after in _NO_TIMES:
-            microseconds = _microseconds(values)
             wrong = (microseconds >= first) & (microseconds < after)
             yield f"values {text} in place of no time", wrong, f"{_NO_TIME} {_remedy(column, setting, 'nulls')}"
         return
@@ -405,8 +405,7 @@ def _wrong_values(
         wrong = (array != 0) & (array != 1) & present
         yield "values other than 0 and 1", wrong, f"a {column.kind} is 0 or 1. Fix the file."
         return
-    if array.dtype.kind == "f":
-        yield "infinite values", np.isinf(array), "a number must be finite. Fix the file."
+    yield "infinite values", np.isinf(array), "a number must be finite. Fix the file."
     low, high = (0.0, 1.0) if column.kind == "true_probability" else (column.min, column.max)
     if low is not None:
         below, says = (array < low) & np.isfinite(array), f"the contract says >= {low:g}."
@@ -454,29 +453,14 @@ def _is_utf8(value: bytes | None) -> bool:
 
 def _outside_years(values: pa.ChunkedArray, unit: str | None = None) -> Mask:
     """Which times lie outside the years that Python's datetime has."""
-    found = values.type
-    a_second = {"s": 1, "ms": 1_000, "us": 10**6, "ns": 10**9}
-    if pa.types.is_date32(found):
-        counted, scale = pc.cast(values, pa.int32()), 1 / 86_400
-    elif pa.types.is_date64(found):
-        counted, scale = pc.cast(values, pa.int64()), 1_000
-    elif pa.types.is_timestamp(found):
-        counted, scale = pc.cast(values, pa.int64()), a_second[found.unit]
-    else:
-        counted, scale = values, a_second[unit or "s"]
-    seconds = pc.fill_null(pc.cast(counted, pa.float64(), safe=False), 0.0).to_numpy() / scale
+    seconds = pc.fill_null(seconds_of(values, unit), 0.0).to_numpy()
     return (seconds < _second(datetime.min)) | (seconds >= _second(datetime.max))
-
-
-def _microseconds(values: pa.ChunkedArray) -> npt.NDArray[np.int64]:
-    return pc.fill_null(pc.cast(values, pa.int64()), 0).to_numpy()
 
 
 def _second(moment: datetime) -> float:
     return moment.replace(tzinfo=UTC).timestamp()
 
 
-_NUMBERS, _TIMES = ("numeric", "amount", "true_probability"), ("timestamp", "label_time")
 _NO_TIME = "a time that is not known is null."
 _A_DAY, _A_SECOND = 86_400_000_000, 1_000_000
 # Times that systems write where they know none: their text, the first microsecond since 1970, and the one after them.

@@ -18,11 +18,13 @@ TIMES = pa.timestamp("us")
 HIVE_NULL = "__HIVE_DEFAULT_PARTITION__"
 OTHERS = b"others"  # key of a field's metadata: the values that were read as 0 beside the one that means 1
 
-_NUMERIC = ("numeric", "amount", "true_probability")
+NUMERIC = ("numeric", "amount", "true_probability")
 _BINARY = ("boolean", "label")
 _NAMES = ("entity", "id")
-_TIMES = ("timestamp", "label_time")
+TIME_KINDS = ("timestamp", "label_time")
 _SHOWN_OTHERS = 3
+YES = ("y", "yes", "t", "true", "j", "ja", "1", "1.0", "s", "si", "o", "oui")  # texts that likely mean 1
+A_SECOND = {"s": 1, "ms": 1_000, "us": 1_000_000, "ns": 1_000_000_000}
 
 
 @dataclass(frozen=True)
@@ -68,7 +70,7 @@ def harmonised(column: pa.ChunkedArray, reading: Reading) -> pa.ChunkedArray:
     kind = reading.kind
     if kind == "categorical" and column.type == CATEGORIES and _is_utf8(column):
         return column
-    column = _plain(column)
+    column = plain(column)
     if pa.types.is_null(column.type):
         return pc.cast(column, _TYPES[kind])
     if reading.one is not None:
@@ -85,14 +87,14 @@ def _cast(column: pa.ChunkedArray, reading: Reading) -> pa.ChunkedArray:
     is_integer, is_floating = pa.types.is_integer(found), pa.types.is_floating(found)
     if kind == "categorical" and (pa.types.is_string(found) or is_integer or _is_whole(column)):
         return strings(_without_nan(column)).dictionary_encode()
-    if kind in _NUMERIC and (is_integer or is_floating or pa.types.is_decimal(found)):
+    if kind in NUMERIC and (is_integer or is_floating or pa.types.is_decimal(found)):
         # A decimal is rounded to the nearest number; a whole number that would be is none.
         return pc.cast(column, pa.float64(), safe=is_integer)
     if kind in _BINARY and (pa.types.is_boolean(found) or is_integer or is_floating):
         return pc.cast(_without_nan(column), pa.int8())
     if kind in _NAMES and is_integer:
         return pc.cast(column, pa.string() if found == pa.uint64() else pa.int64())
-    if kind in _TIMES:
+    if kind in TIME_KINDS:
         times = _times(column, reading.unit)
         # What became known on a day was known when the day was over.
         return pc.add(times, timedelta(days=1)) if kind == "label_time" and pa.types.is_date(found) else times
@@ -103,7 +105,7 @@ def _times(column: pa.ChunkedArray, unit: str | None) -> pa.ChunkedArray:
     found = column.type
     if unit and pa.types.is_floating(found):
         # Fractions of a second, such as time.time() writes.
-        scale = {"s": 1e6, "ms": 1e3, "us": 1.0, "ns": 1e-3}[unit]
+        scale = A_SECOND["us"] / A_SECOND[unit]
         column, unit = pc.cast(pc.round(pc.multiply(_without_nan(column), scale)), pa.int64()), "us"
     elif unit and pa.types.is_integer(found):
         column = pc.cast(column, pa.int64())
@@ -114,7 +116,17 @@ def _times(column: pa.ChunkedArray, unit: str | None) -> pa.ChunkedArray:
     return pc.cast(column, options=pc.CastOptions(TIMES, allow_time_truncate=True))
 
 
-def _plain(column: pa.ChunkedArray) -> pa.ChunkedArray:
+def seconds_of(column: pa.ChunkedArray, unit: str | None) -> pa.ChunkedArray:
+    """Dates, times and numbers as float64 seconds since 1970. unit: of times that are numbers."""
+    if pa.types.is_date(column.type):
+        column = pc.cast(column, pa.timestamp("s"))
+    scale = A_SECOND[column.type.unit if pa.types.is_timestamp(column.type) else unit or "s"]
+    if pa.types.is_timestamp(column.type):
+        column = pc.cast(column, pa.int64())
+    return pc.divide(pc.cast(column, pa.float64(), safe=False), float(scale))
+
+
+def plain(column: pa.ChunkedArray) -> pa.ChunkedArray:
     """Without a dictionary, and text as strings where it is UTF-8; else as binary."""
     if pa.types.is_dictionary(column.type):
         column = pc.cast(column, column.type.value_type)
@@ -161,22 +173,22 @@ def _is_text(found: pa.DataType) -> bool:
 
 
 def _as_text(column: pa.ChunkedArray) -> pa.ChunkedArray:
-    return strings(_without_nan(_plain(column)))
+    return strings(_without_nan(plain(column)))
 
 
 def _others(column: pa.ChunkedArray, one: str | None) -> list[str]:
     """The values beside the one that means 1, in order, a few at most."""
-    if one is None or not _is_text(_plain(column).type):
+    if one is None or not _is_text(plain(column).type):
         return []
     found = pc.unique(_as_text(column)).to_pylist()
     return sorted(value for value in found if value is not None and value != one)[:_SHOWN_OTHERS]
 
 
 _TYPES: dict[str, pa.DataType] = {
-    **dict.fromkeys(_NUMERIC, pa.float64()),
+    **dict.fromkeys(NUMERIC, pa.float64()),
     **dict.fromkeys(_BINARY, pa.int8()),
     **dict.fromkeys(_NAMES, pa.string()),
-    **dict.fromkeys(_TIMES, TIMES),
+    **dict.fromkeys(TIME_KINDS, TIMES),
     "categorical": CATEGORIES,
 }
 
@@ -210,7 +222,7 @@ def first_unlike(texts: pa.ChunkedArray, reading: Reading, decimal_point: str = 
 def _spelled(texts: pa.ChunkedArray, reading: Reading, decimal_point: str) -> Iterator[pa.ChunkedArray]:
     """Texts as Arrow reads values, one way after the other."""
     plain = pc.utf8_trim_whitespace(texts)
-    if reading.kind in _TIMES:
+    if reading.kind in TIME_KINDS:
         yield plain
         yield pc.replace_substring_regex(pc.replace_substring_regex(plain, r"(\.\d{6})\d+", r"\1"), " ?UTC$", "Z")
     elif decimal_point == ".":
@@ -229,7 +241,7 @@ def _repeated(text: str, reading: Reading, rows: int) -> pa.ChunkedArray:
 
 # By kind: the types that text is tried as, in order, where it is more than text.
 _TEXT_TYPES: dict[str, tuple[pa.DataType, ...]] = {
-    **dict.fromkeys(_NUMERIC, (pa.float64(),)),
+    **dict.fromkeys(NUMERIC, (pa.float64(),)),
     **dict.fromkeys(_BINARY, (pa.int8(), pa.bool_(), pa.float64())),
-    **dict.fromkeys(_TIMES, (TIMES, pa.timestamp("us", "UTC"), pa.int64(), pa.float64())),
+    **dict.fromkeys(TIME_KINDS, (TIMES, pa.timestamp("us", "UTC"), pa.int64(), pa.float64())),
 }

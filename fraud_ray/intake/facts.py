@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping, MutableMapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,13 +14,13 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from fraud_ray.data import kinds
 from fraud_ray.intake.extract import THREADS, Extract
 from fraud_ray.progress import Update, counted
 
 MOST_HASHES = 2**26  # of 8 bytes, which are held twice
 _NONE = np.empty(0, np.uint64)
 MOST_VALUES = 1_000  # of a column whose values are told apart: as many as `prepare.max_categories` by default
-A_SECOND = {"s": 1, "ms": 1_000, "us": 1_000_000, "ns": 1_000_000_000}
 A_DAY = 86_400  # in seconds
 
 # Rows by the text of their label; None: it is missing.
@@ -185,12 +184,7 @@ def seconds_of(column: pa.ChunkedArray, unit: str | None) -> pa.ChunkedArray:
     """Times as float64 seconds since 1970, null for what is no time. unit: of times that are numbers."""
     if sort_of(column.type) not in {"time", "day", "whole", "number"}:
         return pa.chunked_array([pa.nulls(len(column), pa.float64())])
-    if pa.types.is_date(column.type):
-        column = pc.cast(column, pa.timestamp("s"))
-    scale = A_SECOND[column.type.unit if pa.types.is_timestamp(column.type) else unit or "s"]
-    if pa.types.is_timestamp(column.type):
-        column = pc.cast(column, pa.int64())
-    return pc.divide(pc.cast(column, pa.float64(), safe=False), float(scale))
+    return kinds.seconds_of(column, unit)
 
 
 def _facts(column: pa.ChunkedArray, labels: pa.ChunkedArray, tells_apart: bool, file: str) -> Facts:
@@ -271,19 +265,7 @@ def texts_of(column: pa.ChunkedArray) -> pa.ChunkedArray:
 
 def plain(column: pa.ChunkedArray) -> pa.ChunkedArray:
     """Without differences between writers: dictionaries, large strings, decimals; bytes as text where they are."""
-    if pa.types.is_dictionary(column.type):
-        column = pc.cast(column, column.type.value_type)
-    kind = column.type
-    if pa.types.is_decimal(kind) or pa.types.is_float16(kind):
+    column = kinds.plain(column)
+    if pa.types.is_decimal(column.type) or pa.types.is_float16(column.type):
         return pc.cast(column, pa.float64(), safe=False)
-    if any(fits(kind) for fits in _TEXTS):
-        column = pc.cast(column, pa.binary())
-        with suppress(pa.ArrowInvalid):  # what is no UTF-8 stays bytes
-            return pc.cast(column, pa.string())
     return column
-
-
-_TEXTS = (
-    *(pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view),
-    *(pa.types.is_binary, pa.types.is_large_binary, pa.types.is_binary_view),
-)

@@ -9,8 +9,9 @@ from datetime import UTC, datetime
 from itertools import pairwise
 from typing import Any
 
+from fraud_ray.data.kinds import A_SECOND, YES
 from fraud_ray.errors import DataError
-from fraud_ray.intake.facts import A_SECOND, MOST_VALUES, Facts, Labels, Roles, Survey
+from fraud_ray.intake.facts import MOST_VALUES, Facts, Labels, Roles, Survey
 from fraud_ray.progress import counted
 from fraud_ray.settings.data import is_written, name_fault
 
@@ -33,7 +34,7 @@ _CODE = re.compile("code|mcc|type|category|cat|zip|plz|postcode|country|currency
 _AMOUNTS = ("amount", "betrag", "montant", "importe", "bedrag", "amt", "umsatz", "value", "price", "total", "sum")
 _ENTITIES = ("card", "pan", "karte", "account", "acct", "iban", "konto", "customer", "client", "kunde", "user")
 _KNOWN_AT = "the time when the label became known"
-_YES = ("y", "yes", "t", "true", "j", "ja", "1", "1.0", "s", "si", "o", "oui", "x")
+_YES = (*YES, "x")
 _NO = ("n", "no", "f", "false", "nein", "0", "0.0", "non")
 _ISO = re.compile(r"\d{4}-\d\d-\d\d([ T]\d\d:\d\d.*)?$")
 _DATE = re.compile(r"\d{1,2}[./]\d{1,2}[./]\d{2,4}\b")
