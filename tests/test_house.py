@@ -16,7 +16,7 @@ FILES = sorted([*(ROOT / "fraud_ray").rglob("*.py"), *(ROOT / "jobs").rglob("*.p
 # From the ground up: a room may import those before it, and its own files.
 ORDER = (
     *("errors", "values", "progress", "settings", "storage", "lease", "runs", "cluster"),
-    *("model", "decision", "data", "windows", "intake", "training", "registry", "scoring", "report"),
+    *("model", "decision", "data", "windows", "intake", "training", "registry", "scoring", "serving", "report"),
     *("reporting", "pipeline", "reproduce", "backtest", "submission", "cli", "__main__"),
 )
 # `model` is what a model is: it knows no other room but how its own files read.

@@ -25,6 +25,7 @@ from fraud_ray.settings.decision import (
 from fraud_ray.settings.load import Loaded, load_settings, locate_registry, parse_settings
 from fraud_ray.settings.places import ClusterSettings, RegistrySettings, StorageSettings
 from fraud_ray.settings.reference import reference
+from fraud_ray.settings.serving import ServingSettings
 from fraud_ray.settings.training import DEFAULT_SPACE, Listed, Options, Range, SearchSettings, TrainSettings
 from fraud_ray.settings.whole import Settings, dotted, settings_hash
 from fraud_ray.settings.windows import WindowsSettings
@@ -50,6 +51,7 @@ __all__ = [
     "ReferenceName",
     "RegistrySettings",
     "SearchSettings",
+    "ServingSettings",
     "Settings",
     "SimulateSettings",
     "SliceGate",

@@ -33,6 +33,7 @@ from fraud_ray.settings.decision import (
     RetrainSettings,
 )
 from fraud_ray.settings.places import CacheSettings, ClusterSettings, RegistrySettings, RunSettings, StorageSettings
+from fraud_ray.settings.serving import ServingSettings
 from fraud_ray.settings.training import Range, SearchSettings, TrainSettings
 from fraud_ray.settings.windows import WindowsSettings
 
@@ -62,6 +63,7 @@ class Settings(Frozen):
     storage: StorageSettings = Field(default=StorageSettings(), json_schema_extra=NO_EFFECT)
     cache: CacheSettings = Field(default=CacheSettings(), json_schema_extra=NO_EFFECT)
     cluster: ClusterSettings = Field(default=ClusterSettings(), json_schema_extra=NO_EFFECT)
+    serving: ServingSettings = Field(default=ServingSettings(), json_schema_extra=NO_EFFECT)
     run: RunSettings = Field(default=RunSettings(), json_schema_extra=NO_EFFECT)
 
     @model_validator(mode="before")
