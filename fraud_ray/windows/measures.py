@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 
 from fraud_ray.settings import WindowsSettings
 from fraud_ray.windows.definition import DAY, Measure
-from fraud_ray.windows.timeline import LOW_BITS, Float64, Int64, Mask, Timeline, Transactions
+from fraud_ray.windows.timeline import LOW_BITS, Float64, Int64, Mask, Sorted, Timeline, Transactions
 
 # A variance below this share of the mean square is rounding: there is no spread.
 _NO_SPREAD = 1e-12
@@ -32,9 +32,14 @@ def compute(
     for wait in dict.fromkeys(measure.wait for measure in measures):
         alike = [measure for measure in measures if measure.wait == wait]
         placed = rows.at_label_times(asked, wait) if wait else (rows, asked)
-        timeline = Timeline(*placed, decimals, max(measure.delay + measure.length for measure in alike))
-        found |= {one.name: timeline.in_given_order(_KINDS[one.compute](timeline, one)) for one in alike}
+        timeline = Sorted(*placed, decimals, max(measure.delay + measure.length for measure in alike))
+        found |= {one.name: timeline.in_given_order(measured(timeline, one)) for one in alike}
     return {measure.name: found[measure.name] for measure in measures}
+
+
+def measured(timeline: Timeline, measure: Measure) -> Float64:
+    """A measure of the rows asked for, shape (asked,), in their order in the timeline; NaN where there is none."""
+    return _KINDS[measure.compute](timeline, measure)
 
 
 def calendar(
@@ -103,6 +108,8 @@ def _max(timeline: Timeline, measure: Measure, sign: int = 1) -> Float64:
 
 def _range_max(values: Float64, low: Int64, high: Int64) -> Float64:
     """The maximum of values[low:high] for each range, -inf for an empty one: two overlapping powers of two cover it."""
+    if len(low) == 1:  # as when one transaction is scored
+        return np.array([values[low[0] : high[0]].max(initial=-np.inf)])
     largest = np.full(len(low), -np.inf)
     level = np.frexp(high - low)[1] - 1  # the exponent of the largest power of two in the range; -1 for an empty one
     maxima = values  # of the 2^exponent values from each position on
@@ -118,6 +125,11 @@ def _distinct(timeline: Timeline, measure: Measure) -> Float64:
     more; the rows that stand in a window are its distinct values."""
     low, high = timeline.window(measure)
     codes = timeline.texts(*_of(measure))
+    if len(low) == 1:  # as when one transaction is scored
+        seen = codes[low[0] : high[0]]
+        own = codes[timeline.asked] if measure.current else codes[:0]
+        present = np.concatenate([seen, own])
+        return np.array([np.count_nonzero(np.bincount(present[present >= 0]))], float)
     rows = np.arange(len(codes))
     value = timeline.entity.astype(np.int64) * (int(codes.max(initial=0)) + 2) + codes
     order = np.argsort(value, kind="stable")  # by entity, value and time

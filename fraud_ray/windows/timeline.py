@@ -11,7 +11,7 @@ its window alone, to the bit, however long the history before them, and wherever
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache, cached_property
 from itertools import pairwise
@@ -31,6 +31,7 @@ Mask = npt.NDArray[np.bool_]
 _LARGEST = 2**62
 # Squares are summed in two halves, of which the lower has so many bits: sums over eight million rows fit.
 LOW_BITS = 20
+_ALL = slice(None)
 
 
 @dataclass(frozen=True)
@@ -76,35 +77,24 @@ class Timeline:
     windows never decrease from one row asked for to the next.
     """
 
-    def __init__(self, rows: Transactions, asked: Mask, decimals: int, reach: int) -> None:
-        """reach: the largest age, in microseconds, at which a window begins.
+    def __init__(self, rows: Transactions, order: Int64 | slice, asked: Int64, decimals: int) -> None:
+        """order: what brings the rows into their order.
 
         Raises DataError, now or when sums are asked for, for values too large to be summed exactly.
         """
-        by_time = np.argsort(rows.time, kind="stable")
-        narrow = np.min_scalar_type(int(rows.entity.max(initial=0)))  # 16 bits or less are sorted by radix
-        order = by_time[np.argsort(rows.entity[by_time].astype(narrow), kind="stable")]
-        self.order = order
+        self.order, self.asked = order, asked
         self.entity, self.time = rows.entity[order], rows.time[order]
-        self.asked = np.flatnonzero(asked[order])
-        self.unit, self.reach = 10.0**decimals, reach
+        self.unit = 10.0**decimals
         self._rows = rows
-        self._place = (np.cumsum(asked) - 1)[order[self.asked]]
         self.edge = cache(self._edge)
         self.members = cache(self._members)
         self.present = cache(self._present)
         self.sums = cache(self._sums)
         self.squares = cache(self._squares)
 
-    def in_given_order(self, values: npt.NDArray[np.generic]) -> npt.NDArray[np.float32]:
-        """A value of each row asked for, in the order in which the rows were given."""
-        placed = np.empty(len(values), np.float32)
-        placed[self._place] = values
-        return placed
-
     def window(self, measure: Measure) -> tuple[Int64, Int64]:
         """The range [low, high) of each row asked for, without itself."""
-        high = self.edge(measure.delay) if measure.delay or measure.wait else self.instant[self.asked]
+        high = self.edge(measure.delay) if measure.delay or measure.wait else self.begins
         return self.edge(measure.delay + measure.length), high
 
     def total(self, measure: Measure, running: Int64) -> Int64:
@@ -122,18 +112,24 @@ class Timeline:
         begins[1:] = (self.entity[1:] != self.entity[:-1]) | (self.time[1:] != self.time[:-1])
         return np.maximum.accumulate(np.where(begins, np.arange(len(begins)), 0))
 
-    def is_among(self, among: str) -> Mask:
-        """Which rows count, shape (rows,): all, or by their label."""
-        counts = np.ones(len(self.time), bool) if self._rows.counts is None else self._rows.counts[self.order]
-        if among == "all":
-            return counts
-        fraud = self._rows.fraud[self.order]
-        return counts & (fraud if among == "frauds" else ~fraud)
+    @cached_property
+    def begins(self) -> Int64:
+        """The first row of the entity and time of each row asked for."""
+        return self.instant[self.asked]
 
-    def values(self, column: str, among: str = "all") -> Float64:
+    def is_among(self, among: str, rows: slice = _ALL) -> Mask:
+        """Which rows count, shape (rows,): all, or by their label. rows: only these of them, here and below."""
+        counts = self._rows.counts
+        here = np.ones(len(self.time[rows]), bool) if counts is None else counts[self.order][rows]
+        if among == "all":
+            return here
+        fraud = self._rows.fraud[self.order][rows]
+        return here & (fraud if among == "frauds" else ~fraud)
+
+    def values(self, column: str, among: str = "all", rows: slice = _ALL) -> Float64:
         """Shape (rows,); NaN also for rows that do not count."""
-        values = self._rows.values[column][self.order]
-        return values if among == "all" else np.where(self.is_among(among), values, np.nan)
+        values = self._rows.values[column][self.order][rows]
+        return values if among == "all" else np.where(self.is_among(among, rows), values, np.nan)
 
     def texts(self, column: str, among: str) -> Int32:
         """Codes, shape (rows,); -1 also for rows that do not count."""
@@ -141,36 +137,76 @@ class Timeline:
 
     def _members(self, among: str) -> Int64:
         """Running number of rows that count."""
-        return _running(self.is_among(among))
+        return self._running(("members", among), lambda rows: self.is_among(among, rows))
 
     def _present(self, column: str, among: str) -> Int64:
         """Running number of values that are not missing."""
-        return _running(~np.isnan(self.values(column, among)))
+        return self._running(("present", column, among), lambda rows: ~np.isnan(self.values(column, among, rows)))
 
     def _sums(self, column: str, among: str) -> Int64:
         """Running sum in units."""
-        return _running(self._units(column, among))
+        return self._running(("sums", column, among), lambda rows: self._units(column, among, rows))
 
-    def _squares(self, column: str, among: str) -> tuple[Int64, Int64, Int64]:
-        """Running sums of high * high, high * low and low * low, where high * 2^LOW_BITS + low are a value's units."""
-        units = self._units(column, among)
-        high, low = units >> LOW_BITS, units & (2**LOW_BITS - 1)
-        self._check_sum(column, np.square(np.abs(high).max(initial=0), dtype=float))
-        return _running(high * high), _running(high * low), _running(low * low)
+    def _squares(self, column: str, among: str) -> Int64:
+        """Running sums of high * high, high * low and low * low, where high * 2^LOW_BITS + low are a value's units;
+        shape (3, rows + 1)."""
 
-    def _units(self, column: str, among: str) -> Int64:
+        def products(rows: slice) -> Int64:
+            units = self._units(column, among, rows)
+            high, low = units >> LOW_BITS, units & (2**LOW_BITS - 1)
+            self._check_sum(column, np.square(np.abs(high).max(initial=0), dtype=float))
+            return np.stack([high * high, high * low, low * low])
+
+        return self._running(("squares", column, among), products)
+
+    def _running(self, key: tuple[str, ...], of: Callable[[slice], npt.NDArray[np.generic]]) -> Int64:
+        """Sums of the first 0, 1, ... of the rows that `of` gives, shape (..., rows + 1). Where they wrap around, their
+        differences stay exact. key: names them among all such sums."""
+        each = of(_ALL)
+        none = np.zeros((*each.shape[:-1], 1), np.int64)
+        return np.concatenate([none, np.cumsum(each, axis=-1, dtype=np.int64)], axis=-1)
+
+    def _units(self, column: str, among: str, rows: slice) -> Int64:
         """Values in whole units, 0 where missing."""
-        scaled = np.rint(np.nan_to_num(self.values(column, among)) * self.unit)
+        scaled = np.rint(np.nan_to_num(self.values(column, among, rows)) * self.unit)
         self._check_sum(column, np.abs(scaled).max(initial=0))
         return scaled.astype(np.int64)
 
     def _check_sum(self, column: str, largest: float) -> None:
-        longest = int(np.bincount(self.entity).max(initial=0))
+        longest = self._longest
         if largest * longest >= _LARGEST:
             raise DataError(
                 f"column '{column}' holds values up to {np.nanmax(np.abs(self.values(column))):g}, too large for exact "
                 f"sums over the {longest:,} rows that one entity has; lower windows.decimals, or mend the values"
             )
+
+    @cached_property
+    def _longest(self) -> int:
+        """Rows of the entity that has most."""
+        return int(np.bincount(self.entity).max(initial=0))
+
+    def _edge(self, age: int) -> Int64:
+        """The first row of the entity that is younger than `age` at the time of each row asked for."""
+        raise NotImplementedError
+
+
+class Sorted(Timeline):
+    """Transactions of many entities, given in any order."""
+
+    def __init__(self, rows: Transactions, asked: Mask, decimals: int, reach: int) -> None:
+        """asked: which rows are; reach: the largest age, in microseconds, at which a window begins."""
+        by_time = np.argsort(rows.time, kind="stable")
+        narrow = np.min_scalar_type(int(rows.entity.max(initial=0)))  # 16 bits or less are sorted by radix
+        order = by_time[np.argsort(rows.entity[by_time].astype(narrow), kind="stable")]
+        super().__init__(rows, order, np.flatnonzero(asked[order]), decimals)
+        self.reach = reach
+        self._place = (np.cumsum(asked) - 1)[order[self.asked]]
+
+    def in_given_order(self, values: npt.NDArray[np.generic]) -> npt.NDArray[np.float32]:
+        """A value of each row asked for, in the order in which the rows were given."""
+        placed = np.empty(len(values), np.float32)
+        placed[self._place] = values
+        return placed
 
     def _edge(self, age: int) -> Int64:
         """The first row of the entity that is younger than `age` at the time of each row asked for."""
@@ -197,8 +233,3 @@ class Timeline:
             (b.start, (self.entity[b] - self.entity[b.start]).astype(np.int64) * span + (self.time[b] - start))
             for b in blocks
         ]
-
-
-def _running(values: npt.NDArray[np.generic]) -> Int64:
-    """Sums of the first 0, 1, ... values, shape (rows + 1,). Where they wrap around, their differences stay exact."""
-    return np.concatenate([[0], np.cumsum(values, dtype=np.int64)])
