@@ -158,7 +158,7 @@ class _Ordered:
 
     def __init__(self, width: int) -> None:
         self.matrix = np.empty((width, 8), np.int64)
-        self.rows = 0
+        self.rows, self._full = 0, 8
         self._running: dict[tuple[str, ...], tuple[int, Int64]] = {}  # how many rows hold, and sums of so many
 
     @property
@@ -198,16 +198,17 @@ class _Ordered:
         self._running = {key: (min(hold, at), sums) for key, (hold, sums) in self._running.items()}
 
     def forget(self, before: int) -> bool:
-        """Drops what is older, once that is half of all; whether it did."""
-        if self.rows < self.matrix.shape[1]:
+        """Drops what is older, each time that twice as much is here as was left the last time; whether it did."""
+        if self.rows < self._full:
             return False
         old = int(self.times.searchsorted(before, side="right"))
-        if old < self.rows // 2:
-            return False
-        self.matrix = np.concatenate([self.matrix[:, old:], self.matrix[:, :old]], axis=1)
-        self.rows -= old
-        self._running = {}
-        return True
+        left = self.rows - old
+        self._full = max(8, 2 * left)
+        if old:
+            room = np.empty((len(self.matrix), self._full - left), np.int64)
+            self.matrix = np.concatenate([self.matrix[:, old : self.rows], room], axis=1)
+            self.rows, self._running = left, {}
+        return old > 0
 
     def running(self, key: tuple[str, ...], of: Callable[[slice], npt.NDArray[np.generic]]) -> Int64:
         """As `Timeline._running`, over the rows and the one behind them."""
