@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PYTEST_OPTIONS ?=
 
-.PHONY: run test test-long test-oldest lint lock clean
+.PHONY: run test test-long test-faults test-oldest lint lock clean
 
 run: .venv/installed
 	$(BIN)/fraud-ray run -c configs/local.yaml
@@ -14,6 +14,10 @@ test: .venv/installed
 # Stores, nodes and recoveries, each with servers or clusters of its own to start.
 test-long: .venv/installed
 	$(BIN)/python -m pytest -m long $(PYTEST_OPTIONS)
+
+# Faults caused for real; writes the table of what held.
+test-faults: .venv/installed
+	FRAUD_RAY_FAULTS_TABLE=tests/faults/README.md $(BIN)/python -m pytest -m faults tests/faults $(PYTEST_OPTIONS)
 
 # The same tests on the oldest Ray and MLflow that pyproject.toml allows.
 test-oldest: .venv-oldest/installed

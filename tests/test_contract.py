@@ -276,7 +276,7 @@ def test_validation_lists_what_all_partitions_break_and_names_file_column_count_
         ("negative.parquet", "amount", 2, 1),
         ("short.parquet", "distance", 60, 0),
         ("short.parquet", "online", 60, 0),
-        ("torn.parquet", None, 60, 0),
+        ("torn.parquet", "transaction_id", 60, 0),
     }
     lines = str(fault.value).splitlines()
     assert lines[0] == "the data breaks the contract: 4 violations in 3 of 6 partitions"

@@ -18,7 +18,7 @@ import pyarrow.compute as pc
 from fraud_ray.data.keys import NO_DAY, NO_LABEL, Keys, days_of, to_date, to_day
 from fraud_ray.data.kinds import CATEGORIES, NUMERIC, OTHERS, TIME_KINDS, TIMES, YES, Reading, first_unlike, seconds_of
 from fraud_ray.data.repeats import Repeated, find_repeats
-from fraud_ray.data.source import Partition, Source, read_partition
+from fraud_ray.data.source import Partition, Source, UnreadableError, read_partition
 from fraud_ray.data.tasks import map_tasks
 from fraud_ray.errors import DataError
 from fraud_ray.progress import Update, counted
@@ -231,6 +231,8 @@ def _check_partition(
 ) -> tuple[list[Violation], Summary | None, Facts]:
     try:
         table = read_partition(root, partition, data, list(data.columns))
+    except UnreadableError as fault:
+        return [Violation(partition.shown, fault.column, fault.told, partition.rows, 0)], None, {}
     except DataError as fault:
         message = str(fault).removeprefix(f"{partition.shown} ").removeprefix(f"{partition.shown}: ")
         return [Violation(partition.shown, None, message, partition.rows, 0)], None, {}

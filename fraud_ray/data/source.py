@@ -58,6 +58,22 @@ class Partition:
         return table.filter(pa.array(counts))
 
 
+class UnreadableError(DataError):
+    """A partition, or a column of it, that cannot be read; why: in words."""
+
+    def __init__(self, shown: str, column: str | None, why: str) -> None:
+        super().__init__(shown, column, why)
+        self.shown, self.column, self.why = shown, column, why
+
+    @property
+    def told(self) -> str:
+        """A sentence that begins after the partition, and the column where one is named."""
+        return f"cannot be read: {self.why}; write {'the file' if self.column else 'it'} again"
+
+    def __str__(self) -> str:
+        return f"{self.shown}: column '{self.column}' {self.told}" if self.column else f"{self.shown} {self.told}"
+
+
 @dataclass(frozen=True)
 class Source:
     """The partitions below `root` (an absolute path or a URI), in the order of their names.
@@ -219,19 +235,40 @@ def open_filesystem(root: str) -> tuple[fs.FileSystem, str]:
 def read_partition(root: str, partition: Partition, data: DataSettings, columns: Sequence[str]) -> pa.Table:
     """Those of the declared columns that the file or its hive keys hold, in types that do not depend on the writer.
 
-    Of the rows those that count. The types are those of `typed`. Raises DataError where the file cannot be read.
+    Of the rows those that count. The types are those of `typed`. Raises UnreadableError where the file cannot be read.
     """
     readings = _declared(data, columns)
-    try:
-        with open_file(open_filesystem(root)[0], partition.path, data.csv, readings, with_dictionaries=True) as file:
-            # One thread: the partitions are read side by side, one a CPU.
-            table = file.read(columns=list(columns), use_threads=False)
-    except (pa.ArrowException, OSError) as fault:
-        raise DataError(f"{partition.shown} cannot be read: {str(fault).splitlines()[0]}; write it again") from None
+    filesystem, _ = open_filesystem(root)
+    with (
+        readable(filesystem, partition.path, partition.shown),
+        open_file(filesystem, partition.path, data.csv, readings, with_dictionaries=True) as file,
+    ):
+        # One thread: the partitions are read side by side, one a CPU.
+        table = file.read(columns=list(columns), use_threads=False)
     if len(set(table.column_names)) < table.num_columns:
         twice = next(name for name in table.column_names if table.column_names.count(name) > 1)
         raise DataError(f"{partition.shown}: column '{twice}' is there more than once; write it again with one")
     return partition.kept(typed(table, hive_keys(root, partition.shown), readings))
+
+
+@contextmanager
+def readable(filesystem: fs.FileSystem, path: str, shown: str) -> Iterator[None]:
+    """Raises UnreadableError for a fault in opening or reading a partition's file, by its first broken column."""
+    try:
+        yield
+    except (pa.ArrowException, OSError) as fault:
+        column = None if is_csv(path) else _broken_column(filesystem, path)
+        raise UnreadableError(shown, column, str(fault).splitlines()[0]) from None
+
+
+def _broken_column(filesystem: fs.FileSystem, path: str) -> str | None:
+    with suppress(pa.ArrowException, OSError), open_file(filesystem, path, CsvSettings(), {}) as file:
+        for name in file.schema_arrow.names:
+            try:
+                file.read(columns=[name], use_threads=False)
+            except (pa.ArrowException, OSError):
+                return name
+    return None
 
 
 @contextmanager
@@ -260,6 +297,7 @@ def open_file(
             pre_buffer=not isinstance(filesystem, fs.LocalFileSystem),
             read_dictionary=[name for name in categories if name in texts] if with_dictionaries else None,
             coerce_int96_timestamp_unit=INT96_UNIT,
+            page_checksum_verification=True,
         )
 
 

@@ -12,7 +12,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from functools import lru_cache, partial
 from pathlib import Path
@@ -39,10 +39,11 @@ from fraud_ray.data.source import (
     open_filesystem,
     read_footer,
     read_footers,
+    readable,
     table_name,
 )
 from fraud_ray.data.tasks import map_tasks
-from fraud_ray.errors import DataError, SettingsError
+from fraud_ray.errors import SettingsError
 from fraud_ray.model.scorer import GRAPH, INFO, GraphError, GraphScorer
 from fraud_ray.progress import Progress, Update
 from fraud_ray.settings import ClusterSettings, CsvSettings, RegistrySettings
@@ -316,10 +317,10 @@ def _score_partition(job: _Job, model: Model, source: str, target: str, csv: Csv
     alerts = 0
     filesystem, _ = open_filesystem(source)
     with ExitStack() as held:
-        with _readable(job.name):
+        with readable(filesystem, job.path, job.name):
             file = held.enter_context(open_file(filesystem, job.path, csv, readings))
         writer = held.enter_context(writing(target, job.output, file, model.added))
-        for table in _batches(file, job.name):
+        for table in _batches(file, filesystem, job):
             read = typed(table, keys, readings)
             unfit = {
                 column: check_type(read, column, reading, None, csv.decimal_point)
@@ -341,19 +342,11 @@ def _score_partition(job: _Job, model: Model, source: str, target: str, csv: Csv
     return alerts
 
 
-def _batches(file: pq.ParquetFile | CsvFile, name: str) -> Iterator[pa.Table]:
+def _batches(file: pq.ParquetFile | CsvFile, filesystem: fs.FileSystem, job: _Job) -> Iterator[pa.Table]:
     """The file's rows in order; one thread, for the partitions are scored side by side."""
-    with _readable(name):
+    with readable(filesystem, job.path, job.name):
         for batch in file.iter_batches(ROWS_PER_BATCH, use_threads=False):
             yield pa.Table.from_batches([batch])
-
-
-@contextmanager
-def _readable(name: str) -> Iterator[None]:
-    try:
-        yield
-    except (pa.ArrowException, OSError) as fault:
-        raise DataError(f"{name} cannot be read: {str(fault).splitlines()[0]}; write it again") from None
 
 
 @lru_cache(maxsize=2)

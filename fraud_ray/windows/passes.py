@@ -28,7 +28,7 @@ from fraud_ray.data.contract import Violation, check_columns
 from fraud_ray.data.keys import buckets_of, known_since
 from fraud_ray.data.kinds import Reading
 from fraud_ray.data.listing import parquet_name
-from fraud_ray.data.source import Partition, open_file, open_filesystem, read_partition, table_name
+from fraud_ray.data.source import Partition, open_file, open_filesystem, read_partition, readable, table_name
 from fraud_ray.errors import DataError
 from fraud_ray.model.encoder import strings
 from fraud_ray.settings import INNER
@@ -146,7 +146,10 @@ def assemble(item: tuple[int, Partition], job: Job) -> None:
     definition = job.definition
     filesystem, _ = open_filesystem(job.root)
     readings = {name: Reading.declared(column) for name, column in definition.data.columns.items()}
-    with open_file(filesystem, partition.path, definition.data.csv, readings) as file:
+    with (
+        readable(filesystem, partition.path, partition.shown),
+        open_file(filesystem, partition.path, definition.data.csv, readings) as file,
+    ):
         table = partition.kept(file.read(use_threads=False))
     columns: dict[str, npt.NDArray[Any]] = {}
     if definition.calendar:
