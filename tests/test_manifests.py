@@ -10,6 +10,7 @@ import pytest
 import yaml
 
 from fraud_ray.settings import load_settings
+from tests.kube.network import Peer, reaches
 from tests.kube.policy import at, pods, quantity, violations
 from tests.kube.render import Document, render, with_components
 from tests.kube.schema import Definitions
@@ -23,11 +24,15 @@ VARIANTS = [
     ("dev", ("tensorboard",)),
     ("dev", ("kueue",)),
     ("dev", ("scoring",)),
+    ("dev", ("serving",)),
     ("production", ()),
     ("production", ("kueue", "tensorboard")),
     ("production", ("scoring", "raycronjob")),
+    ("production", ("serving",)),
+    ("production", ("serving", "valkey-external")),
     ("openshift", ()),
     ("openshift", ("kueue", "tensorboard")),
+    ("openshift", ("serving",)),
 ]
 
 # What the person who deploys makes, as cluster/README.md says.
@@ -39,6 +44,9 @@ EXTERNAL = {
     "Secret/mlflow-artifacts",
     "Secret/mlflow-s3",
     "Secret/fraud-storage",
+    "Secret/mlflow-serving",
+    "Secret/serving-tokens",
+    "Secret/serving-store",
 }
 
 
@@ -182,6 +190,83 @@ def test_scoring_runs_on_a_cluster_like_the_runs(kubectl: Path, tmp_path: Path) 
     assert score["entrypoint"].startswith("exec python jobs/score.py -c configs/cluster.yaml --model ")
 
 
+@pytest.fixture(scope="module")
+def serving(kubectl: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Document]:
+    """production with the component serving."""
+    folder = tmp_path_factory.mktemp("serving")
+    root = with_components(ROOT, "production", ("serving",), folder / "repository")
+    return render(kubectl, root, "production", folder)
+
+
+def test_scoring_online_reads_settings_that_fit_what_stands_beside_it(serving: list[Document]) -> None:
+    spec = only(serving, "Deployment", "fraud-serving").body["spec"]["template"]["spec"]
+    (prime,), (server,) = spec["initContainers"], spec["containers"]
+    values = {variable["name"]: variable.get("value", "hidden") for variable in server["env"]}
+    store = values["STORE"].replace("$(STORE_PASSWORD)", values["STORE_PASSWORD"])
+    words = [word.replace("$(STORE)", store) for word in (*server["command"], *server["args"])]
+    assert words[:2] == ["fraud-ray", "serve"]
+    settings = load_settings(
+        ROOT / words[3], [words[i + 1] for i, word in enumerate(words) if word == "--set"]
+    ).settings
+    valkey = only(serving, "Service", "fraud-valkey")
+    assert settings.serving.store == f"redis://:hidden@{valkey.name}:{valkey.body['spec']['ports'][0]['port']}/0"
+    assert settings.serving.host == "0.0.0.0"
+    assert server["ports"] == [{"name": "http", "containerPort": settings.serving.port}]
+    mounts = {mount["mountPath"]: mount for mount in server["volumeMounts"]}
+    tokens = mounts[str(settings.serving.tokens.parent)]
+    assert tokens["name"] == "tokens" and "subPath" not in tokens, "a subPath would never see a rotated token"
+    assert mounts[settings.storage.root]["readOnly"] and not mounts[f"{settings.storage.root}/served"].get("readOnly")
+    assert (prime["command"], prime["env"], prime["args"]) == (server["command"], server["env"], ["--prime"])
+
+
+def test_scoring_online_loses_no_request_in_an_update_or_a_drain(serving: list[Document]) -> None:
+    deployment = only(serving, "Deployment", "fraud-serving").body["spec"]
+    pod = deployment["template"]["spec"]
+    (server,) = pod["containers"]
+    assert deployment["strategy"]["rollingUpdate"] == {"maxSurge": 1, "maxUnavailable": 0}
+    assert 5 <= server["lifecycle"]["preStop"]["sleep"]["seconds"] <= pod["terminationGracePeriodSeconds"] - 30
+    assert server["readinessProbe"]["httpGet"]["path"] == "/v2/health/ready"
+    assert {server[f"{kind}Probe"]["httpGet"]["path"] for kind in ("startup", "liveness")} == {"/v2/health/live"}
+    (spread,) = pod["topologySpreadConstraints"]
+    assert (spread["topologyKey"], spread["whenUnsatisfiable"]) == ("kubernetes.io/hostname", "DoNotSchedule")
+    scaler = only(serving, "HorizontalPodAutoscaler").body["spec"]
+    assert scaler["scaleTargetRef"] == {"apiVersion": "apps/v1", "kind": "Deployment", "name": "fraud-serving"}
+    assert scaler["minReplicas"] >= 2 and "replicas" not in deployment
+    labels = deployment["template"]["metadata"]["labels"]
+    budget = only(serving, "PodDisruptionBudget", "fraud-serving").body["spec"]
+    service = only(serving, "Service", "fraud-serving").body["spec"]
+    for selector in (budget["selector"]["matchLabels"], service["selector"], spread["labelSelector"]["matchLabels"]):
+        assert selector.items() <= labels.items()
+
+
+NAME = "app.kubernetes.io/name"
+SERVING, VALKEY = (Peer("ml-pipelines", {NAME: f"fraud-{name}"}) for name in ("serving", "valkey"))
+MLFLOW, RAY = Peer("mlops", {NAME: "mlflow"}), Peer("ml-pipelines", {"ray.io/is-ray-node": "yes"})
+STRANGER, OUTSIDE = Peer("ml-pipelines"), Peer(None)
+CALLER = Peer("ingress", {}, {"fraud-ray/scores": "true"})
+
+REACHED = [
+    *((source, SERVING, 8000) for source in (CALLER, Peer("monitoring"))),
+    (SERVING, VALKEY, 6379),
+    (SERVING, MLFLOW, 5000),
+    (SERVING, OUTSIDE, 443),
+]
+NOT_REACHED = [
+    *((source, SERVING, 8000) for source in (STRANGER, RAY, VALKEY, Peer("ingress"))),
+    *((source, VALKEY, 6379) for source in (STRANGER, RAY, CALLER, OUTSIDE, Peer("monitoring"))),
+    (VALKEY, OUTSIDE, 443),
+    (VALKEY, MLFLOW, 5000),
+    (SERVING, RAY, 8265),
+    (SERVING, OUTSIDE, 80),
+    (STRANGER, MLFLOW, 5000),
+]
+
+
+def test_only_what_has_to_reaches_scoring_online(serving: list[Document]) -> None:
+    assert [way for way in REACHED if not reaches(serving, *way)] == []
+    assert [way for way in NOT_REACHED if reaches(serving, *way)] == []
+
+
 @pytest.mark.parametrize("overlay", ["dev", "production", "openshift"])
 def test_all_pods_of_an_overlay_run_one_image(overlay: str, kubectl: Path, tmp_path: Path) -> None:
     documents = render(kubectl, ROOT, overlay, tmp_path)
@@ -193,7 +278,7 @@ def test_all_pods_of_an_overlay_run_one_image(overlay: str, kubectl: Path, tmp_p
 
 
 def test_on_openshift_no_pod_asks_for_a_user_or_a_group(kubectl: Path, tmp_path: Path) -> None:
-    root = with_components(ROOT, "openshift", ("tensorboard",), tmp_path / "repository")
+    root = with_components(ROOT, "openshift", ("serving", "tensorboard"), tmp_path / "repository")
     documents = render(kubectl, root, "openshift", tmp_path)
     contexts = [pod.spec["securityContext"] for d in documents for pod in pods(d)]
     assert contexts

@@ -13,6 +13,7 @@ from tests.kube.render import Document, Finding
 # Where the pod templates of a kind lie.
 POD_TEMPLATES = {
     "Deployment": ("spec.template",),
+    "StatefulSet": ("spec.template",),
     "CronJob": ("spec.jobTemplate.spec.template",),
     "RayJob": ("spec.submitterPodTemplate",),
     "RayCronJob": ("spec.jobTemplate.submitterPodTemplate",),

@@ -89,15 +89,29 @@ def render(kubectl: Path, root: Path, overlay: str, scratch: Path) -> list[Docum
     return [_traced(body, wrapper, root) for body in yaml.safe_load_all(made.stdout) if body]
 
 
+# The order in which an overlay lists its components, as cluster/README.md has it: what copies a RayJob comes late.
+ORDER = (
+    "tensorboard",
+    "serving",
+    "valkey-external",
+    "mlflow-external",
+    "small",
+    "openshift",
+    "interactive",
+    "scoring",
+    "raycronjob",
+    "kueue",
+)
+
+
 def with_components(root: Path, overlay: str, components: tuple[str, ...], copy: Path) -> Path:
-    """A copy of cluster/ and configs/ in which an overlay lists further components: those that copy go last."""
+    """A copy of cluster/ and configs/ in which an overlay lists further components, in order."""
     for folder in ("cluster", "configs"):
         shutil.copytree(root / folder, copy / folder)
     file = copy / "cluster" / "overlays" / overlay / "kustomization.yaml"
     kustomization = yaml.safe_load(file.read_text())
-    added = [f"../../components/{component}" for component in components]
-    last = [path for path in added if path.endswith("/raycronjob")]
-    kustomization["components"] = [p for p in added if p not in last] + kustomization["components"] + last
+    listed = {*components, *(Path(path).name for path in kustomization["components"])}
+    kustomization["components"] = [f"../../components/{name}" for name in sorted(listed, key=ORDER.index)]
     file.write_text(yaml.safe_dump(kustomization))
     return copy
 
