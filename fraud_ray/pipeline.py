@@ -89,7 +89,7 @@ def _train(run: Run, loaded: Loaded, source: Source, mlflow: Writer, retrain: bo
     folds = run.stage("plan", lambda _: plan_folds(census, settings.folds), say=say)
     run.remark(settings.remark_on_steps(folds.final.fit.rows))
 
-    known = None if settings.drift.action == "ignore" or run.has("drift") else open_champion(tracking)
+    known = None if settings.drift.action == "ignore" or run.has("drift") else open_champion(tracking, storage)
     baseline, drift = known.baseline if known else None, None
     if baseline or run.has("drift"):
         heed = partial(tell_of_drift, run=run, mlflow=mlflow, action=settings.drift.action)

@@ -179,6 +179,9 @@ def test_a_bundle_is_read_back_as_it_was_saved_and_holds_no_pickle(bundle: Bundl
     np.testing.assert_allclose(open_graph(tmp_path).score(data), trainer_probabilities(back, data), atol=1e-5)
     stored = onnx.load(tmp_path / "model.onnx")
     assert all(not tensor.external_data for tensor in stored.graph.initializer)
+    assert (
+        open_folder(str(tmp_path), tmp_path).note == "not from a registry; its files are those that bundle.json names"
+    )
 
 
 def test_the_shape_of_a_bundle_made_before_there_were_other_networks_is_read() -> None:

@@ -321,10 +321,11 @@ def test_a_version_gives_back_its_whole_bundle(tracking, bundle, tmp_path):
     }
 
 
-def test_the_champion_scores_rows_that_have_its_columns_and_names_those_that_lack(tracking, bundle):
-    assert open_champion(tracking) is None
+def test_the_champion_scores_rows_that_have_its_columns_and_names_those_that_lack(tracking, bundle, tmp_path):
+    storage = Storage.at(str(tmp_path))
+    assert open_champion(tracking, storage) is None
     register(started(tracking), bundle, example())
-    held = open_champion(tracking)
+    held = open_champion(tracking, storage)
     assert held is not None
     assert (held.version.version, held.baseline) == (1, None)
     rows = pa.table({"amount": [250.0], "night": [True], "merchant": ["shop"], "card": [1]})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -87,14 +88,26 @@ def drift(
 
 
 def _reference(against: str, settings: Settings) -> Baseline | Source:
-    if against != "champion":
-        from fraud_ray.data.baseline import reference_at
+    """What the data is compared with: the profile of the champion or in a bundle's folder, or other partitions."""
+    from fraud_ray.data.source import open_source
+    from fraud_ray.model.bundle import PROFILE, load_profile
+    from fraud_ray.model.profile import Baseline
+    from fraud_ray.registry.opened import open_folder
+    from fraud_ray.storage import Storage
 
-        return reference_at(against, settings)
+    if against != "champion":
+        may_be_bundle = "://" in against or Path(against).expanduser().is_dir()
+        if not may_be_bundle or not Storage.at(against).exists(PROFILE):
+            return open_source(settings.data.model_copy(update={"path": against}))
+        with tempfile.TemporaryDirectory() as scratch:
+            opened = open_folder(against, Path(scratch))
+            profile = load_profile(opened.folder)
+        assert profile is not None, "it is there"
+        return Baseline(f"the bundle at {against} ({opened.note})", profile, opened.graph)
     from fraud_ray.registry.champion import open_champion
     from fraud_ray.registry.tracking import connect
 
-    known = open_champion(connect(settings.registry))
+    known = open_champion(connect(settings.registry), Storage.at(settings.storage.root))
     found = known.baseline if known else None
     if found is None:
         raise SettingsError(

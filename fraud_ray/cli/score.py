@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -59,6 +60,10 @@ def score(
         bool,
         typer.Option("--reasons", help="Also write which columns weigh most in each alert, and in which direction."),
     ] = False,
+    unverified: Annotated[
+        bool,
+        typer.Option("--unverified", help="Take the model as it is, also where it is not what was registered."),
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Score every row of partitions: the same ones, as parquet, with probability, decision and model version added.
@@ -88,12 +93,13 @@ def score(
     csv = settings_of(config, overrides).data.csv if config else None
     display = Display()
     with stdout_for_the_result(), display.stage("score") as stage:
-        opened = open_model(model, where, with_reasons=reasons)
+        kept = Storage.at(storage.root)
+        opened = open_model(model, where, reasons, kept, verified=not unverified)
         if opened.windows or labels or state:
-            kept = Storage.at(storage.root)
             scored = score_raw(opened, source, target, kept, labels, state, cluster, stage.update, display, csv)
         else:
             scored = score_partitions(opened, source, target, cluster, stage.update, display, csv or CsvSettings())
+        scored = replace(scored, notes=(*([f"{opened.version}: {opened.note}"] if opened.note else ()), *scored.notes))
         stage.say(f"{counted(scored.partitions - scored.kept, 'partition')} scored, {scored.kept:,} kept")
     if as_json:
         print_json(scored.to_json())

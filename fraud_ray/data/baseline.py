@@ -2,29 +2,15 @@
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
-
 from fraud_ray.data.drift import Drift, compare
 from fraud_ray.data.prepare import feature_columns
 from fraud_ray.data.profiling import profile_partitions
 from fraud_ray.data.repeats import without_repeats
-from fraud_ray.data.source import Source, open_source
-from fraud_ray.model.bundle import GRAPH, PROFILE
-from fraud_ray.model.profile import Baseline, Profile, profiled
+from fraud_ray.data.source import Source
+from fraud_ray.model.profile import Baseline, profiled
 from fraud_ray.model.scorer import GraphScorer
 from fraud_ray.progress import Update
 from fraud_ray.settings import Settings
-from fraud_ray.storage import Storage
-
-
-def reference_at(path: str, settings: Settings) -> Baseline | Source:
-    """The profile in a bundle's folder, else the partitions below a folder or URI, declared as `data` declares."""
-    stored = Storage.at(path).get(PROFILE) if "://" in path or Path(path).expanduser().is_dir() else None
-    if stored is not None:
-        profile, graph = Profile.from_json(json.loads(stored)), Storage.at(path).get(GRAPH)
-        return Baseline(f"the bundle at {path}", profile, graph)
-    return open_source(settings.data.model_copy(update={"path": path}))
 
 
 def measure_drift(reference: Baseline | Source | None, source: Source, settings: Settings, update: Update) -> Drift:

@@ -4,11 +4,12 @@ model.onnx           encoder, network and calibration in one graph
 weights.safetensors  the network's weights
 encoder.json         the encoder
 profile.json         what the fit rows and the scores on the final holdout looked like
-bundle.json          everything else: shape, calibration, threshold, hyperparameters, metrics, versions
+bundle.json          all else: shape, calibration, threshold, hyperparameters, metrics, versions, the others' hashes
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -18,14 +19,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 
 from fraud_ray.model.calibration import Calibration
 from fraud_ray.model.encoder import Encoder
 from fraud_ray.model.graph import build_graph
 from fraud_ray.model.network import FraudNetwork, NetworkShape
 from fraud_ray.model.profile import Profile
-from fraud_ray.model.scorer import GRAPH, INFO, GraphScorer
+from fraud_ray.model.scorer import FILES, GRAPH, INFO, GraphScorer
 
 FORMAT = 1
 WEIGHTS, ENCODER, PROFILE = "weights.safetensors", "encoder.json", "profile.json"
@@ -75,13 +76,15 @@ class Bundle:
             "metrics": self.metrics,
             "origin": self.origin,
         }
-        save_file(self.weights, folder / WEIGHTS)
-        (folder / ENCODER).write_text(json.dumps(self.encoder.to_json(), indent=1))
-        if self.profile is not None:
-            (folder / PROFILE).write_text(json.dumps(self.profile.to_json()))
-        (folder / INFO).write_text(json.dumps(info, indent=1, default=str))
         graph = build_graph(self.encoder, self.network(), self.calibration, self.threshold)
-        (folder / GRAPH).write_bytes(graph.SerializeToString())
+        contents = {WEIGHTS: save(self.weights), ENCODER: json.dumps(self.encoder.to_json(), indent=1).encode()}
+        if self.profile is not None:
+            contents[PROFILE] = json.dumps(self.profile.to_json()).encode()
+        contents[GRAPH] = graph.SerializeToString()
+        info[FILES] = {name: hashlib.sha256(content).hexdigest() for name, content in contents.items()}
+        (folder / INFO).write_text(json.dumps(info, indent=1, default=str))
+        for name, content in contents.items():
+            (folder / name).write_bytes(content)
 
     @classmethod
     def load(cls, folder: Path) -> Bundle:

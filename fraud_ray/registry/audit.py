@@ -137,6 +137,20 @@ def last(storage: Storage, model: str, *events: Event) -> Record | None:
     return next((r for r in reversed(read_all(storage)) if r.event in events and r.model == model), None)
 
 
+def of_registration(storage: Storage, model: str, version: int, registry: str, run: str | None) -> Record | None:
+    """The newest record that holds the hashes of a version's files; None where this storage has none.
+
+    registry: where it is registered, without passwords; run: the one that it says to come from. Records of a version of
+    the same number in another registry don't count. Those of a registration hold hashes since serving came; before, the
+    record of its run does.
+    """
+    about = [r for r in read_all(storage) if (r.model, r.version) == (model, version)]
+    made = [r for r in about if r.event == "register" and (r.facts["run"] == run or r.facts["registry"] == registry)]
+    runs = {run, *(r.facts["run"] for r in made)}
+    its = [r for r in about if r.event in {"register", "run"} and r.facts["run"] in runs and r.facts.get("bundle")]
+    return its[-1] if its else None
+
+
 def confirms(storage: Storage, anchor: Anchor) -> bool:
     """Whether the record that an anchor names is there, unchanged."""
     content = storage.get(_key(anchor.number))

@@ -18,24 +18,27 @@ from fraud_ray.errors import FraudRayError
 from fraud_ray.model.bundle import GRAPH, load_profile
 from fraud_ray.model.profile import Baseline, Profile
 from fraud_ray.model.scorer import GraphScorer
+from fraud_ray.registry.opened import open_version
 from fraud_ray.registry.tracking import Tracking
-from fraud_ray.registry.versions import RegisteredVersion, champion, download
+from fraud_ray.registry.versions import RegisteredVersion, champion
 from fraud_ray.settings import Settings
 from fraud_ray.storage import Storage
 
 
 @dataclass(frozen=True)
 class Champion:
-    """profile: of the rows that it was fitted on; None where its bundle holds none."""
+    """profile: of the rows that it was fitted on; None where its bundle holds none. note: as `Opened` has it."""
 
     version: RegisteredVersion
     graph: bytes
     profile: Profile | None
+    note: str = ""
 
     @property
     def baseline(self) -> Baseline | None:
         """What today's data is compared with; None where its bundle holds no profile."""
         described = f"the champion, {self.version.name} version {self.version.version}"
+        described += f" ({self.note})" if self.note else ""
         return None if self.profile is None else Baseline(described, self.profile, self.graph)
 
     def score(self, raw: pa.Table) -> tuple[npt.NDArray[np.float32], float]:
@@ -54,14 +57,14 @@ class Champion:
         return scorer.score(raw), scorer.threshold
 
 
-def open_champion(tracking: Tracking) -> Champion | None:
-    """The version that holds the alias champion; None while there is none."""
+def open_champion(tracking: Tracking, storage: Storage) -> Champion | None:
+    """The version that holds the alias champion; None while there is none. Raises as `open_version` does."""
     version = champion(tracking)
     if version is None:
         return None
     with tempfile.TemporaryDirectory() as scratch:
-        folder = download(tracking, version, Path(scratch))
-        return Champion(version, (folder / GRAPH).read_bytes(), load_profile(folder))
+        opened = open_version(tracking, version, storage, Path(scratch))
+        return Champion(version, opened.graph, load_profile(opened.folder), opened.note)
 
 
 def _keep_curves(
@@ -78,7 +81,7 @@ def evaluate_champion(
 
     curves: key at which its curves are put.
     """
-    known = open_champion(tracking) if settings.gate.beats_champion else None
+    known = open_champion(tracking, storage) if settings.gate.beats_champion else None
     if known is None:
         return None
     probabilities, threshold = known.score(raw_table(storage, final.holdout))
@@ -95,7 +98,7 @@ def compare_with_champion(
 
     curves: key at which the champion's are put.
     """
-    known, graph = open_champion(tracking), storage.get(f"{bundle}/{GRAPH}")
+    known, graph = open_champion(tracking, storage), storage.get(f"{bundle}/{GRAPH}")
     if known is None or graph is None:
         return None
     scorer, raw, rows = GraphScorer(graph), raw_table(storage, final.holdout), load(storage, final.holdout, True)

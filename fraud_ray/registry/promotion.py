@@ -92,10 +92,11 @@ def record_run(
 
 
 def record_registration(run: TrackedRun, storage: Storage, version: RegisteredVersion) -> None:
-    """Writes the record of a version that was registered, unless that was done."""
+    """Writes the record of a version that was registered, with the hashes of its files, unless that was done."""
 
     def facts() -> dict[str, Any]:
-        return _facts_of_move(run.tracking, version, existing_model(run.tracking).aliases, replaced=None)
+        told = _facts_of_move(run.tracking, version, existing_model(run.tracking).aliases, replaced=None)
+        return {**told, "bundle": bundle_hashes(storage, run.name)}
 
     if audit.find(storage, "register", run.name) is None:
         audit.append(storage, "register", facts)

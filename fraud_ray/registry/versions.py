@@ -7,6 +7,7 @@ which a tag records, so that a repeat never takes an alias back from a later ver
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 import tempfile
@@ -34,6 +35,7 @@ from fraud_ray.values import Value
 
 CHAMPION, CHALLENGER = "champion", "challenger"
 ALIAS_TAG = "fraud_ray.alias"
+HASHES_TAG = "fraud_ray.files"  # of a version: the SHA-256 of each of its files, as JSON
 REQUIREMENTS = ("mlflow", "numpy", "onnxruntime", "pandas")
 GRAPH = "model.onnx"
 _SCORER = Path(__file__).with_name("scorer.py")
@@ -89,7 +91,8 @@ def register(
 ) -> RegisteredVersion:
     """The version of this run: keeps the bundle as an MLflow model of the run and registers it, unless that was done.
 
-    bundle: a folder whose model.onnx states its columns and threshold; its other files are kept beside the graph.
+    bundle: a folder whose model.onnx states its columns and threshold; its other files are kept beside the graph, and
+    the hashes of all of them in a tag of the version.
     example: a few rows with at least the graph's columns. The alias is champion when no version holds that yet, else
     challenger.
     """
@@ -106,7 +109,7 @@ def register(
                 name,
                 source=f"{run.run.info.artifact_uri}/{_FOLDER}",
                 run_id=run.id,
-                tags={**(tags or {}), RUN_TAG: run.name},
+                tags={**(tags or {}), RUN_TAG: run.name, HASHES_TAG: json.dumps(_hashes(Path(bundle)))},
                 description=description,
             )
             versions = _versions_of(run)
@@ -177,6 +180,12 @@ def tags_of_version(tracking: Tracking, version: int) -> dict[str, str]:
         return dict(tracking.client.get_model_version(tracking.registry.model_name, str(version)).tags)
 
 
+def recorded_hashes(tracking: Tracking, version: RegisteredVersion) -> dict[str, str]:
+    """The SHA-256 of each of a version's files, as its tag has them; empty of one from before there was that tag."""
+    hashes: dict[str, str] = json.loads(tags_of_version(tracking, version.version).get(HASHES_TAG, "{}"))
+    return hashes
+
+
 def download(tracking: Tracking, version: RegisteredVersion, folder: str | Path) -> Path:
     """The version's bundle (graph, weights, encoder, metadata) in a folder below `folder`; returns that folder."""
     with tracking.reported():
@@ -189,11 +198,10 @@ def download(tracking: Tracking, version: RegisteredVersion, folder: str | Path)
         )
 
 
-def fetch(registry: RegistrySettings, uri: str, folder: Path) -> tuple[RegisteredVersion, Path]:
-    """The version of a URI that people write, models:/name@alias or models:/name/version, and its bundle's folder.
+def find(registry: RegistrySettings, uri: str) -> tuple[Tracking, RegisteredVersion]:
+    """The version of a URI that people write, models:/name@alias or models:/name/version, and the store that has it.
 
-    folder: the bundle is downloaded below it. Raises FraudRayError that says which versions there are, and how to get
-    one, where the URI names none.
+    Raises FraudRayError that says which versions there are, and how to get one, where the URI names none.
     """
     written = re.fullmatch(r"models:/([^/@]+)(?:@([^/@]+)|/(\d+))", uri)
     if not written:
@@ -207,7 +215,7 @@ def fetch(registry: RegistrySettings, uri: str, folder: Path) -> tuple[Registere
     if found is None:
         shown = [model.shown(version.version) for version in versions] if model else []
         raise FraudRayError(f"{uri} does not exist: {_what_there_is(tracking, name, shown)}")
-    return found, download(tracking, found, folder)
+    return tracking, found
 
 
 def write_model(bundle: Path, example: pd.DataFrame, folder: str, run_id: str | None = None) -> None:
@@ -224,7 +232,7 @@ def write_model(bundle: Path, example: pd.DataFrame, folder: str, run_id: str | 
         outputs=Schema([ColSpec(DataType.float, "probability"), ColSpec(DataType.boolean, "decision")]),
     )
     shown = example[list(kinds)].astype(object)
-    beside = [file for file in sorted(bundle.iterdir()) if file.is_file() and file.name != GRAPH]
+    beside = [file for file in _files(bundle) if file.name != GRAPH]
     mlflow.pyfunc.save_model(
         folder,
         python_model=str(_SCORER),
@@ -235,6 +243,14 @@ def write_model(bundle: Path, example: pd.DataFrame, folder: str, run_id: str | 
         metadata={"columns": kinds, "threshold": float(stored["threshold"])},
         mlflow_model=Model(run_id=run_id),
     )
+
+
+def _files(bundle: Path) -> list[Path]:
+    return [file for file in sorted(bundle.iterdir()) if file.is_file()]
+
+
+def _hashes(bundle: Path) -> dict[str, str]:
+    return {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in _files(bundle)}
 
 
 def _versions_of(run: TrackedRun) -> list[ModelVersion]:

@@ -46,7 +46,9 @@ from fraud_ray.data.tasks import map_tasks
 from fraud_ray.errors import SettingsError
 from fraud_ray.model.scorer import GRAPH, INFO, GraphError, GraphScorer
 from fraud_ray.progress import Progress, Update
+from fraud_ray.registry.opened import open_uri
 from fraud_ray.settings import ClusterSettings, CsvSettings, RegistrySettings
+from fraud_ray.storage import Storage
 
 if TYPE_CHECKING:
     from fraud_ray.model.reasons import Explainer
@@ -67,13 +69,14 @@ class Model:
     """A graph, and the version that its rows carry: 'fraud-detection-production/3', or the graph's own digest.
 
     windows: definition and state's key of the window columns that it reads; None where it reads none, and for a bare
-    graph. explainer: what says why it alerts; None where that is not asked for.
+    graph. explainer: what says why it alerts; None where that is not asked for. note: as `Opened` has it.
     """
 
     version: str
     graph: bytes
     windows: Mapping[str, Any] | None = None
     explainer: Explainer | None = None
+    note: str = ""
 
     @property
     def added(self) -> tuple[pa.Field, ...]:
@@ -114,34 +117,26 @@ class ScoringResult:
         return {**asdict(self), "alert_rate": self.alert_rate}
 
 
-def open_model(uri: str, registry: RegistrySettings, with_reasons: bool = False) -> Model:
+def open_model(
+    uri: str,
+    registry: RegistrySettings,
+    with_reasons: bool = False,
+    storage: Storage | None = None,
+    verified: bool = True,
+) -> Model:
     """The model of a URI, models:/name@alias or models:/name/version, or of a bundle's folder or graph on disk.
 
-    with_reasons: whether it shall also say why it alerts, for which a bare graph is not enough.
-    Raises FraudRayError where there is none, which says how to get one.
+    with_reasons: whether it shall also say why it alerts, for which a bare graph is not enough. storage, verified, and
+    what is raised: as in `open_uri`.
     """
-    if uri.startswith("models:"):
-        from fraud_ray.registry.versions import fetch  # MLflow takes a second to import
-
-        with tempfile.TemporaryDirectory() as scratch:
-            version, bundle = fetch(registry, uri, Path(scratch))
-            named = f"{version.name}/{version.version}"
-            return Model(named, (bundle / GRAPH).read_bytes(), _windows(bundle), _explainer(bundle, with_reasons))
-    path = Path(uri).expanduser().absolute()
-    folder = path if path.is_dir() else None
-    path = path / GRAPH if folder else path
-    if not path.is_file():
-        raise SettingsError(
-            f"there is no model at {path}; name a registered one as models:/NAME@champion or models:/NAME/VERSION, or "
-            "the folder of a bundle"
-        )
-    graph = path.read_bytes()
-    try:
-        _scorer(graph)
-    except GraphError as fault:
-        raise SettingsError(f"{path} is no model of this package: {fault}; name the {GRAPH} of a bundle") from None
-    windows = _windows(folder) if folder else None
-    return Model(f"sha256:{_digest(graph)[:12].decode()}", graph, windows, _explainer(path.parent, with_reasons))
+    with tempfile.TemporaryDirectory() as scratch:
+        opened = open_uri(uri, registry, storage, Path(scratch), verified)
+        try:
+            _scorer(opened.graph)
+        except GraphError as fault:
+            raise SettingsError(f"{uri} is no model of this package: {fault}; name the {GRAPH} of a bundle") from None
+        windows = None if Path(uri).expanduser().is_file() else windows_of(opened.folder)
+        return Model(opened.named, opened.graph, windows, _explainer(opened.folder, with_reasons), opened.note)
 
 
 def score_partitions(
@@ -238,7 +233,7 @@ class _Job:
         return parquet_name(self.name)
 
 
-def _windows(bundle: Path) -> Mapping[str, Any] | None:
+def windows_of(bundle: Path) -> Mapping[str, Any] | None:
     """What a bundle carries of the window columns that it reads."""
     info = bundle / INFO
     origin: Mapping[str, Any] = json.loads(info.read_text()).get("origin", {}) if info.is_file() else {}
