@@ -20,6 +20,7 @@ from fraud_ray.model.encoder import Encoder, FeatureColumn, Ratio, Statistics
 from fraud_ray.model.graph import INNER, build_graph
 from fraud_ray.model.network import FraudNetwork, NetworkShape
 from fraud_ray.model.scorer import GraphScorer
+from fraud_ray.registry.opened import open_folder
 from fraud_ray.settings import INNER as REFUSED
 
 BOTH = ("standard", "signed_log")

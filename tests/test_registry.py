@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
+import json
 import os
 import socket
 import subprocess
@@ -27,7 +29,7 @@ from fraud_ray.registry import server
 from fraud_ray.registry.champion import open_champion
 from fraud_ray.registry.server import ui_command
 from fraud_ray.registry.tracking import Dataset, TrackedRun, Tracking, connect
-from fraud_ray.registry.versions import champion, download, list_versions, register
+from fraud_ray.registry.versions import HASHES_TAG, champion, download, list_versions, register
 from fraud_ray.registry.writer import writing
 from fraud_ray.runs import open_run
 from fraud_ray.settings import Loaded, RegistrySettings, StorageSettings, locate_registry, parse_settings
@@ -238,6 +240,8 @@ def test_a_version_carries_where_it_comes_from(tracking, bundle, globally):
     version = register(run, bundle, example(), {"fraud_ray.fingerprint": "f00"}, "the first")
     entry = tracking.client.get_model_version(version.name, str(version.version))
     assert (entry.run_id, entry.description) == (run.id, "the first")
+    hashes = json.loads(entry.tags.pop(HASHES_TAG))
+    assert hashes["model.onnx"] == hashlib.sha256((bundle / "model.onnx").read_bytes()).hexdigest()
     assert entry.tags == {"fraud_ray.run": "run-1", "fraud_ray.fingerprint": "f00", "fraud_ray.alias": "champion"}
     about = mlflow.models.get_model_info(version.uri)
     assert about.run_id == run.id

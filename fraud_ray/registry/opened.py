@@ -12,7 +12,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from fraud_ray.errors import FraudRayError, SettingsError
 from fraud_ray.model.scorer import FILES, GRAPH, INFO
@@ -40,6 +40,15 @@ class Opened:
     folder: Path
     graph: bytes
     note: str
+
+    @property
+    def windows(self) -> dict[str, Any] | None:
+        """Definition and state's key of the window columns that it reads; None where it reads none."""
+        info = self.folder / INFO
+        found: dict[str, Any] | None = (
+            json.loads(info.read_text()).get("origin", {}).get("windows") if info.is_file() else None
+        )
+        return found
 
     @property
     def named(self) -> str:

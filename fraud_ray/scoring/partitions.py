@@ -7,7 +7,6 @@ So the same call again does only what is left, and each input row has one output
 from __future__ import annotations
 
 import hashlib
-import json
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -44,7 +43,7 @@ from fraud_ray.data.source import (
 )
 from fraud_ray.data.tasks import map_tasks
 from fraud_ray.errors import SettingsError
-from fraud_ray.model.scorer import GRAPH, INFO, GraphError, GraphScorer
+from fraud_ray.model.scorer import GRAPH, GraphError, GraphScorer
 from fraud_ray.progress import Progress, Update
 from fraud_ray.registry.opened import open_uri
 from fraud_ray.settings import ClusterSettings, CsvSettings, RegistrySettings
@@ -135,7 +134,7 @@ def open_model(
             _scorer(opened.graph)
         except GraphError as fault:
             raise SettingsError(f"{uri} is no model of this package: {fault}; name the {GRAPH} of a bundle") from None
-        windows = None if Path(uri).expanduser().is_file() else windows_of(opened.folder)
+        windows = None if Path(uri).expanduser().is_file() else opened.windows
         return Model(opened.named, opened.graph, windows, _explainer(opened.folder, with_reasons), opened.note)
 
 
@@ -231,13 +230,6 @@ class _Job:
     def output(self) -> str:
         """The name of what is made of it, relative to the target."""
         return parquet_name(self.name)
-
-
-def windows_of(bundle: Path) -> Mapping[str, Any] | None:
-    """What a bundle carries of the window columns that it reads."""
-    info = bundle / INFO
-    origin: Mapping[str, Any] = json.loads(info.read_text()).get("origin", {}) if info.is_file() else {}
-    return origin.get("windows")
 
 
 def _explainer(bundle: Path, is_wanted: bool) -> Explainer | None:
