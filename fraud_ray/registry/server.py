@@ -64,7 +64,7 @@ def reported(uri: str) -> Iterator[None]:
 def open_experiment(registry: RegistrySettings) -> tuple[MlflowClient, str]:
     """A client of the store, and the id of the settings' experiment in it; both are created where they are missing."""
     uri = uri_of(registry)
-    with reported(uri), _short_patience():
+    with reported(uri), short_patience():
         if _is_database(uri):
             _probe(uri)
         client = MlflowClient(uri, registry_uri=uri)
@@ -72,7 +72,7 @@ def open_experiment(registry: RegistrySettings) -> tuple[MlflowClient, str]:
 
 
 @contextmanager
-def _short_patience() -> Iterator[None]:
+def short_patience() -> Iterator[None]:
     """Few and short requests for as long as it lasts, unless the environment says otherwise."""
     wanted = {"MLFLOW_HTTP_REQUEST_TIMEOUT": str(FIRST_ANSWER_S), "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1"}
     added = {name: value for name, value in wanted.items() if name not in os.environ}

@@ -13,6 +13,7 @@ import re
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from importlib.metadata import version as installed
 from pathlib import Path
 from typing import Any
@@ -172,6 +173,14 @@ def list_versions(tracking: Tracking) -> list[RegisteredVersion]:
 def champion(tracking: Tracking) -> RegisteredVersion | None:
     """The version that holds the alias champion, or None while there is none."""
     return next((version for version in list_versions(tracking) if version.alias == CHAMPION), None)
+
+
+def version_of(tracking: Tracking, number: int) -> tuple[RegisteredVersion, datetime]:
+    """One version, and when it was registered."""
+    with tracking.reported():
+        found = tracking.client.get_model_version(tracking.registry.model_name, str(number))
+        registered = datetime.fromtimestamp(found.creation_timestamp / 1000, UTC)
+        return _described(found, existing_model(tracking).aliases), registered
 
 
 def tags_of_version(tracking: Tracking, version: int) -> dict[str, str]:
