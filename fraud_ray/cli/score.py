@@ -49,7 +49,7 @@ def score(
             "-c",
             "--config",
             metavar="FILE",
-            help="Configuration, for its registry, storage, cluster and data.csv; by default local ones.",
+            help="Configuration, for its registry, storage, cluster, data.csv and data.fingerprint; by default local.",
         ),
     ] = None,
     overrides: Overrides = None,
@@ -82,7 +82,7 @@ def score(
     from fraud_ray.cli.display import Display, stdout_for_the_result
     from fraud_ray.scoring.partitions import open_model, score_partitions
     from fraud_ray.scoring.raw import score_raw
-    from fraud_ray.settings import CsvSettings, StorageSettings, locate_registry
+    from fraud_ray.settings import StorageSettings, locate_registry
     from fraud_ray.storage import Storage
 
     if context.obj:  # in a job
@@ -90,15 +90,16 @@ def score(
     storage, where, cluster = sections_of(config, overrides)
     where = where if registry is None else where.model_copy(update={"uri": registry})
     where = locate_registry(where, StorageSettings(), "the default settings")
-    csv = settings_of(config, overrides).data.csv if config else None
+    data = settings_of(config, overrides).data if config else None
+    how = (data.csv, data.fingerprint) if data else ()
     display = Display()
     with stdout_for_the_result(), display.stage("score") as stage:
         kept = Storage.at(storage.root)
         opened = open_model(model, where, reasons, kept, verified=not unverified)
         if opened.windows or labels or state:
-            scored = score_raw(opened, source, target, kept, labels, state, cluster, stage.update, display, csv)
+            scored = score_raw(opened, source, target, kept, labels, state, cluster, stage.update, display, *how)
         else:
-            scored = score_partitions(opened, source, target, cluster, stage.update, display, csv or CsvSettings())
+            scored = score_partitions(opened, source, target, cluster, stage.update, display, *how)
         scored = replace(scored, notes=(*([f"{opened.version}: {opened.note}"] if opened.note else ()), *scored.notes))
         stage.say(f"{counted(scored.partitions - scored.kept, 'partition')} scored, {scored.kept:,} kept")
     if as_json:

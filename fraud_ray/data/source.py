@@ -31,6 +31,7 @@ from fraud_ray.storage import unusable
 FOOTER_THREADS = 16
 INT96_UNIT = "us"  # nanoseconds, as Arrow reads INT96 by default, wrap in the year 2262
 FOOTER_GUESS = 64 * 1024  # bytes: most footers are smaller, and one request fetches them
+PIECE = 4 * 2**20  # bytes that are hashed at a time
 _NAME_A_FOLDER = "name the folder or URI of the parquet or CSV partitions (data.path in a configuration)"
 
 
@@ -39,7 +40,7 @@ class Partition:
     """One parquet or CSV file: `path` is what the source's filesystem opens, `shown` the same relative to the source.
 
     rows: that count; stamp: tells of a change without reading the file; date: from a hive key `date=` in the path,
-    where there is one; left_out: places of rows in the file that do not count.
+    where there is one; left_out: places of rows in the file that do not count; sha256, of_content: as Footer has them.
     """
 
     path: str
@@ -48,6 +49,14 @@ class Partition:
     stamp: str
     date: date | None
     left_out: npt.NDArray[np.int64] | None = field(default=None, compare=False)
+    sha256: str = ""
+    of_content: bool = False
+
+    @classmethod
+    def of(cls, root: str, name: str, info: fs.FileInfo, footer: Footer) -> Partition:
+        """A file by its name below a root."""
+        day = _as_date(hive_keys(root, name).get("date"))
+        return cls(info.path, name, footer.rows, stamp_of(info), day, None, footer.sha256, footer.of_content)
 
     def kept(self, table: pa.Table) -> pa.Table:
         """Those of the file's rows that count."""
@@ -56,6 +65,19 @@ class Partition:
         counts = np.ones(table.num_rows, bool)
         counts[self.left_out] = False
         return table.filter(pa.array(counts))
+
+
+class ChangedError(DataError):
+    """A partition that is not what it was when its source was opened, and so not what the fingerprint is of."""
+
+    def __init__(self, shown: str) -> None:
+        super().__init__(shown)
+
+    def __str__(self) -> str:
+        return (
+            f"{self.args[0]} was changed or removed after this command had listed it; let nothing write to the data "
+            "while it is read, and run the same command again"
+        )
 
 
 class UnreadableError(DataError):
@@ -78,7 +100,8 @@ class UnreadableError(DataError):
 class Source:
     """The partitions below `root` (an absolute path or a URI), in the order of their names.
 
-    fingerprint: SHA-256, in hexadecimal, over each partition's name, size, time of change and footer (of CSV: bytes).
+    fingerprint: SHA-256, in hexadecimal, over each partition's name, size, time of change and footer (of CSV: bytes),
+    or, where data.fingerprint is `content`, its name and bytes.
     as_of: the newest day: of the hive keys `date=`, else of the timestamps, by the footers' statistics or, where a file
     has none (CSV, Spark's default INT96), by reading the column; else None.
     notes: what else lies there, in words.
@@ -108,17 +131,17 @@ def open_source(data: DataSettings, found: Mapping[str, fs.FileInfo] | None = No
     """
     root = absolute(data.path)
     listing = list_partitions(root) if found is None else Listing(dict(found), ())
-    footers = read_footers(root, listing.files, data.csv, _declared(data, data.columns))
+    by_content = data.fingerprint == "content"
+    footers = read_footers(root, listing.files, data.csv, _declared(data, data.columns), by_content)
     partitions = []
     newest: list[date] = []
     unsaid: list[Partition] = []
     timestamp = data.of_kind("timestamp")
     digest = hashlib.sha256()
     for name, (info, footer) in footers.items():
-        day = _as_date(hive_keys(root, name).get("date"))
-        partitions.append(Partition(info.path, name, footer.rows, stamp_of(info), day))
+        partitions.append(Partition.of(root, name, info, footer))
         digest.update(fingerprint_line(table_name(root, name), info, footer))
-        last = day or footer.newest
+        last = partitions[-1].date or footer.newest
         if last:
             newest.append(last)
         elif footer.rows:
@@ -157,13 +180,15 @@ def stamp_of(info: fs.FileInfo) -> str:
 class Footer:
     """What the end of a parquet file says, or all of a CSV file: rows, schema with metadata, SHA-256 in hexadecimal.
 
-    newest: the newest day of the timestamps, where it says so.
+    newest: the newest day of the timestamps, where it says so; of_content: whether the hash, which is of the footer
+    (of CSV: of all bytes), is of all bytes because that was asked for.
     """
 
     rows: int
     schema: pa.Schema
     sha256: str
     newest: date | None
+    of_content: bool = False
 
 
 def read_footers(
@@ -171,20 +196,23 @@ def read_footers(
     found: Mapping[str, fs.FileInfo],
     csv: CsvSettings = CsvSettings(),  # noqa: B008 - frozen
     readings: Mapping[str, Reading] = MappingProxyType({}),
+    by_content: bool = False,
 ) -> dict[str, tuple[fs.FileInfo, Footer]]:
     """File and footer of each partition that was found below a root. Raises DataError for a file that is none.
 
-    readings: of the columns that are declared.
+    readings: of the columns that are declared; by_content: whether all bytes are hashed.
     """
     filesystem, _ = open_filesystem(root)
     with ThreadPoolExecutor(FOOTER_THREADS) as pool:
-        footers = list(pool.map(lambda info: read_footer(filesystem, info, csv, readings), found.values()))
+        footers = list(pool.map(lambda info: read_footer(filesystem, info, csv, readings, by_content), found.values()))
     _refuse_broken(root, {name: footer for name, footer in zip(found, footers, strict=True) if isinstance(footer, str)})
     return {n: (found[n], footer) for n, footer in zip(found, footers, strict=True) if isinstance(footer, Footer)}
 
 
 def fingerprint_line(name: str, info: fs.FileInfo, footer: Footer) -> bytes:
-    """What tells one state of a partition from another: its name, size, time of change and footer."""
+    """What tells one state of a partition from another: its name, size, time of change and footer, or all bytes."""
+    if footer.of_content:
+        return f"{name}\0{footer.sha256}\n".encode()
     return f"{name}\0{info.size}\0{info.mtime_ns}\0{footer.sha256}\n".encode()
 
 
@@ -240,8 +268,8 @@ def read_partition(root: str, partition: Partition, data: DataSettings, columns:
     readings = _declared(data, columns)
     filesystem, _ = open_filesystem(root)
     with (
-        readable(filesystem, partition.path, partition.shown),
-        open_file(filesystem, partition.path, data.csv, readings, with_dictionaries=True) as file,
+        readable(filesystem, partition, data.csv),
+        open_file(filesystem, partition.path, data.csv, readings, True, partition) as file,
     ):
         # One thread: the partitions are read side by side, one a CPU.
         table = file.read(columns=list(columns), use_threads=False)
@@ -252,13 +280,29 @@ def read_partition(root: str, partition: Partition, data: DataSettings, columns:
 
 
 @contextmanager
-def readable(filesystem: fs.FileSystem, path: str, shown: str) -> Iterator[None]:
-    """Raises UnreadableError for a fault in opening or reading a partition's file, by its first broken column."""
+def readable(filesystem: fs.FileSystem, partition: Partition, csv: CsvSettings) -> Iterator[None]:
+    """What is opened or read of a partition within is what its fingerprint is of, and whole.
+
+    Raises ChangedError where it is not, and UnreadableError, by the first broken column, for a fault in reading.
+    """
     try:
         yield
+        _refuse_changed(filesystem, partition, csv)
     except (pa.ArrowException, OSError) as fault:
-        column = None if is_csv(path) else _broken_column(filesystem, path)
-        raise UnreadableError(shown, column, str(fault).splitlines()[0]) from None
+        with suppress(OSError):
+            _refuse_changed(filesystem, partition, csv)
+        column = None if is_csv(partition.path) else _broken_column(filesystem, partition.path)
+        raise UnreadableError(partition.shown, column, str(fault).splitlines()[0]) from None
+
+
+def _refuse_changed(filesystem: fs.FileSystem, partition: Partition, csv: CsvSettings) -> None:
+    """What `open_file` does not see: a file that is not there any more, or was written while it was read."""
+    if not partition.of_content:
+        changed = stamp_of(filesystem.get_file_info(partition.path)) != partition.stamp
+    else:  # of parquet the bytes that were hashed are those that were read
+        changed = is_csv(partition.path) and _hash_csv(filesystem, partition.path, csv) != partition.sha256
+    if changed:
+        raise ChangedError(partition.shown)
 
 
 def _broken_column(filesystem: fs.FileSystem, path: str) -> str | None:
@@ -278,8 +322,11 @@ def open_file(
     csv: CsvSettings,
     readings: Mapping[str, Reading],
     with_dictionaries: bool = False,
+    known: Partition | None = None,
 ) -> Iterator[pq.ParquetFile | CsvFile]:
     """A partition's file. Raises ArrowException and OSError, here and in reading, where it is none.
+
+    known: what the file has to be, to the bytes that its hash is of; raises ChangedError where parquet is not.
 
     readings: of the columns that come as values of their kinds from a CSV file, whose others are text;
     with_dictionaries: whether categories come so that they are neither copied nor compared row by row.
@@ -288,11 +335,16 @@ def open_file(
         yield CsvFile(filesystem, path, csv, readings)
         return
     with filesystem.open_input_file(path) as opened:
-        metadata = pq.read_metadata(opened)
+        content = opened.read_buffer() if known and known.of_content else None
+        file = opened if content is None else pa.BufferReader(content)
+        footer = _footer_bytes(file)
+        if known and known.sha256 != hashlib.sha256(footer if content is None else content).hexdigest():
+            raise ChangedError(known.shown)
+        metadata = pq.read_metadata(pa.BufferReader(footer))
         texts = [field.name for field in metadata.schema.to_arrow_schema() if pa.types.is_string(field.type)]
         categories = [name for name, reading in readings.items() if reading.kind == "categorical"]
         yield pq.ParquetFile(
-            opened,
+            file,
             metadata=metadata,
             pre_buffer=not isinstance(filesystem, fs.LocalFileSystem),
             read_dictionary=[name for name in categories if name in texts] if with_dictionaries else None,
@@ -317,32 +369,60 @@ def read_footer(
     info: fs.FileInfo,
     csv: CsvSettings = CsvSettings(),  # noqa: B008 - frozen
     readings: Mapping[str, Reading] = MappingProxyType({}),
+    by_content: bool = False,
 ) -> Footer | str:
-    """A file's footer, or what is wrong with the file. readings: of the columns."""
+    """A file's footer, or what is wrong with the file. readings: of the columns; by_content: hashes all its bytes."""
     timestamp = next((name for name, reading in readings.items() if reading.kind == "timestamp"), None)
     try:
         if is_csv(info.path):
-            return _read_through(filesystem, info, csv, readings, timestamp)
+            return _read_through(filesystem, info, csv, readings, timestamp, by_content)
         with filesystem.open_input_file(info.path) as file:
-            held = min(info.size, FOOTER_GUESS)
-            tail = file.read_at(held, info.size - held)
-            if tail[-4:] == ENCRYPTED:
-                return "it is encrypted"
-            if info.size < 12 or tail[-4:] != MAGIC:
-                return "it does not end as a parquet file does"
-            length = int.from_bytes(tail[-8:-4], "little") + 8
-            if held < length <= info.size:
-                tail = file.read_at(length, info.size - length)
-        metadata = pq.read_metadata(pa.BufferReader(tail))
-        sha256 = hashlib.sha256(tail[-length:]).hexdigest()
+            footer = _footer_bytes(file)
+            sha256 = (_hash_all(file) if by_content else hashlib.sha256(footer)).hexdigest()
+        metadata = pq.read_metadata(pa.BufferReader(footer))
         schema = metadata.schema.to_arrow_schema().with_metadata(metadata.metadata)
-        return Footer(metadata.num_rows, schema, sha256, _newest_by_statistics(metadata, timestamp))
+        newest = _newest_by_statistics(metadata, timestamp)
+        return Footer(metadata.num_rows, schema, sha256, newest, by_content)
     except (pa.ArrowException, OSError) as fault:
         return str(fault).splitlines()[0]
 
 
+def _footer_bytes(file: pa.NativeFile) -> bytes:
+    """The end of a parquet file: footer, its length, and magic bytes. Raises ArrowInvalid for a file without one."""
+    size = file.size()
+    held = min(size, FOOTER_GUESS)
+    tail = file.read_at(held, size - held)
+    if tail[-4:] == ENCRYPTED:
+        raise pa.ArrowInvalid("it is encrypted")
+    if size < 12 or tail[-4:] != MAGIC:
+        raise pa.ArrowInvalid("it does not end as a parquet file does")
+    length = int.from_bytes(tail[-8:-4], "little") + 8
+    return file.read_at(length, size - length) if held < length <= size else tail[-length:]
+
+
+def _hash_all(file: pa.NativeFile) -> Any:
+    digest = hashlib.sha256()
+    file.seek(0)
+    while piece := file.read(PIECE):
+        digest.update(piece)
+    return digest
+
+
+def _hash_csv(filesystem: fs.FileSystem, path: str, csv: CsvSettings) -> str:
+    """SHA-256, in hexadecimal, over a file's bytes and how they are read."""
+    with filesystem.open_input_file(path) as opened:
+        digest = _hash_all(opened)
+    digest.update(csv.model_dump_json().encode())
+    return digest.hexdigest()
+
+
 def _read_through(
-    filesystem: fs.FileSystem, info: fs.FileInfo, csv: CsvSettings, readings: Mapping[str, Reading], time: str | None
+    filesystem: fs.FileSystem,
+    info: fs.FileInfo,
+    csv: CsvSettings,
+    readings: Mapping[str, Reading],
+    time: str | None,
+    by_content: bool,
 ) -> Footer:
     """What a footer would say of a CSV file: one column is read for the number of rows, and the bytes for the hash."""
     file = CsvFile(filesystem, info.path, csv, readings)
@@ -354,10 +434,7 @@ def _read_through(
             times = from_text(pa.chunked_array([batch.column(0)]), readings[time])
             days = newest, _newest_of(harmonised(times, readings[time]))
             newest = max((day for day in days if day), default=None)
-    with filesystem.open_input_file(info.path) as opened:
-        digest = hashlib.file_digest(opened, "sha256")
-    digest.update(csv.model_dump_json().encode())
-    return Footer(rows, file.schema_without_rows, digest.hexdigest(), newest)
+    return Footer(rows, file.schema_without_rows, _hash_csv(filesystem, info.path, csv), newest, by_content)
 
 
 def _declared(data: DataSettings, columns: Iterable[str]) -> dict[str, Reading]:

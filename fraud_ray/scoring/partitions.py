@@ -30,6 +30,7 @@ from fraud_ray.data.output import count_foreign, list_written, refuse_to_write_i
 from fraud_ray.data.source import (
     FOOTER_THREADS,
     Footer,
+    Partition,
     absolute,
     fingerprint_line,
     hive_keys,
@@ -146,6 +147,7 @@ def score_partitions(
     update: Update = lambda *_: None,
     progress: Progress | None = None,
     csv: CsvSettings = CsvSettings(),  # noqa: B008 - frozen
+    fingerprint: str = "footer",
 ) -> ScoringResult:
     """Scores every partition below `source` into one of the same name below `target`; both are folders or URIs.
 
@@ -154,7 +156,7 @@ def score_partitions(
     An output partition has its input's rows in their order, all columns, and ADDED; from a model with an explainer also
     the REASONS columns that weigh most in each alert, and what each adds to its log-odds. One that this model has made
     from the input as it is now is kept; any other is replaced. Uses the Ray that this process has, else joins or starts
-    one where there are more rows than a few. progress: told that one is.
+    one where there are more rows than a few. progress: told that one is; fingerprint: as in settings of data.
     Raises ContractViolation that lists every column which the model reads and a partition lacks, or has in another
     type, before anything is scored.
     """
@@ -162,15 +164,13 @@ def score_partitions(
     listing = list_partitions(source)
     scorer = _scorer(model.graph)
     readings = {column.name: Reading.of_model(column) for column in scorer.columns}
-    footers = read_footers(source, listing.files, csv, readings)
+    footers = read_footers(source, listing.files, csv, readings, fingerprint == "content")
     _check_contract(source, footers, readings, model.added)
     explained = str(REASONS if model.explainer else 0)
     made = {MADE_BY: model.version.encode(), MADE_WITH: _digest(model.graph), EXPLAINED: explained.encode()}
     jobs = [
         _Job(
-            path=info.path,
-            name=name,
-            rows=footer.rows,
+            partition=Partition.of(source, name, info, footer),
             stamp={**made, MADE_FROM: _digest(fingerprint_line(table_name(source, name), info, footer))},
         )
         for name, (info, footer) in footers.items()
@@ -216,15 +216,22 @@ def locate(source: str, target: str, labels: str | None = None) -> tuple[str, st
 
 @dataclass(frozen=True)
 class _Job:
-    """One partition to score. path: what its filesystem opens; name: relative to the source.
+    """One partition to score.
 
     stamp: what the metadata of its output says of the model, and of the state of the input, that it comes from.
     """
 
-    path: str
-    name: str
-    rows: int
+    partition: Partition
     stamp: dict[bytes, bytes]
+
+    @property
+    def name(self) -> str:
+        """Relative to the source."""
+        return self.partition.shown
+
+    @property
+    def rows(self) -> int:
+        return self.partition.rows
 
     @property
     def output(self) -> str:
@@ -304,10 +311,11 @@ def _score_partition(job: _Job, model: Model, source: str, target: str, csv: Csv
     alerts = 0
     filesystem, _ = open_filesystem(source)
     with ExitStack() as held:
-        with readable(filesystem, job.path, job.name):
-            file = held.enter_context(open_file(filesystem, job.path, csv, readings))
+        with readable(filesystem, job.partition, csv):
+            opened = open_file(filesystem, job.partition.path, csv, readings, known=job.partition)
+            file = held.enter_context(opened)
         writer = held.enter_context(writing(target, job.output, file, model.added))
-        for table in _batches(file, filesystem, job):
+        for table in _batches(file, filesystem, job.partition, csv):
             read = typed(table, keys, readings)
             unfit = {
                 column: check_type(read, column, reading, None, csv.decimal_point)
@@ -329,9 +337,11 @@ def _score_partition(job: _Job, model: Model, source: str, target: str, csv: Csv
     return alerts
 
 
-def _batches(file: pq.ParquetFile | CsvFile, filesystem: fs.FileSystem, job: _Job) -> Iterator[pa.Table]:
+def _batches(
+    file: pq.ParquetFile | CsvFile, filesystem: fs.FileSystem, partition: Partition, csv: CsvSettings
+) -> Iterator[pa.Table]:
     """The file's rows in order; one thread, for the partitions are scored side by side."""
-    with readable(filesystem, job.path, job.name):
+    with readable(filesystem, partition, csv):
         for batch in file.iter_batches(ROWS_PER_BATCH, use_threads=False):
             yield pa.Table.from_batches([batch])
 

@@ -50,12 +50,14 @@ def score_raw(
     update: Update = lambda *_: None,
     progress: Progress | None = None,
     csv: CsvSettings | None = None,
+    fingerprint: str | None = None,
 ) -> ScoringResult:
     """Scores those partitions below `source` that the window state has not counted, with their window columns.
 
     storage: where the state lies. labels: folder or URI of labels, by id, of earlier transactions; it may be empty.
-    state: key of the state to go on from; by default the model's own, or the newest one that follows it. csv: how CSV
-    is written; by default as what the model was fitted on. Raises as `score_partitions` and `add_windows` do.
+    state: key of the state to go on from; by default the model's own, or the newest one that follows it. csv,
+    fingerprint: as in settings of data; by default as what the model was fitted on. Raises as `score_partitions` and
+    `add_windows` do.
     """
     if model.windows is None:
         raise SettingsError(
@@ -67,8 +69,8 @@ def score_raw(
         if read is not None:
             refuse_to_keep_in(what, read, storage.root)
     definition = Definition.from_json(model.windows["definition"])
-    if csv is not None:
-        definition = replace(definition, data=definition.data.model_copy(update={"csv": csv}))
+    how = {key: given for key, given in {"csv": csv, "fingerprint": fingerprint}.items() if given is not None}
+    definition = replace(definition, data=definition.data.model_copy(update=how))
     listing = list_partitions(source)
     found = listing.files
     before = load_state(storage, state or model.windows["state"])
@@ -86,7 +88,8 @@ def score_raw(
         else:
             known = read_labels(told, definition.data) if told else None
             made = add_windows(fresh, definition, storage, update, before, known)
-            after, scored = made.state, score_partitions(model, made.root, target, cluster, update)
+            hashed = definition.data.fingerprint
+            after, scored = made.state, score_partitions(model, made.root, target, cluster, update, fingerprint=hashed)
             make_latest(storage, after)
     return replace(
         scored,

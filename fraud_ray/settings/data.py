@@ -13,7 +13,7 @@ from pydantic import (
     model_validator,
 )
 
-from fraud_ray.settings.base import Frozen, Share
+from fraud_ray.settings.base import NO_EFFECT, Frozen, Share
 
 Encoding = Literal["standard", "signed_log", "piecewise_linear"]
 
@@ -116,6 +116,9 @@ class DataSettings(Frozen):
     repeats: Literal["refuse", "last"] = "refuse"
     """Rows of the same id (kind `id`), over all partitions: `refuse`: they break the contract; `last`: the last one by
     timestamp, then path, counts, and the others are left out."""
+    fingerprint: Literal["footer", "content"] = Field(default="footer", json_schema_extra=NO_EFFECT)
+    """What tells that a file has changed, beside its name: `footer`: its size, time of change and footer (of CSV its
+    bytes); `content`: all bytes, read once more, so that a change in place that keeps size and time is noticed too."""
 
     @model_validator(mode="after")
     def _roles(self) -> DataSettings:

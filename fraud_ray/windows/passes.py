@@ -147,8 +147,8 @@ def assemble(item: tuple[int, Partition], job: Job) -> None:
     filesystem, _ = open_filesystem(job.root)
     readings = {name: Reading.declared(column) for name, column in definition.data.columns.items()}
     with (
-        readable(filesystem, partition.path, partition.shown),
-        open_file(filesystem, partition.path, definition.data.csv, readings) as file,
+        readable(filesystem, partition, definition.data.csv),
+        open_file(filesystem, partition.path, definition.data.csv, readings, known=partition) as file,
     ):
         table = partition.kept(file.read(use_threads=False))
     columns: dict[str, npt.NDArray[Any]] = {}
