@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
+from itertools import combinations
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ import yaml
 from fraud_ray.settings import load_settings
 from tests.kube.network import Peer, reaches
 from tests.kube.policy import at, pods, quantity, violations
-from tests.kube.render import Document, render, with_components
+from tests.kube.render import ORDER, Document, render, with_components
 from tests.kube.schema import Definitions
 
 ROOT = Path(__file__).parent.parent
@@ -33,6 +34,8 @@ VARIANTS = [
     ("openshift", ()),
     ("openshift", ("kueue", "tensorboard")),
     ("openshift", ("serving",)),
+    ("dev", ("openshift",)),
+    ("dev", ("scoring", "kueue")),
 ]
 
 # What the person who deploys makes, as cluster/README.md says.
@@ -79,6 +82,27 @@ def test_no_component_is_left_out_here() -> None:
     tried = in_overlays.union(*(components for _, components in VARIANTS))
     assert tried == {folder.name for folder in (ROOT / "cluster/components").iterdir()}
     assert {overlay for overlay, _ in VARIANTS} == {folder.name for folder in (ROOT / "cluster/overlays").iterdir()}
+
+
+# What a component cannot be without, and what cannot be together, as their first lines say.
+NEEDS = {"valkey-external": {"serving"}}
+EXCLUDE_EACH_OTHER = [{"kueue", "raycronjob"}]
+COMPONENTS = [({one, *NEEDS.get(one, ())}, overlay) for one in ORDER for overlay in ("dev", "production", "openshift")]
+PAIRS = [
+    ({*pair, *(needed for one in pair for needed in NEEDS.get(one, ()))}, "production")
+    for pair in combinations(ORDER, 2)
+    if {*pair} not in EXCLUDE_EACH_OTHER
+]
+
+
+@pytest.mark.long
+def test_every_pair_of_components_and_overlays_passes(kubectl: Path, definitions: Definitions, tmp_path: Path) -> None:
+    refused = {}
+    for number, (components, overlay) in enumerate([*COMPONENTS, *PAIRS]):
+        folder = tmp_path / str(number)
+        root = with_components(ROOT, overlay, tuple(components), folder / "repository")
+        refused[overlay, *sorted(components)] = findings(render(kubectl, root, overlay, folder), definitions)
+    assert {variant: found for variant, found in refused.items() if found} == {}
 
 
 RAYJOB = "cluster/base/ray/rayjob.yaml"

@@ -86,7 +86,7 @@ def render(kubectl: Path, root: Path, overlay: str, scratch: Path) -> list[Docum
     (wrapper / "kustomization.yaml").write_text(yaml.safe_dump(kustomization))
     made = subprocess.run([kubectl, "kustomize", wrapper], capture_output=True, text=True, timeout=120)
     assert made.returncode == 0, made.stderr
-    return [_traced(body, wrapper, root) for body in yaml.safe_load_all(made.stdout) if body]
+    return [_traced(body, wrapper, root) for body in yaml.load_all(made.stdout, yaml.CSafeLoader) if body]
 
 
 # The order in which an overlay lists its components, as cluster/README.md has it: what copies a RayJob comes late.
@@ -118,8 +118,8 @@ def with_components(root: Path, overlay: str, components: tuple[str, ...], copy:
 
 def _traced(body: dict[str, Any], wrapper: Path, root: Path) -> Document:
     annotations = body["metadata"].pop("annotations")
-    origin = yaml.safe_load(annotations.pop(ORIGIN))
-    changes = yaml.safe_load(annotations.pop(CHANGES, "[]"))
+    origin = yaml.load(annotations.pop(ORIGIN), yaml.CSafeLoader)
+    changes = yaml.load(annotations.pop(CHANGES, "[]"), yaml.CSafeLoader)
     if annotations:
         body["metadata"]["annotations"] = annotations
     shown = [origin.get("path") or origin["configuredIn"]]

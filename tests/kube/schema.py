@@ -3,8 +3,9 @@ others by Kubernetes' own schemas."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
-from functools import lru_cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -59,13 +60,20 @@ class Definitions:
 
 
 def _core(document: Document) -> list[Finding]:
-    try:
-        kubernetes_validate.validate(document.body, OLDEST_KUBERNETES, strict=True)
-    except kubernetes_validate.ValidationError as error:
+    error = _core_refusal(json.dumps(document.body))
+    if isinstance(error, kubernetes_validate.ValidationError):
         return list(_explained(document, error))
-    except kubernetes_validate.SchemaNotFoundError as error:
-        return [Finding(document, "kind", error.message)]
-    return []
+    return [Finding(document, "kind", error.message)] if error else []
+
+
+@cache
+def _core_refusal(body: str) -> Any:
+    """Reads the schemas anew for each object, and variants of an overlay have most of theirs in common."""
+    try:
+        kubernetes_validate.validate(json.loads(body), OLDEST_KUBERNETES, strict=True)
+    except (kubernetes_validate.ValidationError, kubernetes_validate.SchemaNotFoundError) as error:
+        return error
+    return None
 
 
 def _explained(document: Document, error: jsonschema.ValidationError) -> Iterator[Finding]:
