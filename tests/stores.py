@@ -11,11 +11,13 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import boto3
 import psycopg2
+import redis
 from moto.server import ThreadedMotoServer
 
 from tests.rays import BIN, free_ports
@@ -70,6 +72,50 @@ def find_postgres() -> Path | None:
     if on_path:
         return Path(on_path).parent
     return next((folder for folder in sorted(Path("/usr/lib/postgresql").glob("*/bin"), reverse=True)), None)
+
+
+@dataclass
+class Valkey:
+    """A server of our own, which can be stopped and started again; it keeps what it holds in a file."""
+
+    port: int
+    folder: Path
+    process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def url(self) -> str:
+        return f"redis://127.0.0.1:{self.port}/0"
+
+    def start(self) -> None:
+        program = shutil.which("valkey-server") or shutil.which("redis-server")
+        assert program, "install Debian's redis-server, or valkey-server"
+        options = ["--port", str(self.port), "--bind", "127.0.0.1", "--dir", str(self.folder), "--save", ""]
+        self.process = _process([program, *options, "--appendonly", "yes", "--appendfsync", "always"])
+        _wait(self.process, self._answers)
+
+    def stop(self) -> None:
+        if self.process is not None:
+            self.process.terminate()
+            self.process.wait(20)
+            self.process = None
+
+    def _answers(self) -> bool:
+        try:
+            return bool(redis.Redis.from_url(self.url).ping())
+        except redis.RedisError:
+            return False
+
+
+@contextmanager
+def valkey(folder: Path) -> Iterator[Valkey]:
+    """Valkey, or Redis, which speaks the same, with an append-only file in a folder."""
+    (port,) = free_ports(1)
+    server = Valkey(port, folder)
+    server.start()
+    try:
+        yield server
+    finally:
+        server.stop()
 
 
 @contextmanager

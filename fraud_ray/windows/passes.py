@@ -37,7 +37,7 @@ from fraud_ray.windows.definition import Definition, Group
 from fraud_ray.windows.measures import calendar, compute
 from fraud_ray.windows.timeline import Transactions
 
-_LABEL, _KNOWN, _ID, _VALUE, _TEXT = "label", "known", "id", "value:", "text:"
+LABEL, KNOWN, ID, VALUE, TEXT = "label", "known", "id", "value:", "text:"  # columns of a block
 _ROW = f"{INNER}row"  # beside window columns, which bear the user's names
 
 
@@ -94,12 +94,12 @@ def scatter(item: tuple[int, Partition], job: Job, round: int) -> Scattered:
         return Scattered(tuple(violations))
     needed, entities = _needed(table, definition), _entities(table, definition)
     identifier = definition.data.of_kind("id")
-    named = entities if identifier is None else {identifier: needed[_ID], **entities}
+    named = entities if identifier is None else {identifier: needed[ID], **entities}
     types = {name: "integers" if pa.types.is_integer(held.type) else "text" for name, held in named.items()}
     groups = [group for group in definition.groups if group.round == round]
     earlier = _gathered(job, partition, index, {name for group in groups for name in group.window_columns})
     for group in groups:
-        of_windows = {f"{_VALUE}{name}": pa.array(earlier[name], pa.float64()) for name in group.window_columns}
+        of_windows = {f"{VALUE}{name}": pa.array(earlier[name], pa.float64()) for name in group.window_columns}
         bucket = _bucket_of(entities[group.entity], job.buckets)
         order = np.argsort(bucket, kind="stable")
         block = pa.record_batch({**needed, **of_windows, "entity": entities[group.entity]}).take(pa.array(order))
@@ -126,17 +126,17 @@ def gather(task: int, job: Job, newest: int, state: str | None, labels: pa.Table
     group, bucket = job.tasks[task]
     definition = job.definition
     blocks = [_read(job.storage, job.scattered(group, index), bucket) for index in job.filled]
-    known = [_read(job.storage, state_key(state, task), 0)] if state else []
+    known = [held(job.storage, state, task)] if state else []
     rows = pa.Table.from_batches([*known, *(block.drop_columns("row") for block in blocks)])
-    if labels is not None and _ID in rows.column_names:
+    if labels is not None and ID in rows.column_names:
         rows = _with_labels(rows, labels)
     asked = np.arange(rows.num_rows) >= sum(block.num_rows for block in known)
     columns = compute(_transactions(rows, definition, group), asked, group.measures, definition.windows.decimals)
     made = pa.record_batch({_ROW: np.concatenate([block["row"].to_numpy() for block in blocks]), **columns})
     cuts = np.cumsum([0, *(block.num_rows for block in blocks)]).tolist()
     job.storage.put(job.gathered(task), _written([made.slice(begin, end - begin) for begin, end in pairwise(cuts)]))
-    held = rows.filter(pc.greater(rows["time"], newest - group.horizon))
-    one = pa.record_batch([column.combine_chunks() for column in held.columns], names=held.column_names)
+    kept = rows.filter(pc.greater(rows["time"], newest - group.horizon))
+    one = pa.record_batch([column.combine_chunks() for column in kept.columns], names=kept.column_names)
     job.storage.put(state_key(job.folder, task), _written([one]))
 
 
@@ -172,6 +172,11 @@ def assemble(item: tuple[int, Partition], job: Job) -> None:
     job.storage.put(f"{job.folder}/data/{made}", sink.getvalue().to_pybytes())
 
 
+def held(storage: Storage, state: str, task: int) -> pa.RecordBatch:
+    """The transactions of one bucket of one group, by its place in `Job.tasks`, in the folder of a state."""
+    return _read(storage, state_key(state, task), 0)
+
+
 def state_key(folder: str, task: int) -> str:
     """The key of a bucket's part of a state."""
     return f"{folder}/state/{task:05d}.arrow"
@@ -184,11 +189,11 @@ def _gathered(job: Job, partition: Partition, index: int, wanted: Collection[str
     """
     columns = {name: np.full(partition.rows, np.nan, np.float32) for name in wanted}
     for task, (group, _) in enumerate(job.tasks) if partition.rows else ():
-        held = [measure.name for measure in group.measures if measure.name in columns]
-        if held:
+        here = [measure.name for measure in group.measures if measure.name in columns]
+        if here:
             block = _read(job.storage, job.gathered(task), job.filled.index(index))
             rows = block[_ROW].to_numpy()
-            for name in held:
+            for name in here:
                 columns[name][rows] = block[name].to_numpy()
     return columns
 
@@ -205,7 +210,7 @@ def _checked(
 
 
 def _identity(needed: dict[str, pa.Array], entities: dict[str, pa.Array]) -> str:
-    unlabelled = {name: column for name, column in needed.items() if name not in {_LABEL, _KNOWN}}
+    unlabelled = {name: column for name, column in needed.items() if name not in {LABEL, KNOWN}}
     written = [_written([pa.record_batch(columns)]) for columns in (unlabelled, entities) if columns]
     return hashlib.sha256(b"".join(written)).hexdigest()
 
@@ -222,23 +227,23 @@ def _needed(table: pa.Table, definition: Definition) -> dict[str, pa.Array]:
     columns: dict[str, Any] = {
         "row": pa.array(np.arange(table.num_rows, dtype=np.int32)),
         "time": pc.cast(table[definition.timestamp], pa.int64()),
-        **{f"{_VALUE}{name}": pc.cast(table[name], pa.float64(), safe=False) for name in definition.values},
-        **{f"{_TEXT}{name}": strings(table[name]) for name in definition.texts},
-        _LABEL: pc.cast(table[label], pa.int8()) if label in table.column_names else pa.nulls(len(table), pa.int8()),
-        **({} if identifier is None else {_ID: names(table[identifier])}),
+        **{f"{VALUE}{name}": pc.cast(table[name], pa.float64(), safe=False) for name in definition.values},
+        **{f"{TEXT}{name}": _filled(strings(table[name])) for name in definition.texts},
+        LABEL: pc.cast(table[label], pa.int8()) if label in table.column_names else pa.nulls(len(table), pa.int8()),
+        **({} if identifier is None else {ID: names(table[identifier])}),
     }
     if label_time is not None:
-        columns[_KNOWN] = pc.cast(table[label_time], pa.int64()) if label_time in table.column_names else nulls
+        columns[KNOWN] = pc.cast(table[label_time], pa.int64()) if label_time in table.column_names else nulls
     return {n: c.combine_chunks() if isinstance(c, pa.ChunkedArray) else c for n, c in columns.items()}
 
 
 def _with_labels(rows: pa.Table, labels: pa.Table) -> pa.Table:
     """The rows with the labels that have come since."""
-    held, come = rows[_ID], labels["id"]
+    held, come = rows[ID], labels["id"]
     if held.type != come.type:
         held, come = strings(held), strings(come)
     found = pc.index_in(held, come)
-    for name in (_LABEL, _KNOWN):
+    for name in (LABEL, KNOWN):
         if name in rows.column_names:
             come = pc.coalesce(labels[name].take(found), rows[name])
             rows = rows.set_column(rows.column_names.index(name), name, come)
@@ -250,15 +255,15 @@ def _transactions(rows: pa.Table, definition: Definition, group: Group) -> Trans
     return Transactions(
         entity=_codes(rows["entity"]),
         time=rows["time"].to_numpy(),
-        values={n: pc.fill_null(rows[f"{_VALUE}{n}"], math.nan).to_numpy() for n in values},
-        texts={n: _codes(rows[f"{_TEXT}{n}"]) for n in definition.texts},
-        fraud=pc.fill_null(pc.equal(rows[_LABEL], 1), False).to_numpy(),
+        values={n: pc.fill_null(rows[f"{VALUE}{n}"], math.nan).to_numpy() for n in values},
+        texts={n: _codes(rows[f"{TEXT}{n}"]) for n in definition.texts},
+        fraud=pc.fill_null(pc.equal(rows[LABEL], 1), False).to_numpy(),
         known=None if definition.label_time is None else _known(rows),
     )
 
 
 def _known(rows: pa.Table) -> npt.NDArray[np.int64]:
-    since = pc.if_else(pc.is_valid(rows[_LABEL]), rows[_KNOWN], None)
+    since = pc.if_else(pc.is_valid(rows[LABEL]), rows[KNOWN], None)
     return known_since(since, rows["time"])
 
 
@@ -266,7 +271,11 @@ def names(column: pa.ChunkedArray) -> pa.Array:
     """Entities or ids as int64 or text; missing, also the empty text, as null."""
     if pa.types.is_integer(column.type):
         return pc.cast(column, pa.int64()).combine_chunks()
-    texts = strings(column).combine_chunks()
+    return _filled(strings(column).combine_chunks())
+
+
+def _filled(texts: pa.ChunkedArray | pa.Array) -> Any:
+    """The empty text as null."""
     return pc.if_else(pc.equal(texts, ""), None, texts)
 
 

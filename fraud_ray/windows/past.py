@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -78,13 +78,26 @@ class Past:
             timelines[self._wait] = self._timeline(self._labelled, own, counts=False)
         return {m.name: float(np.float32(measured(timelines[m.wait], m)[0])) for m in self._group.measures}
 
-    def join(self, rows: Iterable[Row]) -> None:
+    def join(self, rows: Sequence[Row]) -> None:
         """Adds transactions; late ones to their place in time."""
+        if not len(self) and len(rows) > 1:
+            self._begin(rows)
+            return
         for row in rows:
             encoded = self._encoded(row)
             self._forget(row.time)
             self._own.insert(encoded, row.time)
             self._label(encoded)
+
+    def _begin(self, rows: Sequence[Row]) -> None:
+        """Adds the first transactions, all at once."""
+        matrix = np.stack([self._encoded(row) for row in rows], axis=1)
+        self._own.begin(matrix)
+        if self._labelled is not None:
+            is_labelled = (matrix[_LABEL] != NO_LABEL) & (matrix[_KNOWN] <= matrix[_TIME] + self._wait)
+            labelled = matrix[:, is_labelled]
+            labelled[_TIME] = labelled[_KNOWN]
+            self._labelled.begin(labelled)
 
     def label(self, time: int, id: str, label: int, known: int) -> None:
         """Gives the transaction of this time and id its label, in the place of one that it has; none without one."""
@@ -133,9 +146,8 @@ class Past:
         codes = [self._codes.setdefault(text, len(self._codes)) if text else -1 for text in row.texts]
         known = NEVER if row.label == NO_LABEL else max(row.known, row.time + 1)
         identity = 0 if row.id is None else _identity(row.id)
-        encoded = np.array([row.time, known, row.label, identity, *([0] * len(row.values)), *codes], np.int64)
-        encoded[_FIRST : _FIRST + len(row.values)] = np.array(row.values, np.float64).view(np.int64)
-        return encoded
+        values = np.array(row.values, np.float64).view(np.int64).tolist()
+        return np.array([row.time, known, row.label, identity, *values, *codes], np.int64)
 
     def _timeline(self, ordered: _Ordered, own: Int64, counts: bool) -> _Asked:
         """What is in order with `own` behind it, which is asked for; counts: whether that may be in its own window."""
@@ -164,6 +176,13 @@ class _Ordered:
     @property
     def times(self) -> Int64:
         return self.matrix[_TIME, : self.rows]
+
+    def begin(self, columns: Int64) -> None:
+        """Takes the first columns, in any order."""
+        self.rows = columns.shape[1]
+        self._full = max(8, 2 * self.rows)
+        room = np.empty((len(columns), self._full - self.rows), np.int64)
+        self.matrix = np.concatenate([columns[:, np.argsort(columns[_TIME], kind="stable")], room], axis=1)
 
     def place_last(self, column: Int64) -> None:
         """Puts a column behind the last, where the next takes its place."""

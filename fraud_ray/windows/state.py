@@ -40,7 +40,7 @@ from fraud_ray.windows.passes import Job, Scattered, assemble, gather, scatter
 ROOT = "windows"
 LATEST = f"{ROOT}/latest"
 # Part of the key: raise it when the same data and declarations come to give other columns.
-VERSION = 1
+VERSION = 2
 # Rows that a bucket holds, where the settings do not say how many buckets there are: some hundred bytes each.
 ROWS_A_BUCKET = 500_000
 # Rows of which each pass makes a task of its own, and not of fewer: some tenths of a second.

@@ -1,0 +1,80 @@
+"""The past that serving begins with: the transactions of a window state, from the storage into a store."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator
+from itertools import groupby
+from operator import itemgetter
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from fraud_ray.data.keys import NEVER
+from fraud_ray.errors import SettingsError
+from fraud_ray.serving.stores import Key, Record, Store
+from fraud_ray.storage import Storage
+from fraud_ray.windows.definition import Definition, Group
+from fraud_ray.windows.passes import ID, KNOWN, LABEL, TEXT, VALUE, held
+from fraud_ray.windows.past import NO_LABEL, Row, texts_of, values_of
+from fraud_ray.windows.state import State, latest_after, load_state
+
+NOTHING = ""  # in the place of a state's key, where serving begins without a past
+
+
+def newest_state(storage: Storage, key: str) -> State:
+    """The newest state that follows the one of a model. Raises DataError where its own is not in the storage."""
+    return latest_after(storage, load_state(storage, key))
+
+
+async def prime(store: Store, storage: Storage, definition: Definition, state: State) -> int:
+    """Lets a store have the transactions of a state; returns how many it did not have yet.
+
+    May be repeated, also with a later state. Raises StoreAwayError, and SettingsError where nothing says which it has.
+    """
+    there = await store.primed()
+    if there == state.key:
+        return 0
+    if there is not None and definition.data.of_kind("id") is None:
+        raise SettingsError(
+            "the store has a past already, and the data declares no column of kind 'id' to tell which transactions are "
+            "new; name another database of it in serving.store, and switch to that"
+        )
+    groups = list(_pasts(storage, definition, state))
+    return await store.prime(state.key, _records(groups), groups)
+
+
+def _pasts(storage: Storage, definition: Definition, state: State) -> Iterator[tuple[Key, list[Row]]]:
+    """Each entity's transactions, in the order of time."""
+    for number, group in enumerate(definition.groups):
+        for bucket in range(state.buckets):
+            block = held(storage, state.folder, number * state.buckets + bucket)
+            table = pa.Table.from_batches([block]).sort_by([("entity", "ascending"), ("time", "ascending")])
+            entities = pc.cast(table["entity"], pa.string()).to_pylist()
+            for entity, rows in groupby(zip(entities, _rows(table, group), strict=True), itemgetter(0)):
+                yield (number, entity), [row for _, row in rows]
+
+
+def _rows(table: pa.Table, group: Group) -> Iterator[Row]:
+    count = table.num_rows
+    values = [pc.fill_null(table[f"{VALUE}{name}"], float("nan")).to_pylist() for name in values_of(group)]
+    texts = [pc.fill_null(table[f"{TEXT}{name}"], "").to_pylist() for name in texts_of(group)]
+    ids = pc.cast(table[ID], pa.string()).to_pylist() if ID in table.column_names else [None] * count
+    known = pc.fill_null(table[KNOWN], NEVER).to_pylist() if KNOWN in table.column_names else [NEVER] * count
+    labels = pc.fill_null(table[LABEL], NO_LABEL).to_pylist()
+    of_values = zip(*values, strict=True) if values else [()] * count
+    of_texts = zip(*texts, strict=True) if texts else [()] * count
+    return map(Row, table["time"].to_pylist(), ids, of_values, of_texts, labels, known)
+
+
+def _records(groups: list[tuple[Key, list[Row]]]) -> dict[str, Record]:
+    """What is known under each id, in the order of time."""
+    keys: dict[str, list[Key]] = defaultdict(list)
+    rows: dict[str, Row] = {}
+    for key, of_key in groups:
+        for row in of_key:
+            if row.id is not None:
+                keys[row.id].append(key)
+                rows[row.id] = row
+    in_time = sorted(rows, key=lambda id: rows[id].time)
+    return {id: Record(rows[id].time, tuple(keys[id]), None, rows[id].label) for id in in_time}
