@@ -5,8 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
@@ -192,19 +190,3 @@ def test_a_folder_is_held_against_its_own_manifest(tmp_path: Path) -> None:
     assert (
         open_folder(str(bundle), tmp_path, verified=False).note == "not from a registry; not verified, as was asked for"
     )
-
-
-def test_reading_a_version_imports_neither_ray_nor_torch(registered: Path, tmp_path: Path) -> None:
-    registry = registry_in(registered).registry
-    script = f"""
-import sys
-from pathlib import Path
-from fraud_ray.registry.opened import open_uri
-from fraud_ray.settings import RegistrySettings
-from fraud_ray.storage import Storage
-registry = RegistrySettings(uri={registry.uri!r})
-assert open_uri("models:/cards/1", registry, Storage({str(registered)!r}), Path({str(tmp_path)!r})).note == ""
-print({{"ray", "torch", "mlflow"}} & sys.modules.keys())
-"""
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
-    assert done.stdout == "{'mlflow'}\n", done.stderr
