@@ -196,3 +196,13 @@ def test_a_bundle_of_another_format_is_refused(bundle: Bundle, tmp_path: Path) -
     (tmp_path / "bundle.json").write_text(json.dumps({**info, "format": 99}))
     with pytest.raises(ValueError, match="format 99"):
         Bundle.load(tmp_path)
+
+
+def test_a_row_scores_the_same_bits_alone_and_among_others(tmp_path):
+    made_bundle(COLUMNS, Calibration(), members=2).save(tmp_path)
+    scorer = open_graph(tmp_path)
+    for rows in (5, 7, 100, 2_047, 2_050):
+        data = table(rows)
+        together = scorer.score(data)
+        for row in {*range(5), *range(rows - 5, rows)}:
+            assert scorer.score(data.slice(row, 1)).tobytes() == together[row : row + 1].tobytes()

@@ -27,6 +27,7 @@ from fraud_ray.cli import (
     run,
     runs,
     score,
+    serve,
     settings,
     ui,
 )
@@ -71,6 +72,7 @@ app.command()(data.simulate)
 app.command()(data.validate)
 app.command()(drift.drift)
 app.command()(score.score)
+app.command()(serve.serve)
 app.command(name="settings")(settings.show)
 app.add_typer(runs.app, name="runs")
 app.command()(reproduce.reproduce)

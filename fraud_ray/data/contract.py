@@ -347,7 +347,8 @@ def check_type(
     if kind in NUMERIC and pa.types.is_integer(found):
         allowed = "a float64 holds no more digits. Round them, or write text and declare kind 'categorical' or 'id'."
         return _found("values beyond 2^53", np.abs(values.to_numpy().astype(np.float64)) >= 2.0**53, values, allowed)
-    if kind in TIME_KINDS and (pa.types.is_timestamp(found) or pa.types.is_date(found) or reading.unit):
+    is_time = pa.types.is_timestamp(found) or pa.types.is_date(found) or (reading.unit and _is_number(found))
+    if kind in TIME_KINDS and is_time:
         wrong = _outside_years(values, reading.unit)
         if wrong.any():
             return _found("values outside the years 1 to 9999", wrong, values, f"{_NO_TIME} Fix the file.")
@@ -397,7 +398,7 @@ def _wrong_values(
     if column.kind in TIME_KINDS:
         yield "values outside the years 1 to 9999", _outside_years(values), f"{_NO_TIME} Fix the file."
         microseconds = pc.fill_null(pc.cast(values, pa.int64()), 0).to_numpy()
-        for text, first, after in _NO_TIMES:
+        for text, first, after in NO_TIMES:
             wrong = (microseconds >= first) & (microseconds < after)
             yield f"values {text} in place of no time", wrong, f"{_NO_TIME} {_remedy(column, setting, 'nulls')}"
         return
@@ -466,7 +467,7 @@ def _second(moment: datetime) -> float:
 _NO_TIME = "a time that is not known is null."
 _A_DAY, _A_SECOND = 86_400_000_000, 1_000_000
 # Times that systems write where they know none: their text, the first microsecond since 1970, and the one after them.
-_NO_TIMES = tuple(
+NO_TIMES = tuple(
     (
         text,
         int(_second(datetime.fromisoformat(text))) * _A_SECOND,

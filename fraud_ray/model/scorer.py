@@ -15,6 +15,11 @@ from fraud_ray.model.encoder import FeatureColumn, categories, numbers, times
 GRAPH, INFO = "model.onnx", "bundle.json"  # files of a bundle
 FILES = "files"  # in INFO: the SHA-256 of each of the others
 WIDEST = 64  # bytes of a category that are held a row
+BATCH_ROWS = 2_048
+WHOLE = 8  # rows that a batch is filled up to a multiple of
+
+
+Inputs = dict[str, npt.NDArray[np.generic]]
 
 
 class GraphError(ValueError):
@@ -41,23 +46,34 @@ class GraphScorer:
         self.threshold = float(metadata["threshold"])
         self.columns = tuple(FeatureColumn(**column) for column in json.loads(metadata["columns"]))
 
-    def score(self, table: pa.Table, batch_rows: int = 2_048) -> npt.NDArray[np.float32]:
+    def score(self, table: pa.Table) -> npt.NDArray[np.float32]:
         """Calibrated probabilities float32 (rows,) of a table that holds the graph's columns."""
-        inputs = graph_inputs(table, self.columns)
-        chunks = [
-            self.session.run(["probability"], {k: v[start : start + batch_rows] for k, v in inputs.items()})[0]
-            for start in range(0, table.num_rows, batch_rows)
-        ]
-        return np.concatenate(chunks) if chunks else np.empty(0, np.float32)
+        return self.run(graph_inputs(table, self.columns), table.num_rows)
+
+    def run(self, inputs: Inputs, rows: int) -> npt.NDArray[np.float32]:
+        """Calibrated probabilities float32 (rows,) of the graph's inputs, each of shape (rows, 1).
+
+        A row's bits do not depend on those beside it: kernels compute several rows at a time and what is left at the
+        end by another formula, so a batch is filled up to where nothing is left.
+        """
+        chunks = []
+        for start in range(0, rows, BATCH_ROWS):
+            stop = min(start + BATCH_ROWS, rows)
+            chunk = inputs if rows <= BATCH_ROWS else {name: of[start:stop] for name, of in inputs.items()}
+            if (stop - start) % WHOLE:
+                filled = np.minimum(np.arange(-(-(stop - start) // WHOLE) * WHOLE), stop - start - 1)
+                chunk = {name: of[filled] for name, of in chunk.items()}
+            chunks.append(self.session.run(["probability"], chunk)[0][: stop - start])
+        return chunks[0] if len(chunks) == 1 else np.concatenate([*chunks, np.empty(0, np.float32)])
 
 
-def graph_inputs(table: pa.Table, columns: Sequence[FeatureColumn]) -> dict[str, npt.NDArray[np.generic]]:
+def graph_inputs(table: pa.Table, columns: Sequence[FeatureColumn]) -> Inputs:
     """The graph's inputs, each of shape (rows, 1), from the columns of a table."""
-    inputs: dict[str, npt.NDArray[np.generic]] = {}
+    inputs: Inputs = {}
     for column in columns:
         if column.kind == "categorical":
             values, positions = categories(table[column.name])
-            inputs[column.name] = _strings(values)[positions].reshape(-1, 1)
+            inputs[column.name] = text_input(values)[positions].reshape(-1, 1)
         elif column.kind == "timestamp":
             inputs[column.name] = times(table[column.name]).reshape(-1, 1)
         else:
@@ -65,8 +81,8 @@ def graph_inputs(table: pa.Table, columns: Sequence[FeatureColumn]) -> dict[str,
     return inputs
 
 
-def _strings(values: Sequence[str]) -> npt.NDArray[np.generic]:
-    """Strings as onnxruntime reads them fastest: bytes that end with a zero; objects where that is no good."""
+def text_input(values: Sequence[str]) -> npt.NDArray[np.generic]:
+    """Strings (rows,) as onnxruntime reads them fastest: bytes that end with a zero; objects where that is no good."""
     encoded = [value.encode() for value in values]
     width = max(map(len, encoded), default=0) + 1
     if width > WIDEST or any(b"\0" in value for value in encoded):

@@ -1,0 +1,117 @@
+"""`fraud-ray serve`: scores transactions as they happen, over HTTP."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from fraud_ray.cli.options import Config, Overrides, settings_of
+from fraud_ray.cli.tables import print_line
+from fraud_ray.errors import ServerError
+
+if TYPE_CHECKING:
+    import socket
+    from pathlib import Path
+
+    from fraud_ray.serving.requests import Form
+    from fraud_ray.serving.served import Served
+    from fraud_ray.serving.tokens import Tokens
+    from fraud_ray.settings import ServingSettings, Settings
+
+
+def serve(
+    config: Config,
+    overrides: Overrides = None,
+    model: Annotated[
+        str | None,
+        typer.Option(
+            metavar="URI",
+            help="models:/NAME/VERSION or a bundle's folder; by default the champion, and whatever follows it.",
+        ),
+    ] = None,
+    without_token: Annotated[
+        bool, typer.Option("--without-token", help="Answer without a token, on an address of this machine alone.")
+    ] = False,
+) -> None:
+    """Score transactions as they are sent to serving.host and serving.port, until interrupted.
+
+    Whoever asks needs a token: one of the file serving.tokens, or on this machine one that is made and kept. The
+    application describes itself at /docs.
+    """
+    import tempfile
+    from pathlib import Path
+
+    import uvicorn
+
+    from fraud_ray.cli.display import stdout_for_the_result
+    from fraud_ray.serving.app import Service, create_app
+    from fraud_ray.serving.tokens import tokens_of
+
+    settings = settings_of(config, overrides)
+    tokens = tokens_of(settings.serving, settings.storage.root, without_token)
+    with _bound(settings.serving) as listening, tempfile.TemporaryDirectory() as scratch:
+        with stdout_for_the_result():
+            served = _open(settings, model or f"models:/{settings.registry.model_name}@champion", Path(scratch))
+        service = Service(lambda: served, settings.serving)
+        app = create_app(service, tokens)
+        _tell(served, service.served()[1], settings.serving, tokens)
+        listening.listen(2_048)
+        uvicorn.Server(
+            uvicorn.Config(
+                app,
+                loop="uvloop",
+                http="httptools",
+                ws="none",
+                log_level="warning",
+                access_log=False,
+                server_header=False,
+                timeout_graceful_shutdown=30,
+            )
+        ).run(sockets=[listening])
+
+
+def _bound(settings: ServingSettings) -> socket.socket:
+    """A socket at the address of the settings, which does not listen yet. Raises ServerError."""
+    import socket
+
+    try:
+        [(family, kind, protocol, _, address), *_] = socket.getaddrinfo(
+            settings.host, settings.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )
+        bound = socket.socket(family, kind, protocol)
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        bound.bind(address)
+    except OSError as fault:
+        where = f"{settings.host}:{settings.port}"
+        raise ServerError(
+            f"cannot listen on {where}: {fault.strerror}; name another port with --set serving.port=PORT"
+        ) from None
+    return bound
+
+
+def _open(settings: Settings, uri: str, scratch: Path) -> Served:
+    from fraud_ray.model.scorer import GraphScorer
+    from fraud_ray.registry.versions import fetch
+    from fraud_ray.serving.served import Served
+    from fraud_ray.settings import locate_registry
+
+    registry = locate_registry(settings.registry, settings.storage, "the default settings")
+    version, folder = fetch(registry, uri, scratch)
+    scorer = GraphScorer((folder / "model.onnx").read_bytes())
+    return Served(version.name, str(version.version), scorer, settings.raw_data, None, None, folder, None)
+
+
+def _tell(served: Served, form: Form, settings: ServingSettings, tokens: Tokens | None) -> None:
+    """Where it listens, what answers, and a first call."""
+    import json
+    import shlex
+
+    host = f"[{settings.host}]" if ":" in settings.host else settings.host
+    url = f"http://{host}:{settings.port}"
+    print_line(f"{served.name} version {served.version} at {url} — Ctrl-C ends it")
+    if tokens is not None:
+        print_line(f"  export TOKEN=$(head -n 1 {shlex.quote(str(tokens.path))})")
+    bearer = "" if tokens is None else '-H "Authorization: Bearer $TOKEN" '
+    body = json.dumps({"transactions": [form.example()]}, ensure_ascii=False)
+    print_line(f"  curl {bearer}{url}/score -d {shlex.quote(body)}")
