@@ -35,7 +35,8 @@ class Commands(TyperGroup):
             except (Exception, KeyboardInterrupt, SystemExit) as fault:
                 number = came[0] if came else _signal_of(fault)
                 if number is not None:
-                    raise _ended(Text(f"{_SIGNALS[number]}; {_AGAIN}"), 128 + number) from fault
+                    again = "" if ctx.invoked_subcommand == "serve" else f"; {_AGAIN}"
+                    raise _ended(Text(f"{_SIGNALS[number]}{again}"), 128 + number) from fault
                 own = as_raised(fault)
                 if isinstance(own, FraudRayError):
                     raise _failed(str(own), own.exit_code) from fault
