@@ -12,12 +12,14 @@ from fraud_ray.errors import ServerError
 
 if TYPE_CHECKING:
     import socket
-    from pathlib import Path
 
-    from fraud_ray.serving.requests import Form
     from fraud_ray.serving.served import Served
     from fraud_ray.serving.tokens import Tokens
     from fraud_ray.settings import ServingSettings, Settings
+    from fraud_ray.windows.definition import Definition
+
+_WAITING = 2_048  # connections that the system holds until they are accepted
+_LONGEST_S = 30  # until requests that are under way are given up, when the server is ended
 
 
 def serve(
@@ -39,36 +41,44 @@ def serve(
     Whoever asks needs a token: one of the file serving.tokens, or on this machine one that is made and kept. The
     application describes itself at /docs.
     """
-    import tempfile
-    from pathlib import Path
+    import uvloop
 
-    import uvicorn
-
-    from fraud_ray.cli.display import stdout_for_the_result
-    from fraud_ray.serving.app import Service, create_app
     from fraud_ray.serving.tokens import tokens_of
 
     settings = settings_of(config, overrides)
     tokens = tokens_of(settings.serving, settings.storage.root, without_token)
-    with _bound(settings.serving) as listening, tempfile.TemporaryDirectory() as scratch:
-        with stdout_for_the_result():
-            served = _open(settings, model or f"models:/{settings.registry.model_name}@champion", Path(scratch))
-        service = Service(lambda: served, settings.serving)
-        app = create_app(service, tokens)
-        _tell(served, service.served()[1], settings.serving, tokens)
-        listening.listen(2_048)
-        uvicorn.Server(
-            uvicorn.Config(
-                app,
-                loop="uvloop",
-                http="httptools",
-                ws="none",
-                log_level="warning",
-                access_log=False,
-                server_header=False,
-                timeout_graceful_shutdown=30,
-            )
-        ).run(sockets=[listening])
+    with _bound(settings.serving) as bound:
+        uvloop.run(_serve(settings, model, tokens, bound))
+
+
+async def _serve(settings: Settings, model: str | None, tokens: Tokens | None, bound: socket.socket) -> None:
+    """Answers until a signal comes, which it raises again when every request has its reply."""
+    import uvicorn
+
+    from fraud_ray.cli.display import stdout_for_the_result
+    from fraud_ray.serving.app import Service, create_app
+    from fraud_ray.serving.following import Following
+
+    async def primed(definition: Definition, state: str | None) -> bool:
+        return False
+
+    following = Following(settings, primed, model)
+    with stdout_for_the_result():
+        await following.start()
+    service = Service(lambda: following.current if following.ready else None, settings.serving)
+    app = create_app(service, tokens, following.stop)
+    _tell(following.current, settings.serving, tokens)
+    bound.listen(_WAITING)
+    config = uvicorn.Config(
+        app,
+        http="httptools",
+        ws="none",
+        log_level="warning",
+        access_log=False,
+        server_header=False,
+        timeout_graceful_shutdown=_LONGEST_S,
+    )
+    await uvicorn.Server(config).serve(sockets=[bound])
 
 
 def _bound(settings: ServingSettings) -> socket.socket:
@@ -90,22 +100,12 @@ def _bound(settings: ServingSettings) -> socket.socket:
     return bound
 
 
-def _open(settings: Settings, uri: str, scratch: Path) -> Served:
-    from fraud_ray.model.scorer import GraphScorer
-    from fraud_ray.registry.versions import fetch
-    from fraud_ray.serving.served import Served
-    from fraud_ray.settings import locate_registry
-
-    registry = locate_registry(settings.registry, settings.storage, "the default settings")
-    version, folder = fetch(registry, uri, scratch)
-    scorer = GraphScorer((folder / "model.onnx").read_bytes())
-    return Served(version.name, str(version.version), scorer, settings.raw_data, None, None, folder, None)
-
-
-def _tell(served: Served, form: Form, settings: ServingSettings, tokens: Tokens | None) -> None:
+def _tell(served: Served, settings: ServingSettings, tokens: Tokens | None) -> None:
     """Where it listens, what answers, and a first call."""
     import json
     import shlex
+
+    from fraud_ray.serving.requests import Form
 
     host = f"[{settings.host}]" if ":" in settings.host else settings.host
     url = f"http://{host}:{settings.port}"
@@ -113,5 +113,5 @@ def _tell(served: Served, form: Form, settings: ServingSettings, tokens: Tokens 
     if tokens is not None:
         print_line(f"  export TOKEN=$(head -n 1 {shlex.quote(str(tokens.path))})")
     bearer = "" if tokens is None else '-H "Authorization: Bearer $TOKEN" '
-    body = json.dumps({"transactions": [form.example()]}, ensure_ascii=False)
+    body = json.dumps({"transactions": [Form.of(served, settings.ahead_s).example()]}, ensure_ascii=False)
     print_line(f"  curl {bearer}{url}/score -d {shlex.quote(body)}")

@@ -23,14 +23,18 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from fraud_ray.errors import DataError
 from fraud_ray.serving.metrics import Metrics
 from fraud_ray.serving.reasons import Reasons
 from fraud_ray.serving.requests import Batch, Form, RequestFault, UnavailableError
 from fraud_ray.serving.served import Served
+from fraud_ray.serving.stores import NotPrimedError, StoreAwayError
 from fraud_ray.serving.tokens import Tokens
 from fraud_ray.settings import ServingSettings
 
 Endpoint = Callable[[Request], Awaitable[Response]]
+
+_RETRY_AFTER_S = "1"
 
 _LOG = logging.getLogger(__name__)
 
@@ -80,19 +84,20 @@ class Scored:
 class Service:
     """Scores batches by the version that answers now.
 
-    current: that version; None while there is none. history: of entities, for versions with window columns.
+    current: that version; None while there is none. history_of: the past of entities for a version with window columns;
+    None while it is not there.
     """
 
     current: Callable[[], Served | None]
     settings: ServingSettings
-    history: History | None = None
+    history_of: Callable[[Served], History | None] = lambda served: None
     metrics: Metrics = field(default_factory=Metrics)
     _form: tuple[Served, Form] | None = None
 
     def served(self) -> tuple[Served, Form]:
         """The version that answers, and what its transactions must hold. Raises UnavailableError."""
         served = self.current()
-        if served is None or (served.definition is not None and self.history is None):
+        if served is None:
             raise UnavailableError("no version is ready to answer yet")
         if self._form is None or self._form[0] is not served:
             self._form = served, Form.of(served, self.settings.ahead_s)
@@ -114,13 +119,15 @@ class Service:
             decision = (found >= served.scorer.threshold).tolist()
             scored = Scored(found.tolist(), decision, [served.version] * rows, [], [False] * rows)
         else:
-            assert self.history is not None, "served() says so"
-            answers = await self.history.answer(batch, _score_by_row(served, batch))
+            history = self.history_of(served)
+            if history is None:
+                raise UnavailableError("the past that its windows look back on is not loaded yet")
+            answers = await history.answer(batch, _score_by_row(served, batch))
             scored = Scored(
                 [answer.probability for answer in answers],
                 [answer.decision for answer in answers],
                 [answer.version for answer in answers],
-                [self.history.named(answer) for answer in answers],
+                [history.named(answer) for answer in answers],
                 [answer.degraded for answer in answers],
             )
         self.metrics.count_decisions(scored.decision)
@@ -149,8 +156,15 @@ class _Transactions(msgspec.Struct, forbid_unknown_fields=True):
 _DECODER = msgspec.json.Decoder(_Transactions)
 
 
-def create_app(service: Service, tokens: Tokens | None) -> Starlette:
-    """The application of a service. tokens: whose bearers may ask; None: everybody may."""
+async def _nothing() -> None:
+    return None
+
+
+def create_app(service: Service, tokens: Tokens | None, close: Callable[[], Awaitable[None]] = _nothing) -> Starlette:
+    """The application of a service.
+
+    tokens: whose bearers may ask; None: everybody may. close: called once no request is left.
+    """
     reasons = Reasons()
 
     async def score(request: Request) -> Response:
@@ -193,9 +207,11 @@ def create_app(service: Service, tokens: Tokens | None) -> Starlette:
                 response = as_json({"error": str(fault), "field": fault.field}, fault.status)
                 if fault.status == 401:
                     response.headers["WWW-Authenticate"] = "Bearer"
-            except UnavailableError as fault:
+            except DataError as fault:
+                response = as_json({"error": str(fault), "field": None}, 422)
+            except (UnavailableError, StoreAwayError, NotPrimedError) as fault:
                 response = as_json({"error": str(fault), "field": None}, 503)
-                response.headers["Retry-After"] = str(fault.retry_after_s)
+                response.headers["Retry-After"] = _RETRY_AFTER_S
             except ClientDisconnect:
                 response = Response(status_code=400)  # nobody reads it
             except Exception as fault:  # whatever it is, the caller gets an answer, and the log no value of it
@@ -218,6 +234,7 @@ def create_app(service: Service, tokens: Tokens | None) -> Starlette:
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
         yield
         reasons.close()
+        await close()
 
     routes = [
         route("/score", score, "POST"),

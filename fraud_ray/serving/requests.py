@@ -55,9 +55,7 @@ class RequestFault(Exception):  # noqa: N818 - no error of ours
 
 
 class UnavailableError(FraudRayError):
-    """What cannot be answered now; ask again in retry_after_s seconds."""
-
-    retry_after_s = 1
+    """What cannot be answered now, but may be soon."""
 
 
 class _UnfitError(Exception):
