@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 from pyarrow import fs
 
 from fraud_ray.data.delimited import CsvFile
-from fraud_ray.data.kinds import Reading, from_text, harmonised, typed
+from fraud_ray.data.kinds import TIME_KINDS, Reading, from_text, harmonised, typed
 from fraud_ray.data.listing import ENCRYPTED, MAGIC, Listing, entries_below, is_csv, leading_keys, select_partitions
 from fraud_ray.errors import DataError
 from fraud_ray.settings import CsvSettings, DataSettings
@@ -273,10 +273,33 @@ def read_partition(root: str, partition: Partition, data: DataSettings, columns:
     ):
         # One thread: the partitions are read side by side, one a CPU.
         table = file.read(columns=list(columns), use_threads=False)
+        long = long_times(filesystem, partition.path, file, readings)
+    for name in long.column_names:
+        table = table.set_column(table.column_names.index(name), name, long[name])
     if len(set(table.column_names)) < table.num_columns:
         twice = next(name for name in table.column_names if table.column_names.count(name) > 1)
         raise DataError(f"{partition.shown}: column '{twice}' is there more than once; write it again with one")
     return partition.kept(typed(table, hive_keys(root, partition.shown), readings))
+
+
+def long_times(
+    filesystem: fs.FileSystem, path: str, file: pq.ParquetFile | CsvFile, readings: Mapping[str, Reading]
+) -> pa.Table:
+    """Columns of times, as INT96, of which a file holds some beyond what microseconds do, in milliseconds.
+
+    Arrow reads such times as others, which wrap around into years that look right. readings: of the columns.
+    """
+    schema = () if file.metadata is None else file.metadata.schema
+    int96 = [column.path for column in schema if column.physical_type == "INT96"]
+    asked = [name for name, reading in readings.items() if reading.kind in TIME_KINDS and name in int96]
+    if not asked:
+        return pa.table({})
+    read = file.read(columns=asked, use_threads=False)
+    with filesystem.open_input_file(path) as opened:
+        in_ms = pq.ParquetFile(opened, metadata=file.metadata, coerce_int96_timestamp_unit="ms").read(columns=asked)
+    same = {name: pc.cast(read[name], in_ms[name].type, safe=False) for name in asked}
+    apart = {name: pc.subtract(pc.cast(same[name], pa.int64()), pc.cast(in_ms[name], pa.int64())) for name in asked}
+    return in_ms.select([name for name in asked if pc.any(pc.greater(pc.abs(apart[name]), 1)).as_py()])
 
 
 @contextmanager

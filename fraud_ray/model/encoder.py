@@ -338,8 +338,12 @@ def numbers(column: pa.ChunkedArray, true: str | None = None) -> Float32:
 
 
 def times(column: pa.ChunkedArray) -> Int64:
-    """A column of timestamps as microseconds since 1970 in UTC, (rows,), with NO_TIME for null."""
-    microseconds = pc.cast(pc.cast(column, pa.timestamp("us"), safe=False), pa.int64())
+    """A column of timestamps as microseconds since 1970 in UTC, (rows,), with NO_TIME for null.
+
+    Raises ArrowInvalid for a time beyond those that microseconds hold.
+    """
+    options = pc.CastOptions(pa.timestamp("us"), allow_time_truncate=True)
+    microseconds = pc.cast(pc.cast(column, options=options), pa.int64())
     return pc.fill_null(microseconds, NO_TIME).to_numpy()
 
 

@@ -82,7 +82,8 @@ def _times(column: pd.Series, unit: str | None) -> np.ndarray:
             raise ValueError("numbers, and the model knows no unit of them")
         form = "ISO8601" if held == "string" else None
         read = pd.to_datetime(column, utc=True, unit=unit if is_number else None, format=form)
-        return read.dt.tz_localize(None).to_numpy("datetime64[us]", na_value=np.datetime64("NaT")).view(np.int64)
+        read = read.dt.tz_localize(None).dt.as_unit("us")  # which numpy would let wrap around
+        return read.to_numpy("datetime64[us]", na_value=np.datetime64("NaT")).view(np.int64)
     except (TypeError, ValueError) as fault:
         told = str(fault).splitlines()[0]
         raise ValueError(f"column '{column.name}' holds what is no time: {told}") from fault

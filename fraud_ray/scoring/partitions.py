@@ -35,6 +35,7 @@ from fraud_ray.data.source import (
     fingerprint_line,
     hive_keys,
     list_partitions,
+    long_times,
     open_file,
     open_filesystem,
     read_footer,
@@ -314,16 +315,12 @@ def _score_partition(job: _Job, model: Model, source: str, target: str, csv: Csv
         with readable(filesystem, job.partition, csv):
             opened = open_file(filesystem, job.partition.path, csv, readings, known=job.partition)
             file = held.enter_context(opened)
+            long = long_times(filesystem, job.partition.path, file, readings)
+        _check_types(typed(long, {}, readings), {name: readings[name] for name in long.column_names}, job.name, csv)
         writer = held.enter_context(writing(target, job.output, file, model.added))
         for table in _batches(file, filesystem, job.partition, csv):
             read = typed(table, keys, readings)
-            unfit = {
-                column: check_type(read, column, reading, None, csv.decimal_point)
-                for column, reading in readings.items()
-            }
-            broken = [Violation(job.name, column, *finding) for column, finding in unfit.items() if finding]
-            if broken:
-                raise ContractViolation(broken, 1)
+            _check_types(read, readings, job.name, csv)
             probability = scorer.score(read)
             decision = probability >= scorer.threshold
             version = pa.repeat(model.version, table.num_rows)
@@ -335,6 +332,13 @@ def _score_partition(job: _Job, model: Model, source: str, target: str, csv: Csv
             alerts += int(decision.sum())
         writer.add_key_value_metadata({**job.stamp, ALERTS: str(alerts).encode()})
     return alerts
+
+
+def _check_types(read: pa.Table, readings: Mapping[str, Reading], name: str, csv: CsvSettings) -> None:
+    unfit = {column: check_type(read, column, reading, None, csv.decimal_point) for column, reading in readings.items()}
+    broken = [Violation(name, column, *finding) for column, finding in unfit.items() if finding]
+    if broken:
+        raise ContractViolation(broken, 1)
 
 
 def _batches(

@@ -15,6 +15,7 @@ import pyarrow.compute as pc
 from pyarrow import fs
 
 from fraud_ray.cluster import join_unless_few
+from fraud_ray.data.contract import ContractViolation, check_columns
 from fraud_ray.data.listing import parquet_name
 from fraud_ray.data.output import count_foreign, list_written, refuse_to_keep_in
 from fraud_ray.data.source import (
@@ -127,7 +128,7 @@ def _uncounted(
 
 def read_labels(source: Source, data: DataSettings) -> pa.Table:
     """Labels by id: columns `id` (int64 or text), `label` (int8) and, where label times are declared, `known` (int64,
-    in microseconds since 1970). Raises DataError for partitions without one of them."""
+    in microseconds since 1970). Raises DataError for partitions without one of them, ContractViolation for values."""
     identifier, label_time = data.of_kind("id"), data.of_kind("label_time")
     if identifier is None:
         raise DataError("labels are fed by id; declare a column of kind 'id' under data.columns")
@@ -140,6 +141,10 @@ def read_labels(source: Source, data: DataSettings) -> pa.Table:
                 raise DataError(
                     f"{partition.shown}: column '{name}' is missing; labels need '{identifier}' beside them"
                 )
+        checked = {name: data.columns[name].model_copy(update={"nulls": True}) for name in needed}
+        violations = check_columns(table, checked, partition.shown, data.csv.decimal_point)
+        if violations:
+            raise ContractViolation(violations, len(source.partitions))
         columns = {"id": names(table[identifier]), "label": pc.cast(table[data.label], pa.int8())}
         if label_time:
             columns["known"] = pc.cast(table[label_time], pa.int64())
