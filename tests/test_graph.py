@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from fraud_ray.model.bundle import Bundle, network_logits, open_graph
 from fraud_ray.model.calibration import Calibration
 from fraud_ray.model.encoder import Encoder, FeatureColumn, Ratio, Statistics
-from fraud_ray.model.graph import INNER, build_graph
+from fraud_ray.model.graph import INNER, build_graph, scoring_graph
 from fraud_ray.model.network import FraudNetwork, NetworkShape
 from fraud_ray.model.scorer import GraphScorer
 from fraud_ray.registry.opened import open_folder
@@ -84,8 +84,12 @@ def trainer_probabilities(bundle: Bundle, data: pa.Table) -> np.ndarray:
 
 
 def graph_of(bundle: Bundle) -> GraphScorer:
-    graph = build_graph(bundle.encoder, bundle.network(), bundle.calibration, bundle.threshold)
-    return GraphScorer(graph.SerializeToString())
+    return GraphScorer(model_graph(bundle).SerializeToString())
+
+
+def model_graph(bundle: Bundle) -> onnx.ModelProto:
+    scoring = scoring_graph(bundle.encoder, bundle.network(), bundle.calibration)
+    return build_graph(bundle.encoder, scoring, bundle.threshold)
 
 
 @pytest.fixture(scope="module", params=["platt", "isotonic"])
@@ -147,7 +151,7 @@ def test_a_graph_states_its_threshold_and_columns_and_names_its_inputs_after_the
 
 def test_columns_may_be_called_like_anything_inside_the_graph() -> None:
     bundle = made_bundle(COLUMNS, CALIBRATIONS["isotonic"])
-    graph = build_graph(bundle.encoder, bundle.network(), bundle.calibration, bundle.threshold).graph
+    graph = model_graph(bundle).graph
     made = {name for node in graph.node for name in node.output} | {tensor.name for tensor in graph.initializer}
     made -= {value.name for value in graph.output}
     assert INNER == REFUSED
@@ -169,7 +173,7 @@ def test_columns_may_be_called_like_anything_inside_the_graph() -> None:
 def test_a_bundle_is_read_back_as_it_was_saved_and_holds_no_pickle(bundle: Bundle, tmp_path: Path) -> None:
     bundle.with_results({"f1_score": 0.9}, {"run": "r"}).save(tmp_path)
     assert sorted(p.name for p in tmp_path.iterdir()) == [
-        *("bundle.json", "encoder.json", "model.onnx", "weights.safetensors")
+        *("bundle.json", "encoder.json", "model.onnx", "portable.onnx", "vocabulary.json", "weights.safetensors")
     ]
     back = Bundle.load(tmp_path)
     assert (back.encoder, back.shape, back.calibration, back.threshold) == (

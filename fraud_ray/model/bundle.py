@@ -1,6 +1,8 @@
 """The folder of one model: the graph that scores, and beside it the parts that it was joined from.
 
 model.onnx           encoder, network and calibration in one graph
+portable.onnx        the same for runtimes that read no text (portable.py); bundles made before there was one lack it
+vocabulary.json      how a client makes the portable graph's inputs
 weights.safetensors  the network's weights
 encoder.json         the encoder
 profile.json         what the fit rows and the scores on the final holdout looked like
@@ -23,13 +25,15 @@ from safetensors.torch import load_file, save
 
 from fraud_ray.model.calibration import Calibration
 from fraud_ray.model.encoder import Encoder
-from fraud_ray.model.graph import build_graph
+from fraud_ray.model.graph import build_graph, scoring_graph
 from fraud_ray.model.network import FraudNetwork, NetworkShape
+from fraud_ray.model.portable import build_portable, vocabulary
 from fraud_ray.model.profile import Profile
 from fraud_ray.model.scorer import FILES, GRAPH, INFO, GraphScorer
 
 FORMAT = 1
 WEIGHTS, ENCODER, PROFILE = "weights.safetensors", "encoder.json", "profile.json"
+PORTABLE, VOCABULARY = "portable.onnx", "vocabulary.json"
 PARTS = (WEIGHTS, ENCODER, INFO)  # what a model is read back from
 
 
@@ -76,11 +80,13 @@ class Bundle:
             "metrics": self.metrics,
             "origin": self.origin,
         }
-        graph = build_graph(self.encoder, self.network(), self.calibration, self.threshold)
+        scoring = scoring_graph(self.encoder, self.network(), self.calibration)
         contents = {WEIGHTS: save(self.weights), ENCODER: json.dumps(self.encoder.to_json(), indent=1).encode()}
         if self.profile is not None:
             contents[PROFILE] = json.dumps(self.profile.to_json()).encode()
-        contents[GRAPH] = graph.SerializeToString()
+        contents[VOCABULARY] = json.dumps(vocabulary(self.encoder, self.threshold), indent=1).encode()
+        for name, build in ((PORTABLE, build_portable), (GRAPH, build_graph)):
+            contents[name] = build(self.encoder, scoring, self.threshold).SerializeToString()
         info[FILES] = {name: hashlib.sha256(content).hexdigest() for name, content in contents.items()}
         (folder / INFO).write_text(json.dumps(info, indent=1, default=str))
         for name, content in contents.items():

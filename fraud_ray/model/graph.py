@@ -1,4 +1,7 @@
-"""Encoder, network and calibration as one ONNX graph: raw columns in, calibrated probability out."""
+"""Encoder, network and calibration as one ONNX graph: raw columns in, calibrated probability out.
+
+The network is exported once (`scoring_graph`); this graph and the portable one (portable.py) are two ways into it.
+"""
 
 from __future__ import annotations
 
@@ -33,46 +36,55 @@ from fraud_ray.model.encoder import (
 from fraud_ray.model.network import FraudNetwork
 
 OPSET = 20
-DOMAINS = [helper.make_opsetid("", OPSET), helper.make_opsetid("ai.onnx.ml", 4)]
+ONNX = [helper.make_opsetid("", OPSET)]
+TEXTS = helper.make_opsetid("ai.onnx.ml", 4)  # operators that read text
 IR_VERSION = 10
 # What the names inside begin with. Settings refuse it in a column's name, so that no input clashes with them.
 INNER = "fraud_ray/"
+NETWORK = f"{INNER}network/"
 FEATURES, CODES, LOGIT = f"{INNER}features", f"{INNER}codes", f"{INNER}logit"
 
 
-def build_graph(encoder: Encoder, network: FraudNetwork, calibration: Calibration, threshold: float) -> onnx.ModelProto:
-    """The graph of a fitted model.
+def build_graph(encoder: Encoder, scoring: onnx.ModelProto, threshold: float) -> onnx.ModelProto:
+    """The graph of a fitted model. scoring: what `scoring_graph` made of its network and calibration.
 
     Inputs: one a feature column, by its name, shape (rows, 1): float32 for numeric and boolean ones (NaN: missing),
     string for categorical ones ("": missing), int64 for timestamps (microseconds since 1970 in UTC; -2^63: missing).
     Output: `probability`, float32 (rows,). Metadata: `threshold`, and `columns`, a JSON list of {name, kind}, with
     `true` where text stands for it, and `unit` where numbers stand for times.
     """
-    encoded = _encoder_graph(encoder)
-    scored = _network_graph(network, encoder)
-    network_names = f"{INNER}network/"
-    wires = [(f"{INNER}{value.name}", f"{network_names}{value.name}") for value in scored.graph.input]
-    joined = compose.merge_models(encoded, compose.add_prefix(scored, network_names), wires)
-    whole = compose.merge_models(joined, _calibration_graph(calibration), [(f"{network_names}logit", LOGIT)])
-    helper.set_model_props(
-        whole,
-        {
-            "threshold": repr(float(threshold)),
-            "columns": json.dumps([_stated(column) for column in encoder.columns]),
-        },
-    )
+    return joined(_encoder_graph(encoder), scoring, threshold, columns=[stated(column) for column in encoder.columns])
+
+
+def scoring_graph(encoder: Encoder, network: FraudNetwork, calibration: Calibration) -> onnx.ModelProto:
+    """Encoded rows to `probability`. It reads what there is of FEATURES, float32 (rows, F), and CODES, int64 (rows, C).
+
+    Exporting the network takes seconds.
+    """
+    exported = compose.add_prefix(_network_graph(network, encoder), NETWORK)
+    return compose.merge_models(exported, _calibration_graph(calibration), [(f"{NETWORK}logit", LOGIT)])
+
+
+def joined(encoded: onnx.ModelProto, scoring: onnx.ModelProto, threshold: float, **lists: list[Any]) -> onnx.ModelProto:
+    """A graph that ends in FEATURES and CODES and the one that reads them, as one. lists: what its metadata state."""
+    wires = [(f"{INNER}{value.name.removeprefix(NETWORK)}", value.name) for value in scoring.graph.input]
+    whole = compose.merge_models(encoded, scoring, wires)
+    del whole.opset_import[:]  # merged, it names each domain several times
+    whole.opset_import.extend(encoded.opset_import)
+    stored = {name: json.dumps(values) for name, values in lists.items()}
+    helper.set_model_props(whole, {"threshold": repr(float(threshold)), **stored})
     onnx.checker.check_model(whole, full_check=True)
     return whole
 
 
-def _stated(column: FeatureColumn) -> dict[str, str]:
-    """A column as the graph states it."""
+def stated(column: FeatureColumn) -> dict[str, str]:
+    """A column as a graph states it."""
     stated = {"name": column.name, "kind": column.kind, "true": column.true, "unit": column.unit}
     return {key: value for key, value in stated.items() if value is not None}
 
 
 def _encoder_graph(encoder: Encoder) -> onnx.ModelProto:
-    build = _Builder("encoder")
+    build = Builder("encoder", [TEXTS])
     kinds = {"categorical": TensorProto.STRING, "timestamp": TensorProto.INT64}
     inputs = [
         helper.make_tensor_value_info(c.name, kinds.get(c.kind, TensorProto.FLOAT), ["rows", 1])
@@ -80,10 +92,8 @@ def _encoder_graph(encoder: Encoder) -> onnx.ModelProto:
     ]
     outputs = []
     if encoder.feature_names:
-        # A row a column until the end: onnxruntime is several times as fast along contiguous values as across them.
-        features = build.add("Concat", _feature_rows(build, encoder), axis=0)
-        build.add("Transpose", [features], perm=[1, 0], output=FEATURES)
-        outputs.append(helper.make_tensor_value_info(FEATURES, TensorProto.FLOAT, ["rows", len(encoder.feature_names)]))
+        numbers = [build.add("Reshape", [column.name, [1, -1]]) for column in encoder.columns if column.is_number]
+        outputs.append(add_features(build, encoder, build.add("Concat", numbers, axis=0)))
     if encoder.categorical:
         codes, calendar = [], _calendar(build, encoder)
         for book in encoder.categorical:
@@ -99,11 +109,19 @@ def _encoder_graph(encoder: Encoder) -> onnx.ModelProto:
     return build.model(inputs, outputs)
 
 
-def _feature_rows(build: _Builder, encoder: Encoder) -> list[str]:
+def add_features(build: Builder, encoder: Encoder, raw: str) -> onnx.ValueInfoProto:
+    """Makes FEATURES of the raw numbers and booleans, (columns, rows) in the encoder's order.
+
+    A row a column until the end: onnxruntime is several times as fast along contiguous values as across them.
+    """
+    features = build.add("Concat", _feature_rows(build, encoder, raw), axis=0)
+    build.add("Transpose", [features], perm=[1, 0], output=FEATURES)
+    return helper.make_tensor_value_info(FEATURES, TensorProto.FLOAT, ["rows", len(encoder.feature_names)])
+
+
+def _feature_rows(build: Builder, encoder: Encoder, raw: str) -> list[str]:
     """Blocks of features, (features, rows), which joined are the encoder's in their order."""
-    numeric = [c.name for c in encoder.columns if c.is_number]
-    position = {name: i for i, name in enumerate(numeric)}
-    raw = build.add("Concat", [build.add("Reshape", [name, [1, -1]]) for name in numeric], axis=0)
+    position = {name: i for i, name in enumerate(c.name for c in encoder.columns if c.is_number)}
     missing, present = _missing_and_present(build, raw)
     if encoder.ratios:
         above = build.rows(raw, [position[ratio.numerator] for ratio in encoder.ratios])
@@ -137,7 +155,7 @@ def _feature_rows(build: _Builder, encoder: Encoder) -> list[str]:
     return blocks
 
 
-def _calendar(build: _Builder, encoder: Encoder) -> dict[str, tuple[str, tuple[str, ...]]]:
+def _calendar(build: Builder, encoder: Encoder) -> dict[str, tuple[str, tuple[str, ...]]]:
     """Of each derived column the place of a row's value among all, (rows, 1), after the last where the time is missing;
     and all values."""
     found = {}
@@ -151,7 +169,7 @@ def _calendar(build: _Builder, encoder: Encoder) -> dict[str, tuple[str, tuple[s
     return found
 
 
-def _missing_and_present(build: _Builder, raw: str) -> tuple[str, str]:
+def _missing_and_present(build: Builder, raw: str) -> tuple[str, str]:
     """Which numbers are missing, and the numbers with 0 in the place of those."""
     missing = build.add("Or", [build.add("IsNaN", [raw]), build.add("IsInf", [raw])])
     return missing, build.add("Where", [missing, 0.0, raw])
@@ -167,7 +185,7 @@ def _network_graph(network: FraudNetwork, encoder: Encoder) -> onnx.ModelProto:
     exported = _export(network, used)
     exported.ir_version = IR_VERSION
     del exported.opset_import[:]
-    exported.opset_import.extend(DOMAINS)
+    exported.opset_import.extend(ONNX)
     del exported.metadata_props[:]
     for node in exported.graph.node:
         del node.metadata_props[:]
@@ -226,7 +244,7 @@ class _RowHead(nn.Module):
 
 
 def _calibration_graph(calibration: Calibration) -> onnx.ModelProto:
-    build = _Builder("calibration")
+    build = Builder("calibration")
     if calibration.kind == "isotonic":
         x, y = np.array(calibration.knots, np.float64).T
         rises = np.diff(y) / np.diff(x)
@@ -236,19 +254,21 @@ def _calibration_graph(calibration: Calibration) -> onnx.ModelProto:
         risen = build.add("Squeeze", [build.add("MatMul", [within, rises[:, None]]), [1]])
         build.add("Add", [risen, y[0]], output="probability")
     else:
-        scaled = build.add("Mul", [LOGIT, calibration.slope])
-        moved = build.add("Add", [scaled, calibration.intercept])
-        build.add("Sigmoid", [moved], output="probability")
+        # Not Sigmoid: onnxruntime's has steps of 3e-8, and 0 for all that is smaller.
+        scaled = build.add("Mul", [LOGIT, -calibration.slope])
+        odds_against = build.add("Exp", [build.add("Sub", [scaled, calibration.intercept])])
+        build.add("Reciprocal", [build.add("Add", [odds_against, 1.0])], output="probability")
     logit = helper.make_tensor_value_info(LOGIT, TensorProto.FLOAT, ["rows"])
     probability = helper.make_tensor_value_info("probability", TensorProto.FLOAT, ["rows"])
     return build.model([logit], [probability])
 
 
-class _Builder:
+class Builder:
     """Nodes and constants of a graph in the making; their names are numbered, and begin with INNER and the graph's."""
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, domains: Sequence[onnx.OperatorSetIdProto] = ()) -> None:
         self.name = name
+        self.domains = [*ONNX, *domains]
         self.nodes: list[onnx.NodeProto] = []
         self.constants: list[onnx.TensorProto] = []
 
@@ -270,4 +290,4 @@ class _Builder:
 
     def model(self, inputs: list[onnx.ValueInfoProto], outputs: list[onnx.ValueInfoProto]) -> onnx.ModelProto:
         graph = helper.make_graph(self.nodes, self.name, inputs, outputs, self.constants)
-        return helper.make_model(graph, opset_imports=DOMAINS, ir_version=IR_VERSION)
+        return helper.make_model(graph, opset_imports=self.domains, ir_version=IR_VERSION)

@@ -248,6 +248,9 @@ def _activation(shape: NetworkShape, width: int) -> nn.Module:
 
 
 def logit_of_mean(logits: Tensor) -> Tensor:
-    """Logit (rows,) of the mean over the members' probabilities, from their logits (rows, members)."""
-    fraud = torch.logsumexp(F.logsigmoid(logits), dim=1)
-    return fraud - torch.logsumexp(F.logsigmoid(-logits), dim=1)
+    """Logit (rows,) of the mean over the members' probabilities, from their logits (rows, members).
+
+    The logarithm of a sigmoid is written as a softplus, since `logsigmoid` is exported as Log of Sigmoid, which
+    onnxruntime rounds to 0 where it is small.
+    """
+    return torch.logsumexp(-F.softplus(-logits), dim=1) - torch.logsumexp(-F.softplus(logits), dim=1)
