@@ -123,20 +123,6 @@ def test_the_graph_gives_the_trainers_probabilities_on_any_row(
     np.testing.assert_allclose(scorer.score(data), expected, atol=1e-5)
 
 
-@pytest.mark.parametrize("columns", [COLUMNS[:1], COLUMNS[3:4], COLUMNS[5:]], ids=["numbers", "categories", "times"])
-def test_a_graph_of_one_kind_of_column_scores_too(columns: tuple[FeatureColumn, ...]) -> None:
-    bundle = made_bundle(columns, CALIBRATIONS["platt"])
-    data = table(500, seed=5)
-    np.testing.assert_allclose(graph_of(bundle).score(data), trainer_probabilities(bundle, data), atol=1e-5)
-
-
-@pytest.mark.parametrize("named", NETWORKS)
-def test_the_graph_of_every_network_gives_the_trainers_probabilities(named: str) -> None:
-    bundle = made_bundle(COLUMNS, CALIBRATIONS["platt"], **NETWORKS[named])
-    data = table(500, seed=6).set_column(3, "merchant", pa.array(["grocery", "never seen", None, "fuel"] * 125))
-    np.testing.assert_allclose(graph_of(bundle).score(data), trainer_probabilities(bundle, data), atol=1e-5)
-
-
 def test_a_graph_states_its_threshold_and_columns_and_names_its_inputs_after_them(
     bundle: Bundle, scorer: GraphScorer
 ) -> None:

@@ -7,13 +7,17 @@ import json
 import subprocess
 import sys
 from datetime import UTC, datetime, timedelta, timezone
+from decimal import Decimal
 from pathlib import Path
 
+import mlflow.models
 import mlflow.pyfunc
 import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pytest
+from mlflow.exceptions import MlflowException
+from mlflow.types.schema import ColSpec, DataType, Schema
 from packaging.version import Version
 
 from fraud_ray.model.calibration import Calibration
@@ -46,6 +50,8 @@ NUMBERS = {
     "float32": pd.Series([250.0, np.nan], dtype="float32"),
     "int64": pd.Series([250, 0]),
     "int8": pd.Series([100, 0], dtype="int8"),
+    "uint64": pd.Series([250, 0], dtype="uint64"),
+    "decimals with None": pd.Series([Decimal("250"), None], dtype=object),
     "nullable integer": pd.Series([250, pd.NA], dtype="Int64"),
     "nullable float": pd.Series([250.0, pd.NA], dtype="Float64"),
     "objects with None": pd.Series([250, None], dtype=object),
@@ -149,6 +155,21 @@ def test_unseen_categories_are_scored_whatever_they_are(model):
     for unseen in (pd.Series(["never", "seen"]), pd.Series([5, 7]), pd.Series([5.0, 7.5]), pd.Series([True, False])):
         scored = model.predict(table(merchant=unseen))
         np.testing.assert_allclose(scored["probability"], expected(250.0, 1.0, "never"), rtol=1e-6)
+
+
+@pytest.mark.parametrize("frames", [NUMBERS, BOOLEANS, TEXTS, TIMES], ids=["numbers", "booleans", "texts", "times"])
+def test_every_type_that_the_signature_could_state_would_refuse_what_is_scored(model, frames):
+    assert {str(column.type) for column in model.metadata.get_input_schema()} == {"Any"}
+
+    def is_refused(values, kind):
+        try:
+            mlflow.models.validate_schema(pd.DataFrame({"column": values}), Schema([ColSpec(kind, "column")]))
+        except (MlflowException, ValueError):
+            return True
+        return False
+
+    for kind in DataType:
+        assert any(is_refused(values, kind) for values in frames.values()), f"{kind} refuses none: the signature's type"
 
 
 def test_all_values_missing_are_scored(model):

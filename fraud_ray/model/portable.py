@@ -26,10 +26,10 @@ _TIME_RULES = {
 def build_portable(encoder: Encoder, scoring: onnx.ModelProto, threshold: float) -> onnx.ModelProto:
     """The portable graph of a fitted model. scoring: what `graph.scoring_graph` made of its network and calibration.
 
-    Inputs: `numbers`, float32 (rows, N), one column a number or boolean (NaN and infinite: missing), and `codes`, int64
-    (rows, C); a model that reads none of the one kind has no such input. A code that the vocabulary does not have counts
-    as unseen. Output: `probability`, float32 (rows,). Metadata: `threshold`, and `numbers` and `codes`, JSON lists of
-    the names of their columns in order.
+    Inputs: `numbers`, float32 (rows, N), a column each number or boolean (NaN and infinite: missing), and `codes`,
+    int64 (rows, C); a model that reads none of the one kind lacks that input. A code that is not in the vocabulary
+    counts as unseen. Output: `probability`, float32 (rows,). Metadata: `threshold`, and `numbers` and `codes`, JSON
+    lists of the names of their columns in order.
     """
     numbers = [column.name for column in encoder.columns if column.is_number]
     codes = [book.column for book in encoder.categorical]
@@ -75,4 +75,3 @@ def vocabulary(encoder: Encoder, threshold: float) -> dict[str, Any]:
         "missing": MISSING,
         "unseen": UNSEEN,
     }
-

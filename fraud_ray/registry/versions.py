@@ -234,8 +234,9 @@ def write_model(bundle: Path, example: pd.DataFrame, folder: str, run_id: str | 
     """
     stored = {entry.key: entry.value for entry in onnx.load(str(bundle / GRAPH)).metadata_props}
     kinds = {column["name"]: column["kind"] for column in json.loads(stored["columns"])}
-    # MLflow refuses 64-bit integers and booleans for a `double`, numbers and NaN for a `boolean`, and numbers and
-    # categories for a `string`, where the scorer takes them all: so the signature demands the columns by name only.
+    # MLflow refuses 64-bit integers and booleans for a `double`, numbers and NaN for a `boolean`, numbers and
+    # categories for a `string`, text and zones for a `datetime`, where the scorer takes them all: so the signature
+    # demands the columns by name only, and the metadata say what each is.
     signature = ModelSignature(
         inputs=Schema([ColSpec(AnyType(), name) for name in kinds]),
         outputs=Schema([ColSpec(DataType.float, "probability"), ColSpec(DataType.boolean, "decision")]),
