@@ -11,7 +11,7 @@ import typer
 from fraud_ray.cli.audit import print_records
 from fraud_ray.cli.options import AsJson, ConfigOrDefaults, Overrides, registry_of
 from fraud_ray.cli.outcomes import code_in_words, print_gate
-from fraud_ray.cli.tables import moment, print_facts, print_json, print_line, print_settings, print_table
+from fraud_ray.cli.tables import moment, print_facts, print_json, print_line, print_notes, print_settings, print_table
 from fraud_ray.progress import counted
 
 if TYPE_CHECKING:
@@ -85,6 +85,36 @@ def rollback(
 
     storage, tracking = registry_of(config, overrides)
     _print_move(promotion.rollback(tracking, storage, reason), as_json)
+
+
+@app.command()
+def export(
+    output: Annotated[str, typer.Option("--output", metavar="DIR", help="Folder or URI to write it below.")],
+    version: Annotated[
+        str, typer.Argument(metavar="[VERSION|@ALIAS]", help="A number, or an alias; by default the champion.")
+    ] = "@champion",
+    config: ConfigOrDefaults = None,
+    overrides: Overrides = None,
+) -> None:
+    """Write a version's portable graph where model servers look: DIR/NAME/VERSION/model.onnx, and its vocabulary.
+
+    OpenVINO's model server and Triton answer with the highest version that they find there, so other versions of the
+    model below DIR go. Refused, as by [bold]score[/], where it is not what was registered.
+    """
+    import tempfile
+    from pathlib import Path
+
+    from fraud_ray.registry import exported
+    from fraud_ray.registry.opened import open_uri
+    from fraud_ray.storage import Storage
+
+    storage, tracking = registry_of(config, overrides)
+    name = tracking.registry.model_name
+    uri = f"models:/{name}{version}" if version.startswith("@") else f"models:/{name}/{version}"
+    with tempfile.TemporaryDirectory() as scratch:
+        opened = open_uri(uri, tracking.registry, storage, Path(scratch))
+        print_line(f"{name} version {opened.named.rpartition('/')[2]} at {exported.export(opened, Storage.at(output))}")
+        print_notes([opened.note] if opened.note else [])
 
 
 def _print_move(move: Move, as_json: bool) -> None:

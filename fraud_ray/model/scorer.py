@@ -13,6 +13,7 @@ import pyarrow as pa
 from fraud_ray.model.encoder import FeatureColumn, categories, numbers, times
 
 GRAPH, INFO = "model.onnx", "bundle.json"  # files of a bundle
+PORTABLE, VOCABULARY = "portable.onnx", "vocabulary.json"
 FILES = "files"  # in INFO: the SHA-256 of each of the others
 WIDEST = 64  # bytes of a category that are held a row
 BATCH_ROWS = 2_048
