@@ -111,11 +111,25 @@ def crds() -> Path:
 
 
 @pytest.fixture(scope="session")
+def kserve_crds() -> Path:
+    """Folder with KServe's definitions of InferenceService and ServingRuntime."""
+    return _external("FRAUD_RAY_KSERVE_CRDS", "kserve/kserve, config/crd/full, release 0.20")
+
+
+@pytest.fixture(scope="session")
 def definitions(crds: Path) -> Definitions:
     """What an API server with KubeRay would check objects with."""
     from tests.kube.schema import Definitions
 
     return Definitions(crds)
+
+
+@pytest.fixture(scope="session")
+def kserve_definitions(crds: Path, kserve_crds: Path) -> Definitions:
+    """What an API server with KubeRay and KServe would."""
+    from tests.kube.schema import Definitions
+
+    return Definitions(crds, kserve_crds)
 
 
 @pytest.fixture(scope="session")

@@ -73,19 +73,27 @@ def test_every_overlay_and_component_passes(
     assert not findings(documents, definitions)
 
 
+@pytest.mark.parametrize("overlay", ["dev", "production", "openshift"])
+def test_every_overlay_passes_with_kserve(
+    overlay: str, kubectl: Path, kserve_definitions: Definitions, tmp_path: Path
+) -> None:
+    root = with_components(ROOT, overlay, ("serving", "kserve"), tmp_path / "repository")
+    assert not findings(render(kubectl, root, overlay, tmp_path), kserve_definitions)
+
+
 def test_no_component_is_left_out_here() -> None:
     in_overlays = {
         Path(component).name
         for file in (ROOT / "cluster/overlays").glob("*/kustomization.yaml")
         for component in yaml.safe_load(file.read_text()).get("components", ())
     }
-    tried = in_overlays.union(*(components for _, components in VARIANTS))
+    tried = {"kserve"}.union(in_overlays, *(components for _, components in VARIANTS))
     assert tried == {folder.name for folder in (ROOT / "cluster/components").iterdir()}
     assert {overlay for overlay, _ in VARIANTS} == {folder.name for folder in (ROOT / "cluster/overlays").iterdir()}
 
 
 # What a component cannot be without, and what cannot be together, as their first lines say.
-NEEDS = {"valkey-external": {"serving"}}
+NEEDS = {"valkey-external": {"serving"}, "kserve": {"serving"}}
 EXCLUDE_EACH_OTHER = [{"kueue", "raycronjob"}]
 COMPONENTS = [({one, *NEEDS.get(one, ())}, overlay) for one in ORDER for overlay in ("dev", "production", "openshift")]
 PAIRS = [
@@ -96,12 +104,14 @@ PAIRS = [
 
 
 @pytest.mark.long
-def test_every_pair_of_components_and_overlays_passes(kubectl: Path, definitions: Definitions, tmp_path: Path) -> None:
+def test_every_pair_of_components_and_overlays_passes(
+    kubectl: Path, kserve_definitions: Definitions, tmp_path: Path
+) -> None:
     refused = {}
     for number, (components, overlay) in enumerate([*COMPONENTS, *PAIRS]):
         folder = tmp_path / str(number)
         root = with_components(ROOT, overlay, tuple(components), folder / "repository")
-        refused[overlay, *sorted(components)] = findings(render(kubectl, root, overlay, folder), definitions)
+        refused[overlay, *sorted(components)] = findings(render(kubectl, root, overlay, folder), kserve_definitions)
     assert {variant: found for variant, found in refused.items() if found} == {}
 
 
@@ -261,6 +271,43 @@ def test_scoring_online_loses_no_request_in_an_update_or_a_drain(serving: list[D
     service = only(serving, "Service", "fraud-serving").body["spec"]
     for selector in (budget["selector"]["matchLabels"], service["selector"], spread["labelSelector"]["matchLabels"]):
         assert selector.items() <= labels.items()
+
+
+def test_kserve_runs_the_pods_of_the_deployment(serving: list[Document], kubectl: Path, tmp_path: Path) -> None:
+    root = with_components(ROOT, "production", ("serving", "kserve"), tmp_path / "repository")
+    documents = render(kubectl, root, "production", tmp_path)
+    pod = only(serving, "Deployment", "fraud-serving").body["spec"]["template"]["spec"]
+    predictor = only(documents, "InferenceService", "fraud").body["spec"]["predictor"]
+    (server,), (copy,) = pod["containers"], predictor["containers"]
+    told = {"name": "kserve-container", "env": [*server["env"], {"name": "PROTOCOL", "value": "v2"}]}
+    assert copy == {**server, **told}
+    assert {key: predictor[key] for key in pod if key != "containers"} == {
+        key: value for key, value in pod.items() if key != "containers"
+    }
+    selector = only(documents, "Service", "fraud-serving").body["spec"]["selector"]
+    assert selector.items() <= predictor["labels"].items(), "the Service is the same"
+    replaced = [d.kind for d in documents if d.name == "fraud-serving"]
+    assert "Deployment" not in replaced and "HorizontalPodAutoscaler" not in replaced
+
+
+def test_kserve_finds_the_portable_graph_where_it_is_put(kubectl: Path, tmp_path: Path) -> None:
+    root = with_components(ROOT, "production", ("serving", "kserve"), tmp_path / "repository")
+    documents = render(kubectl, root, "production", tmp_path)
+    predictor = only(documents, "InferenceService", "fraud-portable").body["spec"]["predictor"]
+    runtime = only(documents, "ServingRuntime", predictor["model"]["runtime"]).body["spec"]
+    (export,), (server,) = predictor["initContainers"], runtime["containers"]
+    assert predictor["model"]["modelFormat"] in runtime["supportedModelFormats"]
+    assert predictor["model"]["protocolVersion"] in runtime["protocolVersions"]
+    settings = load_settings(ROOT / export["command"][export["command"].index("-c") + 1]).settings
+    output = Path(export["command"][export["command"].index("--output") + 1])
+    below = output.relative_to(settings.storage.root)
+    (claim,) = [v["persistentVolumeClaim"]["claimName"] for v in predictor["volumes"] if v["name"] == "storage"]
+    assert predictor["model"]["storageUri"] == f"pvc://{claim}/{below}/{settings.registry.model_name}"
+    assert {"name": "storage", "mountPath": str(output), "subPath": str(below)} in export["volumeMounts"]
+    assert "--model_path=/mnt/models" in server["args"]
+    portable, port = Peer("ml-pipelines", predictor["labels"]), server["ports"][0]["containerPort"]
+    assert reaches(documents, CALLER, portable, port) and reaches(documents, portable, MLFLOW, 5000)
+    assert not reaches(documents, STRANGER, portable, port) and not reaches(documents, portable, VALKEY, 6379)
 
 
 NAME = "app.kubernetes.io/name"

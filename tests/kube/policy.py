@@ -10,13 +10,14 @@ from typing import Any
 
 from tests.kube.render import Document, Finding
 
-# Where the pod templates of a kind lie.
-POD_TEMPLATES = {
-    "Deployment": ("spec.template",),
-    "StatefulSet": ("spec.template",),
-    "CronJob": ("spec.jobTemplate.spec.template",),
-    "RayJob": ("spec.submitterPodTemplate",),
-    "RayCronJob": ("spec.jobTemplate.submitterPodTemplate",),
+# Where the pod of a kind lies, beside those of a Ray cluster.
+PODS = {
+    "Deployment": "spec.template.spec",
+    "StatefulSet": "spec.template.spec",
+    "CronJob": "spec.jobTemplate.spec.template.spec",
+    "RayJob": "spec.submitterPodTemplate.spec",
+    "RayCronJob": "spec.jobTemplate.submitterPodTemplate.spec",
+    "InferenceService": "spec.predictor",  # with the containers of its runtime, if it names one
 }
 RAY_CLUSTERS = {"RayCluster": "spec", "RayJob": "spec.rayClusterSpec", "RayCronJob": "spec.jobTemplate.rayClusterSpec"}
 RAY_JOBS = {"RayJob": "spec", "RayCronJob": "spec.jobTemplate"}
@@ -31,27 +32,23 @@ OBJECT_STORE_SHARE = 0.3  # of a container's memory, Ray's default
 
 @dataclass(frozen=True)
 class Pod:
-    """A pod template and where it lies in its document."""
+    """A pod's spec and where it lies in its document."""
 
     document: Document
     field: str
-    template: dict[str, Any]
-
-    @property
-    def spec(self) -> dict[str, Any]:
-        return self.template["spec"]
+    spec: dict[str, Any]
 
     def containers(self) -> Iterator[tuple[str, dict[str, Any]]]:
         for group in ("initContainers", "containers"):
             for index, container in enumerate(self.spec.get(group, ())):
-                yield f"{self.field}.spec.{group}[{index}]", container
+                yield f"{self.field}.{group}[{index}]", container
 
 
 def violations(documents: list[Document], external: set[str]) -> list[Finding]:
     """All findings in what an overlay renders; external: "Kind/name" of the objects that somebody else makes."""
     found: list[Finding] = []
     for document in documents:
-        found += [*_jobs(document), *_clusters(document)]
+        found += [*_jobs(document), *_clusters(document), *_runtimes(document)]
         for pod in pods(document):
             found += [*_pod_security(pod), *_volumes(pod)]
             for field, container in pod.containers():
@@ -60,16 +57,16 @@ def violations(documents: list[Document], external: set[str]) -> list[Finding]:
 
 
 def pods(document: Document) -> Iterator[Pod]:
-    for path in POD_TEMPLATES.get(document.kind, ()):
-        template = at(document.body, path)
-        if template:
-            yield Pod(document, path, template)
+    path = PODS.get(document.kind)
+    spec = path and at(document.body, path)
+    if spec:
+        yield Pod(document, path, spec)
     if document.kind in RAY_CLUSTERS:
         path = RAY_CLUSTERS[document.kind]
         cluster = at(document.body, path)
-        yield Pod(document, f"{path}.headGroupSpec.template", cluster["headGroupSpec"]["template"])
+        yield Pod(document, f"{path}.headGroupSpec.template.spec", cluster["headGroupSpec"]["template"]["spec"])
         for index, group in enumerate(cluster["workerGroupSpecs"]):
-            yield Pod(document, f"{path}.workerGroupSpecs[{index}].template", group["template"])
+            yield Pod(document, f"{path}.workerGroupSpecs[{index}].template.spec", group["template"]["spec"])
 
 
 def at(body: Any, path: str) -> Any:
@@ -117,18 +114,25 @@ def _clusters(document: Document) -> Iterator[Finding]:
         yield from _container(document, f"{field}.autoscalerOptions", cluster["autoscalerOptions"])
 
 
+def _runtimes(document: Document) -> Iterator[Finding]:
+    """A KServe runtime's containers; the rest of their pod is its InferenceService's."""
+    if document.kind == "ServingRuntime":
+        for index, container in enumerate(document.body["spec"]["containers"]):
+            yield from _container(document, f"spec.containers[{index}]", container)
+
+
 def _pod_security(pod: Pod) -> Iterator[Finding]:
     """The pod's half of the standard `restricted`, and no token of Kubernetes where none is asked for."""
     context = pod.spec.get("securityContext", {})
     if context.get("runAsNonRoot") is not True:
-        yield Finding(pod.document, f"{pod.field}.spec.securityContext.runAsNonRoot", "must be true")
+        yield Finding(pod.document, f"{pod.field}.securityContext.runAsNonRoot", "must be true")
     if at(context, "seccompProfile.type") != "RuntimeDefault":
-        yield Finding(pod.document, f"{pod.field}.spec.securityContext.seccompProfile", "must be RuntimeDefault")
+        yield Finding(pod.document, f"{pod.field}.securityContext.seccompProfile", "must be RuntimeDefault")
     if "automountServiceAccountToken" not in pod.spec:
-        yield Finding(pod.document, f"{pod.field}.spec.automountServiceAccountToken", "missing: say true or false")
+        yield Finding(pod.document, f"{pod.field}.automountServiceAccountToken", "missing: say true or false")
     for name in ("hostNetwork", "hostPID", "hostIPC"):
         if pod.spec.get(name):
-            yield Finding(pod.document, f"{pod.field}.spec.{name}", "must not be set")
+            yield Finding(pod.document, f"{pod.field}.{name}", "must not be set")
 
 
 def _container(document: Document, field: str, container: dict[str, Any]) -> Iterator[Finding]:
@@ -149,7 +153,7 @@ def _volumes(pod: Pod) -> Iterator[Finding]:
     volumes = {volume["name"]: volume for volume in pod.spec.get("volumes", ())}
     for name, volume in volumes.items():
         if "hostPath" in volume or ("emptyDir" in volume and "sizeLimit" not in volume["emptyDir"]):
-            yield Finding(pod.document, f"{pod.field}.spec.volumes[{name}]", "is a hostPath, or has no sizeLimit")
+            yield Finding(pod.document, f"{pod.field}.volumes[{name}]", "is a hostPath, or has no sizeLimit")
     for field, container in pod.containers():
         memory = at(container, "resources.limits.memory")
         if container["name"] not in {"ray-head", "ray-worker"} or not memory:
@@ -179,7 +183,7 @@ def _named(document: Document) -> Iterator[tuple[str, str]]:
         yield field, f"Secret/{at(document.body, field)}"
     for pod in pods(document):
         for index, volume in enumerate(pod.spec.get("volumes", ())):
-            field = f"{pod.field}.spec.volumes[{index}]"
+            field = f"{pod.field}.volumes[{index}]"
             if "configMap" in volume:
                 yield f"{field}.configMap.name", f"ConfigMap/{volume['configMap']['name']}"
             if "secret" in volume:

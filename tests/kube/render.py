@@ -96,6 +96,7 @@ ORDER = (
     "valkey-external",
     "mlflow-external",
     "small",
+    "kserve",
     "openshift",
     "interactive",
     "scoring",

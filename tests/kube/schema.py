@@ -1,5 +1,5 @@
-"""Validation as an API server does it: KubeRay's kinds by their definitions (structure, unknown fields, CEL), the
-others by Kubernetes' own schemas."""
+"""Validation as an API server does it: KubeRay's and KServe's kinds by their definitions (structure, unknown fields,
+CEL), the others by Kubernetes' own schemas."""
 
 from __future__ import annotations
 
@@ -32,11 +32,11 @@ OBJECT_META: dict[str, Any] = {
 
 
 class Definitions:
-    """The custom resource definitions in a folder."""
+    """The custom resource definitions in folders."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, *folders: Path) -> None:
         self._schemas: dict[tuple[str, str], dict[str, Any]] = {}
-        for file in sorted(folder.glob("*.yaml")):
+        for file in (file for folder in folders for file in sorted(folder.glob("*.yaml"))):
             definition = yaml.load(file.read_text(), Loader=yaml.CSafeLoader)["spec"]
             for version in definition["versions"]:
                 api_version = f"{definition['group']}/{version['name']}"
