@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import re
 import shlex
+from datetime import date, timedelta
 from itertools import combinations
 from pathlib import Path
 
 import pytest
 import yaml
 
+from fraud_ray.data.folds import at_newest_window
+from fraud_ray.data.source import Source
 from fraud_ray.settings import load_settings
 from tests.kube.network import Peer, reaches
 from tests.kube.policy import at, pods, quantity, violations
@@ -197,10 +200,33 @@ def test_what_a_small_cluster_sets_otherwise_is_valid(kubectl: Path, tmp_path: P
 def test_the_small_cluster_fits_a_laptop_of_4_cpus_and_10_gib(kubectl: Path, tmp_path: Path) -> None:
     documents = render(kubectl, ROOT, "dev", tmp_path)
     up = [pod for document in documents if document.kind in {"RayJob", "Deployment"} for pod in pods(document)]
+    assert len(up) == 4, "MLflow, head, worker and submitter"
+    beside = {"cpu": ("950m", "100m"), "memory": ("290Mi", "512Mi")}  # kind's own pods, KubeRay's operator
     for resource, most in (("cpu", 4), ("memory", 10 * 2**30)):
-        asked = [quantity(c["resources"]["requests"][resource]) for pod in up for c in pod.spec["containers"]]
-        assert len(asked) == 4, "MLflow, head, worker and submitter"
-        assert sum(asked) <= most
+        # A pod asks for what its containers do together, or for what one of those before them does.
+        asked = [
+            max(
+                sum(quantity(c["resources"]["requests"][resource]) for c in pod.spec["containers"]),
+                *(quantity(c["resources"]["requests"][resource]) for c in pod.spec.get("initContainers", ())),
+                0,
+            )
+            for pod in up
+        ]
+        assert sum(asked) + sum(map(quantity, beside[resource])) <= most
+
+
+def test_the_small_clusters_schedule_has_the_days_that_a_retraining_takes(kubectl: Path, tmp_path: Path) -> None:
+    """It looks at older days than the first run did: the newest whose labels are known."""
+    documents = render(kubectl, ROOT, "dev", tmp_path)
+    words = shlex.split(only(documents, "RayJob").body["spec"]["entrypoint"])
+    overrides = [words[index + 1] for index, word in enumerate(words) if word == "--set"]
+    loaded = load_settings(ROOT / words[words.index("-c") + 1], overrides)
+    assert loaded.settings.simulate
+    first = date(2024, 1, 1)
+    newest = first + timedelta(days=loaded.settings.simulate.days - 1)
+    folds = at_newest_window(loaded, Source("data", (), "", newest)).settings.folds
+    assert folds.start
+    assert folds.start - timedelta(days=max(folds.selection_shift_days)) >= first
 
 
 def test_the_interactive_cluster_and_the_cron_job_are_the_runs(kubectl: Path, tmp_path: Path) -> None:
