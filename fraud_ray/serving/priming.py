@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections import defaultdict
 from collections.abc import Iterator
 from itertools import groupby
@@ -12,9 +13,11 @@ import pyarrow.compute as pc
 
 from fraud_ray.data.keys import NEVER
 from fraud_ray.errors import SettingsError
-from fraud_ray.serving.stores import Key, Record, Store
+from fraud_ray.serving.history import History, Observe
+from fraud_ray.serving.stores import SPACE, Key, Layout, MemoryStore, Record, Store, open_store
+from fraud_ray.settings import ServingSettings
 from fraud_ray.storage import Storage
-from fraud_ray.windows.definition import Definition, Group
+from fraud_ray.windows.definition import DAY, Definition, Group
 from fraud_ray.windows.passes import ID, KNOWN, LABEL, TEXT, VALUE, held
 from fraud_ray.windows.past import NO_LABEL, Row, texts_of, values_of
 from fraud_ray.windows.state import State, latest_after, load_state
@@ -78,3 +81,48 @@ def _records(groups: list[tuple[Key, list[Row]]]) -> dict[str, Record]:
                 rows[row.id] = row
     in_time = sorted(rows, key=lambda id: rows[id].time)
     return {id: Record(rows[id].time, tuple(keys[id]), None, rows[id].label) for id in in_time}
+
+
+class Histories:
+    """The past of each definition of windows that is served, begun from a window state or a store that was primed."""
+
+    def __init__(self, settings: ServingSettings, storage: Storage, observe: Observe, fresh: str | None = None) -> None:
+        """observe: as of `History`. fresh: begin without a past, and name all keys in a shared store so."""
+        self._settings, self._storage, self._observe, self._fresh = settings, storage, observe, fresh
+        self._by_definition: dict[str, History] = {}
+
+    def of(self, definition: Definition) -> History | None:
+        """None where its past is not primed yet."""
+        return self._by_definition.get(definition.fingerprint())
+
+    async def primed(self, definition: Definition, state: str | None) -> bool:
+        """Whether there is a past of these windows to answer from; one in memory is loaded from the newest state.
+
+        state: the key of a model's own. Raises StoreAwayError, and DataError where that state is not in the storage.
+        """
+        key = definition.fingerprint()
+        if key not in self._by_definition:
+            layout = layout_of(definition, self._settings, self._fresh)
+            store = open_store(layout, self._settings.store)
+            if self._fresh is not None:
+                await store.prime(NOTHING, {}, ())
+            elif isinstance(store, MemoryStore) and state is not None:
+                # A thread of its own, as this takes seconds and others are being answered.
+                await asyncio.to_thread(self._load, store, definition, state)
+            if await store.primed() is None:
+                await store.close()
+                return False
+            self._by_definition[key] = History(layout, store, self._settings.degraded, self._observe)
+        return True
+
+    async def close(self) -> None:
+        for history in self._by_definition.values():
+            await history.store.close()
+
+    def _load(self, store: Store, definition: Definition, state: str) -> None:
+        asyncio.run(prime(store, self._storage, definition, newest_state(self._storage, state)))
+
+
+def layout_of(definition: Definition, settings: ServingSettings, space: str | None = None) -> Layout:
+    """What is kept of windows, as the settings have it."""
+    return Layout(definition, round(settings.late_days * DAY), space or SPACE)

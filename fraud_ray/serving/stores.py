@@ -24,6 +24,7 @@ from fraud_ray.settings import without_passwords
 from fraud_ray.windows.definition import DAY, Definition
 from fraud_ray.windows.past import NO_LABEL, Past, Row
 
+SPACE = "fraud_ray"  # begins the names of keys in a shared store
 Key = tuple[int, str]  # position of the group in the definition, and the entity
 _PRIMED_ROWS = 512  # rows of an event while a store is primed
 _HELD_ROWS = 2_000_000  # of pasts that a replica holds beside the shared store, some fifty bytes each
@@ -66,7 +67,7 @@ class Layout:
 
     definition: Definition
     late: int
-    space: str = "fraud_ray"
+    space: str = SPACE
 
     def past(self, key: Key) -> Past:
         """One that is empty."""
