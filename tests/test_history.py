@@ -16,9 +16,10 @@ import pytest
 import redis.asyncio as redis
 
 from fraud_ray.data.source import open_source
-from fraud_ray.errors import DataError, SettingsError
-from fraud_ray.serving.history import History, Raw
+from fraud_ray.errors import SettingsError
+from fraud_ray.serving.history import History
 from fraud_ray.serving.priming import NOTHING, prime
+from fraud_ray.serving.requests import Batch, RequestFault
 from fraud_ray.serving.stores import Answer, Layout, MemoryStore, NotPrimedError, Store, StoreAwayError, ValkeyStore
 from fraud_ray.settings import Settings
 from fraud_ray.storage import Storage
@@ -50,6 +51,10 @@ def layout_of(definition: Definition, space: str, late_days: float = 1) -> Layou
     return Layout(definition, round(late_days * DAY), space)
 
 
+def batch_of(ids: list[str], columns: dict[str, list[Any]]) -> Batch:
+    return Batch(columns, [*ids], [*ids], columns["timestamp"])
+
+
 @dataclass(frozen=True)
 class World:
     """Raw transactions in the order of time, and their window columns as batch scoring computes them."""
@@ -65,7 +70,7 @@ class World:
         made = add_windows(open_source(settings.raw_data), definition, storage, quiet)
         return cls(definition, read(made).sort_by("timestamp"), made)
 
-    def raw(self, rows: slice) -> Raw:
+    def raw(self, rows: slice) -> Batch:
         """Transactions as a request brings them."""
         table = self.table.slice(rows.start, rows.stop - rows.start)
         columns: dict[str, list[Any]] = {
@@ -74,7 +79,7 @@ class World:
             "category": [category or "" for category in table["category"].to_pylist()],
             "amount": table["amount"].to_pylist(),
         }
-        return Raw([str(id) for id in table["transaction_id"].to_pylist()], columns["timestamp"], columns)
+        return batch_of([str(id) for id in table["transaction_id"].to_pylist()], columns)
 
     def labels(self) -> list[tuple[int, str, int]]:
         """(when it is known, id, label) of each, in the order of time."""
@@ -307,7 +312,7 @@ def test_what_no_window_sees_any_more_is_dropped(tmp_path, open_store, server, r
         count = 2_400
         times = [hour * (DAY // 24) for hour in range(count)]
         columns = {"timestamp": times, "card": ["c"] * count, "category": [""] * count, "amount": [1.0] * count}
-        answers = await history.answer(Raw([str(hour) for hour in range(count)], times, columns), score)
+        answers = await history.answer(batch_of([str(hour) for hour in range(count)], columns), score)
         assert history.named(answers[-1])["card_n_3d"] == 72
         if isinstance(store, MemoryStore):
             assert not await history.label("0", 1, DAY) and await history.label(str(count - 1), 1, 101 * DAY)
@@ -330,9 +335,10 @@ def test_values_that_no_sum_holds_are_refused_and_data_without_ids_is_primed_onc
         store = MemoryStore(layout)
         await store.prime(NOTHING, {}, ())
         raw = world.raw(slice(0, 1))
-        huge = Raw(raw.ids, raw.times, {**raw.columns, "amount": [1e18]})
-        with pytest.raises(DataError, match="column 'amount' holds values up to 1e"):
+        huge = batch_of([str(id) for id in raw.ids], {**raw.columns, "amount": [1e18]})
+        with pytest.raises(RequestFault, match="column 'amount' holds values up to 1e") as refused:
             await History(layout, store).answer(huge, score)
+        assert refused.value.field == "transactions[0]"
         record, _ = await store.read(raw.ids[0], [])
         assert record is None
         columns = {name: column for name, column in COLUMNS.items() if name != "transaction_id"}

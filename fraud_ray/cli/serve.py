@@ -8,7 +8,8 @@ import typer
 
 from fraud_ray.cli.options import Config, Overrides, settings_of
 from fraud_ray.cli.tables import print_line
-from fraud_ray.errors import ServerError
+from fraud_ray.errors import ServerError, SettingsError
+from fraud_ray.progress import counted
 
 if TYPE_CHECKING:
     import socket
@@ -16,7 +17,6 @@ if TYPE_CHECKING:
     from fraud_ray.serving.served import Served
     from fraud_ray.serving.tokens import Tokens
     from fraud_ray.settings import ServingSettings, Settings
-    from fraud_ray.windows.definition import Definition
 
 _WAITING = 2_048  # connections that the system holds until they are accepted
 _LONGEST_S = 30  # until requests that are under way are given up, when the server is ended
@@ -35,6 +35,14 @@ def serve(
     without_token: Annotated[
         bool, typer.Option("--without-token", help="Answer without a token, on an address of this machine alone.")
     ] = False,
+    prime: Annotated[
+        bool,
+        typer.Option(
+            "--prime",
+            help="Load the newest window state of the version into serving.store, and end. Again: what is new since.",
+        ),
+    ] = False,
+    fresh: Annotated[str | None, typer.Option(hidden=True, metavar="NAME", help="For serve-check: no past.")] = None,
 ) -> None:
     """Score transactions as they are sent to serving.host and serving.port, until interrupted.
 
@@ -46,27 +54,70 @@ def serve(
     from fraud_ray.serving.tokens import tokens_of
 
     settings = settings_of(config, overrides)
+    if prime:
+        _prime(settings, model)
+        return
     tokens = tokens_of(settings.serving, settings.storage.root, without_token)
     with _bound(settings.serving) as bound:
-        uvloop.run(_serve(settings, model, tokens, bound))
+        uvloop.run(_serve(settings, model, tokens, bound, fresh))
 
 
-async def _serve(settings: Settings, model: str | None, tokens: Tokens | None, bound: socket.socket) -> None:
+def _prime(settings: Settings, model: str | None) -> None:
+    """Loads the past of a version's windows into the store that replicas share."""
+    import asyncio
+    import tempfile
+    from pathlib import Path
+
+    from fraud_ray.cli.display import Display, stdout_for_the_result
+    from fraud_ray.registry.opened import open_uri
+    from fraud_ray.serving.following import served_of
+    from fraud_ray.serving.priming import layout_of, newest_state, prime
+    from fraud_ray.serving.stores import open_store
+    from fraud_ray.storage import Storage
+
+    if settings.serving.store is None:
+        raise SettingsError(
+            "serving.store names no store, and a past in a process's memory is loaded when that starts; name one that "
+            "replicas share: --set serving.store=redis://HOST:6379/0"
+        )
+    storage = Storage.at(settings.storage.root)
+    uri = model or f"models:/{settings.registry.model_name}@champion"
+    with stdout_for_the_result(), Display().stage("prime") as stage, tempfile.TemporaryDirectory() as scratch:
+        served = served_of(open_uri(uri, settings.registry, storage, Path(scratch)), settings.data)
+        if served.definition is None or served.state is None:
+            stage.say(f"version {served.version} computes no windows: it needs no past")
+            return
+        state = newest_state(storage, served.state)
+        store = open_store(layout_of(served.definition, settings.serving), settings.serving.store)
+        loaded = asyncio.run(prime(store, storage, served.definition, state))
+        stage.say(f"{counted(loaded, 'transaction')} loaded, of window state {state.key[:12]}")
+
+
+async def _serve(
+    settings: Settings, model: str | None, tokens: Tokens | None, bound: socket.socket, fresh: str | None
+) -> None:
     """Answers until a signal comes, which it raises again when every request has its reply."""
     import uvicorn
 
     from fraud_ray.cli.display import stdout_for_the_result
     from fraud_ray.serving.app import Service, create_app
     from fraud_ray.serving.following import Following
+    from fraud_ray.serving.metrics import Metrics
+    from fraud_ray.serving.priming import Histories
+    from fraud_ray.storage import Storage
 
-    async def primed(definition: Definition, state: str | None) -> bool:
-        return False
-
-    following = Following(settings, primed, model)
+    metrics = Metrics()
+    histories = Histories(settings.serving, Storage.at(settings.storage.root), metrics.observe, fresh)
+    following = Following(settings, histories.primed, model)
     with stdout_for_the_result():
         await following.start()
-    service = Service(lambda: following.current if following.ready else None, settings.serving)
-    app = create_app(service, tokens, following.stop)
+
+    async def close() -> None:
+        await following.stop()
+        await histories.close()
+
+    answers = lambda: following.current if following.ready else None  # noqa: E731
+    app = create_app(Service(answers, settings.serving, histories.of, histories.all, metrics), tokens, close)
     _tell(following.current, settings.serving, tokens)
     bound.listen(_WAITING)
     config = uvicorn.Config(

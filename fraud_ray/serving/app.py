@@ -13,7 +13,7 @@ import traceback
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -23,46 +23,20 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from fraud_ray.errors import DataError
+from fraud_ray.serving.history import History, Score
 from fraud_ray.serving.metrics import Metrics
 from fraud_ray.serving.reasons import Reasons
-from fraud_ray.serving.requests import Batch, Form, RequestFault, UnavailableError
+from fraud_ray.serving.requests import Batch, Form, RequestFault, UnavailableError, read_labels
 from fraud_ray.serving.served import Served
-from fraud_ray.serving.stores import NotPrimedError, StoreAwayError
 from fraud_ray.serving.tokens import Tokens
 from fraud_ray.settings import ServingSettings
+from fraud_ray.windows.definition import Definition
 
 Endpoint = Callable[[Request], Awaitable[Response]]
 
 _RETRY_AFTER_S = "1"
 
 _LOG = logging.getLogger(__name__)
-
-
-Score = Callable[[int, Mapping[str, float]], tuple[float, bool, str]]
-
-
-class Answer(Protocol):
-    """What was answered of a transaction, perhaps to an earlier request."""
-
-    @property
-    def probability(self) -> float: ...
-    @property
-    def decision(self) -> bool: ...
-    @property
-    def version(self) -> str: ...
-    @property
-    def degraded(self) -> bool: ...
-
-
-class History(Protocol):
-    """The past of entities, which each transaction joins once it is scored."""
-
-    async def answer(self, raw: Batch, score: Score) -> Sequence[Answer]:
-        """score: of a transaction's position and its window columns by name gives probability, decision, version."""
-
-    def named(self, answer: Any) -> dict[str, float]:
-        """The window columns of an answer by name."""
 
 
 @dataclass(frozen=True)
@@ -84,13 +58,14 @@ class Scored:
 class Service:
     """Scores batches by the version that answers now.
 
-    current: that version; None while there is none. history_of: the past of entities for a version with window columns;
-    None while it is not there.
+    current: that version; None while there is none. history_of: the past of entities for windows; None while it is not
+    there. histories: all that are kept, which learn of labels.
     """
 
     current: Callable[[], Served | None]
     settings: ServingSettings
-    history_of: Callable[[Served], History | None] = lambda served: None
+    history_of: Callable[[Definition], History | None] = lambda definition: None
+    histories: Callable[[], Sequence[History]] = tuple
     metrics: Metrics = field(default_factory=Metrics)
     _form: tuple[Served, Form] | None = None
 
@@ -119,7 +94,7 @@ class Service:
             decision = (found >= served.scorer.threshold).tolist()
             scored = Scored(found.tolist(), decision, [served.version] * rows, [], [False] * rows)
         else:
-            history = self.history_of(served)
+            history = self.history_of(served.definition)
             if history is None:
                 raise UnavailableError("the past that its windows look back on is not loaded yet")
             answers = await history.answer(batch, _score_by_row(served, batch))
@@ -132,6 +107,19 @@ class Service:
             )
         self.metrics.count_decisions(scored.decision)
         return scored
+
+    async def label(self, served: Served, sent: Sequence[Mapping[str, Any]]) -> list[Any]:
+        """Tells labels, and returns the ids that are unknown here. Raises RequestFault and UnavailableError."""
+        if served.definition is None:
+            raise RequestFault(
+                None, f"version {served.version} computes no windows, so it learns nothing of labels", 409
+            )
+        labels = read_labels(served.data, sent, time.time() + self.settings.ahead_s)
+        known = [False] * len(labels)
+        for history in self.histories():
+            for at, told in enumerate(labels):
+                known[at] |= await history.label(*told)
+        return [id for (id, *_), is_known in zip(labels, known, strict=True) if not is_known]
 
 
 def _score_by_row(served: Served, batch: Batch) -> Score:
@@ -149,11 +137,16 @@ def _score_by_row(served: Served, batch: Batch) -> Score:
     return score
 
 
+class _Labels(msgspec.Struct, forbid_unknown_fields=True):
+    labels: list[dict[str, Any]]
+
+
 class _Transactions(msgspec.Struct, forbid_unknown_fields=True):
     transactions: list[dict[str, Any]]
 
 
 _DECODER = msgspec.json.Decoder(_Transactions)
+_LABELS = msgspec.json.Decoder(_Labels)
 
 
 async def _nothing() -> None:
@@ -184,6 +177,13 @@ def create_app(service: Service, tokens: Tokens | None, close: Callable[[], Awai
                 one["reasons"] = [{"column": name, "effect": effect} for name, effect in why]
         return as_json({"scores": scores})
 
+    async def labels(request: Request) -> Response:
+        sent = decoded(_LABELS, await body_of(request, service.settings.max_body)).labels
+        service.limit(len(sent))
+        served, _ = service.served()
+        unknown = await service.label(served, sent)
+        return as_json({"told": len(sent) - len(unknown), "unknown": unknown})
+
     async def live(request: Request) -> Response:
         return as_json({"live": True})
 
@@ -207,9 +207,7 @@ def create_app(service: Service, tokens: Tokens | None, close: Callable[[], Awai
                 response = as_json({"error": str(fault), "field": fault.field}, fault.status)
                 if fault.status == 401:
                     response.headers["WWW-Authenticate"] = "Bearer"
-            except DataError as fault:
-                response = as_json({"error": str(fault), "field": None}, 422)
-            except (UnavailableError, StoreAwayError, NotPrimedError) as fault:
+            except UnavailableError as fault:
                 response = as_json({"error": str(fault), "field": None}, 503)
                 response.headers["Retry-After"] = _RETRY_AFTER_S
             except ClientDisconnect:
@@ -238,6 +236,7 @@ def create_app(service: Service, tokens: Tokens | None, close: Callable[[], Awai
 
     routes = [
         route("/score", score, "POST"),
+        route("/labels", labels, "POST"),
         route("/v2/health/live", live, is_open=True),
         route("/v2/health/ready", ready, is_open=True),
         route("/metrics", metrics, is_open=True),

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from time import perf_counter
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
+from fraud_ray.errors import DataError
+from fraud_ray.serving.requests import Batch, RequestFault
 from fraud_ray.serving.stores import Answer, Key, Layout, Record, Store, StoreAwayError
 from fraud_ray.windows.definition import Definition, Group
 from fraud_ray.windows.measures import calendar
@@ -24,22 +24,6 @@ _MOST_AWAY = 100_000  # transactions that were answered while the store was away
 
 Score = Callable[[int, Mapping[str, float]], tuple[float, bool, str]]
 Observe = Callable[[str, float], None]
-
-
-@dataclass(frozen=True)
-class Raw:
-    """Transactions as a request holds them; lists of the same length.
-
-    ids: None where there is none; times: microseconds since 1970; columns: by name, as `Served.data` declares them:
-    numbers (NaN where missing), texts (empty), entities (None).
-    """
-
-    ids: Sequence[str | None]
-    times: Sequence[int]
-    columns: Mapping[str, Sequence[Any]]
-
-    def __len__(self) -> int:
-        return len(self.times)
 
 
 class History:
@@ -55,17 +39,17 @@ class History:
         self._layout, self._degraded, self._observe = layout, degraded, observe
         self._away: deque[tuple[str | None, Record, list[Row]]] = deque(maxlen=_MOST_AWAY)
 
-    async def answer(self, raw: Raw, score: Score) -> list[Answer]:
+    async def answer(self, batch: Batch, score: Score) -> list[Answer]:
         """Of each transaction, in the order given; they are taken in the order of time, each seeing those before it.
 
         score: of a transaction's position and its window columns by name (NaN: none) gives probability, decision and
-        model version. Raises DataError for values too large to be summed exactly, StoreAwayError, and NotPrimedError.
+        model version. Raises RequestFault for values too large to be summed exactly, StoreAwayError, NotPrimedError.
         """
-        of_time = self._of_time(raw.times)
+        of_time = self._of_time(batch.times)
         answers: dict[int, Answer] = {}
-        for at in sorted(range(len(raw)), key=raw.times.__getitem__):
-            answers[at] = await self._answer(raw, at, {name: values[at] for name, values in of_time.items()}, score)
-        return [answers[at] for at in range(len(raw))]
+        for at in sorted(range(len(batch)), key=batch.times.__getitem__):
+            answers[at] = await self._answer(batch, at, {name: values[at] for name, values in of_time.items()}, score)
+        return [answers[at] for at in range(len(batch))]
 
     async def label(self, id: str, label: int, known: int) -> bool:
         """Tells a transaction's label; whether there is one of this id. known: since when, in microseconds since 1970.
@@ -79,8 +63,8 @@ class History:
         values = np.frombuffer(answer.columns, np.float32).tolist()
         return dict(zip(self.definition.names, values, strict=True)) if values else {}
 
-    async def _answer(self, raw: Raw, at: int, of_time: Mapping[str, float], score: Score) -> Answer:
-        id, keys = raw.ids[at], self._keys(raw, at)
+    async def _answer(self, batch: Batch, at: int, of_time: Mapping[str, float], score: Score) -> Answer:
+        id, keys = batch.ids[at], self._keys(batch, at)
         began = perf_counter()
         degraded = False
         try:
@@ -94,7 +78,10 @@ class History:
         if record is not None and record.answer is not None:
             return record.answer
         began = perf_counter()
-        columns, rows = self._columns(raw, at, dict(zip(keys, pasts, strict=True)), of_time)
+        try:
+            columns, rows = self._columns(batch, at, dict(zip(keys, pasts, strict=True)), of_time)
+        except DataError as fault:
+            raise RequestFault(f"transactions[{at}]", str(fault)) from None
         self._observe("windows", perf_counter() - began)
         began = perf_counter()
         packed = np.array([columns[name] for name in self.definition.names], np.float32).tobytes()
@@ -102,7 +89,7 @@ class History:
         self._observe("graph", perf_counter() - began)
         if record is not None:  # it came with a window state, and is counted
             return answer
-        fresh = Record(raw.times[at], tuple(keys), answer)
+        fresh = Record(batch.times[at], tuple(keys), answer)
         if degraded:
             self._away.append((id, fresh, rows))
             return answer
@@ -117,30 +104,30 @@ class History:
             await self.store.join(*self._away[0])
             self._away.popleft()
 
-    def _keys(self, raw: Raw, at: int) -> list[Key]:
+    def _keys(self, batch: Batch, at: int) -> list[Key]:
         """The pasts that a transaction looks at and joins."""
-        entities = [raw.columns[group.entity][at] for group in self.definition.groups]
+        entities = [batch.columns[group.entity][at] for group in self.definition.groups]
         return [(number, entity) for number, entity in enumerate(entities) if entity]
 
     def _columns(
-        self, raw: Raw, at: int, pasts: Mapping[Key, Past], of_time: Mapping[str, float]
+        self, batch: Batch, at: int, pasts: Mapping[Key, Past], of_time: Mapping[str, float]
     ) -> tuple[dict[str, float], list[Row]]:
         """A transaction's window columns by name, and a row for each of the pasts."""
         columns, rows = dict(of_time), []
         for number, group in enumerate(self.definition.groups):
-            entity = raw.columns[group.entity][at]
+            entity = batch.columns[group.entity][at]
             past = pasts.get((number, entity)) if entity else None
             if past is None:
                 columns |= missing(group)
                 continue
-            rows.append(self._row(raw, at, group, columns))
+            rows.append(self._row(batch, at, group, columns))
             columns |= past.ask(rows[-1])
         return columns, rows
 
-    def _row(self, raw: Raw, at: int, group: Group, columns: Mapping[str, float]) -> Row:
-        values = tuple(columns[name] if group.round else raw.columns[name][at] for name in values_of(group))
-        texts = tuple(raw.columns[name][at] or "" for name in texts_of(group))
-        return Row(raw.times[at], raw.ids[at], values, texts)
+    def _row(self, batch: Batch, at: int, group: Group, columns: Mapping[str, float]) -> Row:
+        values = tuple(columns[name] if group.round else batch.columns[name][at] for name in values_of(group))
+        texts = tuple(batch.columns[name][at] or "" for name in texts_of(group))
+        return Row(batch.times[at], batch.ids[at], values, texts)
 
     def _of_time(self, times: Sequence[int]) -> dict[str, list[float]]:
         """The columns of the time alone."""

@@ -51,6 +51,10 @@ class Metrics:
         self._alerts.inc(sum(decisions))
         self._others.inc(len(decisions) - sum(decisions))
 
+    def observe(self, step: str, seconds: float) -> None:
+        """step: windows, store or graph."""
+        self._steps.labels(step).observe(seconds)
+
     @contextmanager
     def timed(self, step: str) -> Iterator[None]:
         """step: windows, store or graph."""
@@ -58,7 +62,7 @@ class Metrics:
         try:
             yield
         finally:
-            self._steps.labels(step).observe(time.perf_counter() - began)
+            self.observe(step, time.perf_counter() - began)
 
     def page(self, served: Served | None) -> bytes:
         """All figures in Prometheus' text format."""

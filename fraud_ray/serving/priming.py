@@ -115,8 +115,11 @@ class Histories:
             self._by_definition[key] = History(layout, store, self._settings.degraded, self._observe)
         return True
 
+    def all(self) -> tuple[History, ...]:
+        return tuple(self._by_definition.values())
+
     async def close(self) -> None:
-        for history in self._by_definition.values():
+        for history in self.all():
             await history.store.close()
 
     def _load(self, store: Store, definition: Definition, state: str) -> None:

@@ -23,7 +23,7 @@ from fraud_ray.errors import FraudRayError
 from fraud_ray.model.encoder import NO_TIME, FeatureColumn
 from fraud_ray.model.scorer import Inputs, text_input
 from fraud_ray.serving.served import Served
-from fraud_ray.settings import ColumnSettings
+from fraud_ray.settings import ColumnSettings, DataSettings
 
 One = Callable[[Any], Any]
 
@@ -130,8 +130,8 @@ class Field:
             return cls(kind, frozenset(), lambda value: _is_one(value, one), one, breach)
         return cls(kind, frozenset(), _boolean, True, breach)
 
-    def read(self, name: str, values: list[Any]) -> list[Any]:
-        """Values (rows,) as sent, as read. Raises RequestFault."""
+    def read(self, name: str, values: list[Any], of: str = "transactions") -> list[Any]:
+        """Values (rows,) as sent, as read. of: what they are values of. Raises RequestFault."""
         read = values
         if not self.as_is.issuperset(map(type, values)):
             read = []
@@ -139,11 +139,11 @@ class Field:
                 try:
                     read.append(self.one(value))
                 except _UnfitError as unfit:
-                    raise RequestFault(f"transactions[{row}].{name}", str(unfit)) from None
+                    raise RequestFault(f"{of}[{row}].{name}", str(unfit)) from None
         for row, value in enumerate(read) if self.breach else ():
             broken = self.breach(value) if self.breach else None
             if broken:
-                raise RequestFault(f"transactions[{row}].{name}", broken)
+                raise RequestFault(f"{of}[{row}].{name}", broken)
         return read
 
 
@@ -209,6 +209,31 @@ class Form:
         if self.identifier is not None:
             ids = columns.get(self.identifier) or Field.of(Reading("id")).read(self.identifier, sent)
         return Batch(columns, ids, sent, columns[self.timestamp] if self.timestamp else [])
+
+
+def read_labels(data: DataSettings, sent: Sequence[Mapping[str, Any]], latest: float) -> list[tuple[str, int, int]]:
+    """(id, label, since when it is known in microseconds since 1970) of labels as they are sent.
+
+    Each holds the columns of the id and the label and, where one is declared, that of the label's time; without one it
+    is known from now on. latest: seconds since 1970, that no label's time exceeds. Raises RequestFault.
+    """
+    identifier, label_time = data.of_kind("id"), data.of_kind("label_time")
+    if identifier is None:
+        raise RequestFault(None, "labels are told by id, and the data declares no column of kind 'id'", 409)
+    named = [identifier, data.label, *([label_time] if label_time else [])]
+    read: dict[str, list[Any]] = {}
+    for name in named:
+        absent = next((row for row, told in enumerate(sent) if told.get(name) in {None, ""}), None)
+        if absent is not None:
+            raise RequestFault(f"labels[{absent}].{name}", "is missing")
+        read[name] = Field.of(Reading.declared(data.columns[name])).read(name, [told[name] for told in sent], "labels")
+    known = read[label_time] if label_time else [round(latest * 1e6)] * len(sent)
+    for row, (label, since) in enumerate(zip(read[data.label], known, strict=True)):
+        if label not in {0.0, 1.0}:
+            raise RequestFault(f"labels[{row}].{data.label}", "is neither 0 nor 1")
+        if since > latest * 1e6:
+            raise RequestFault(f"labels[{row}].{label_time}", "lies ahead of the clock here (serving.ahead_s)")
+    return [(id, int(label), since) for id, label, since in zip(read[identifier], read[data.label], known, strict=True)]
 
 
 def _number(value: Any) -> float:

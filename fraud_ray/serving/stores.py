@@ -19,7 +19,7 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
 
-from fraud_ray.errors import FraudRayError
+from fraud_ray.serving.requests import UnavailableError
 from fraud_ray.settings import without_passwords
 from fraud_ray.windows.definition import DAY, Definition
 from fraud_ray.windows.past import NO_LABEL, Past, Row
@@ -52,11 +52,11 @@ class Record(msgspec.Struct, array_like=True, frozen=True):
     label: int = NO_LABEL
 
 
-class StoreAwayError(FraudRayError):
+class StoreAwayError(UnavailableError):
     """The store does not answer."""
 
 
-class NotPrimedError(FraudRayError):
+class NotPrimedError(UnavailableError):
     """The store holds no past of these windows."""
 
 
