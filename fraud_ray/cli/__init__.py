@@ -28,6 +28,7 @@ from fraud_ray.cli import (
     runs,
     score,
     serve,
+    serve_check,
     settings,
     ui,
 )
@@ -73,6 +74,7 @@ app.command()(data.validate)
 app.command()(drift.drift)
 app.command()(score.score)
 app.command()(serve.serve)
+app.command(name="serve-check")(serve_check.serve_check)
 app.command(name="settings")(settings.show)
 app.add_typer(runs.app, name="runs")
 app.command()(reproduce.reproduce)

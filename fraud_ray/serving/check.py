@@ -1,7 +1,8 @@
 """Proof that serving gives what batch scoring gives: partitions are replayed, and every value is compared.
 
-Transactions go to an endpoint in the order of time, labels when they become known, as in life; what comes back is held
-against batch scoring of the same partitions: each window column, and the probability, to the bit.
+Transactions go to an endpoint in the order of time, labels when they become known, at most an hour before they count;
+what comes back is held against batch scoring of the same partitions: each window column, and the probability, to the
+bit.
 """
 
 from __future__ import annotations
@@ -37,6 +38,7 @@ from fraud_ray.windows.state import add_windows
 
 PROBABILITY = "probability"
 _MOST_TRANSACTIONS = 200  # of a request
+_EARLY = DAY // 24  # that a label is told before it counts, so that a request holds several
 _PATIENCE_S = 60.0  # for which an endpoint may be away
 Float32 = npt.NDArray[np.float32]
 
@@ -46,14 +48,13 @@ class Expected:
     """Transactions in the order of time, and what batch scoring makes of them.
 
     sent: as JSON has them; times: microseconds since 1970, (rows,); values: window columns and probability, (rows,);
-    labels: when each becomes known, and what is said then, in the order of time. identifier: the column of the ids.
+    labels: when each becomes known, of which transaction, and what is said then, in the order of time.
     """
 
     sent: list[dict[str, Any]]
     times: list[int]
     values: Mapping[str, Float32]
-    labels: list[tuple[int, dict[str, Any]]]
-    identifier: str | None
+    labels: list[tuple[int, int, dict[str, Any]]]
 
 
 @dataclass(frozen=True)
@@ -193,12 +194,12 @@ def _in_time(
     sent = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
     values = {name: pc.cast(computed[name], pa.float32()).to_numpy() for name in computed.column_names}
     at = pc.take(times, order).to_pylist()
-    labels = sorted(_labels(raw, at, definition), key=lambda told: told[0]) if definition else []
-    return Expected(sent, at, values, labels, data.of_kind("id"))
+    labels = sorted(_labels(raw, at, definition), key=lambda told: told[:2]) if definition else []
+    return Expected(sent, at, values, labels)
 
 
-def _labels(raw: pa.Table, times: Sequence[int], definition: Definition) -> Iterator[tuple[int, dict[str, Any]]]:
-    """What is said of each transaction, and when, in microseconds since 1970."""
+def _labels(raw: pa.Table, times: Sequence[int], definition: Definition) -> Iterator[tuple[int, int, dict[str, Any]]]:
+    """What is said of which transaction, and when, in microseconds since 1970."""
     label, label_time, identifier = definition.data.label, definition.label_time, definition.data.of_kind("id")
     if identifier is None:
         return
@@ -206,10 +207,10 @@ def _labels(raw: pa.Table, times: Sequence[int], definition: Definition) -> Iter
     delay = round(definition.windows.label_delay_days * DAY)
     known = [at + delay for at in times] if label_time is None else pc.cast(raw[label_time], pa.int64()).to_pylist()
     told_at = [None] * len(ids) if label_time is None else _as_json(raw[label_time], Reading("label_time"))
-    for id, fraud, at, since, said in zip(ids, labels, times, known, told_at, strict=True):
+    for row, (id, fraud, at, since, said) in enumerate(zip(ids, labels, times, known, told_at, strict=True)):
         if id is not None and fraud is not None and since is not None:
             # No transaction knows its own label.
-            yield max(since, at + 1), {identifier: id, label: fraud, **({label_time: said} if label_time else {})}
+            yield max(since, at + 1), row, {identifier: id, label: fraud, **({label_time: said} if label_time else {})}
 
 
 def _as_json(column: pa.ChunkedArray, reading: Reading) -> list[Any]:
@@ -228,13 +229,13 @@ def _steps(expected: Expected) -> Iterator[tuple[int, int, list[dict[str, Any]]]
     labels, times = expected.labels, expected.times
     while begin < len(times):
         due = told
-        while due < len(labels) and labels[due][0] <= times[begin]:
+        while due < len(labels) and labels[due][0] <= times[begin] + _EARLY and labels[due][1] < begin:
             due += 1
         end, until = begin + 1, labels[due][0] if due < len(labels) else None
         most = min(len(times), begin + _MOST_TRANSACTIONS)
         while end < most and (until is None or times[end] < until):
             end += 1
-        yield begin, end, [said for _, said in labels[told:due]]
+        yield begin, end, [said for *_, said in labels[told:due]]
         begin, told = end, due
 
 

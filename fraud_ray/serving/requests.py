@@ -231,7 +231,7 @@ def read_labels(data: DataSettings, sent: Sequence[Mapping[str, Any]], latest: f
     for row, (label, since) in enumerate(zip(read[data.label], known, strict=True)):
         if label not in {0.0, 1.0}:
             raise RequestFault(f"labels[{row}].{data.label}", "is neither 0 nor 1")
-        if since > latest * 1e6:
+        if label_time and since > latest * 1e6:
             raise RequestFault(f"labels[{row}].{label_time}", "lies ahead of the clock here (serving.ahead_s)")
     return [(id, int(label), since) for id, label, since in zip(read[identifier], read[data.label], known, strict=True)]
 

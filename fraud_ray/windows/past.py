@@ -253,7 +253,7 @@ class _Asked(Timeline):
         self._ordered = ordered
         self.begins = np.array([ordered.times.searchsorted(rows.time[-1], side="left")])
 
-    def _running(self, key: tuple[str, ...], of: Callable[[slice], npt.NDArray[np.generic]]) -> Int64:
+    def _summed(self, key: tuple[str, ...], of: Callable[[slice], npt.NDArray[np.generic]]) -> Int64:
         return self._ordered.running(key, of)
 
     def _edge(self, age: int) -> Int64:

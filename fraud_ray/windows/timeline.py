@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import cache, cached_property
+from functools import cached_property
 from itertools import pairwise
 
 import numpy as np
@@ -86,11 +86,8 @@ class Timeline:
         self.entity, self.time = rows.entity[order], rows.time[order]
         self.unit = 10.0**decimals
         self._rows = rows
-        self.edge = cache(self._edge)
-        self.members = cache(self._members)
-        self.present = cache(self._present)
-        self.sums = cache(self._sums)
-        self.squares = cache(self._squares)
+        self._edges: dict[int, Int64] = {}
+        self._sums: dict[tuple[str, ...], Int64] = {}
 
     def window(self, measure: Measure) -> tuple[Int64, Int64]:
         """The range [low, high) of each row asked for, without itself."""
@@ -135,19 +132,25 @@ class Timeline:
         """Codes, shape (rows,); -1 also for rows that do not count."""
         return np.where(self.is_among(among), self._rows.texts[column][self.order], np.int32(-1))
 
-    def _members(self, among: str) -> Int64:
+    def edge(self, age: int) -> Int64:
+        """The first row of the entity that is younger than `age` at the time of each row asked for."""
+        if age not in self._edges:
+            self._edges[age] = self._edge(age)
+        return self._edges[age]
+
+    def members(self, among: str) -> Int64:
         """Running number of rows that count."""
         return self._running(("members", among), lambda rows: self.is_among(among, rows))
 
-    def _present(self, column: str, among: str) -> Int64:
+    def present(self, column: str, among: str) -> Int64:
         """Running number of values that are not missing."""
         return self._running(("present", column, among), lambda rows: ~np.isnan(self.values(column, among, rows)))
 
-    def _sums(self, column: str, among: str) -> Int64:
+    def sums(self, column: str, among: str) -> Int64:
         """Running sum in units."""
         return self._running(("sums", column, among), lambda rows: self._units(column, among, rows))
 
-    def _squares(self, column: str, among: str) -> Int64:
+    def squares(self, column: str, among: str) -> Int64:
         """Running sums of high * high, high * low and low * low, where high * 2^LOW_BITS + low are a value's units;
         shape (3, rows + 1)."""
 
@@ -162,6 +165,11 @@ class Timeline:
     def _running(self, key: tuple[str, ...], of: Callable[[slice], npt.NDArray[np.generic]]) -> Int64:
         """Sums of the first 0, 1, ... of the rows that `of` gives, shape (..., rows + 1). Where they wrap around, their
         differences stay exact. key: names them among all such sums."""
+        if key not in self._sums:
+            self._sums[key] = self._summed(key, of)
+        return self._sums[key]
+
+    def _summed(self, key: tuple[str, ...], of: Callable[[slice], npt.NDArray[np.generic]]) -> Int64:
         each = of(_ALL)
         none = np.zeros((*each.shape[:-1], 1), np.int64)
         return np.concatenate([none, np.cumsum(each, axis=-1, dtype=np.int64)], axis=-1)
@@ -186,7 +194,6 @@ class Timeline:
         return int(np.bincount(self.entity).max(initial=0))
 
     def _edge(self, age: int) -> Int64:
-        """The first row of the entity that is younger than `age` at the time of each row asked for."""
         raise NotImplementedError
 
 
@@ -209,7 +216,6 @@ class Sorted(Timeline):
         return placed
 
     def _edge(self, age: int) -> Int64:
-        """The first row of the entity that is younger than `age` at the time of each row asked for."""
         found = np.empty(len(self.asked), np.int64)
         for first, key in self._keys:
             block = slice(*np.searchsorted(self.asked, (first, first + len(key))))
