@@ -1,4 +1,4 @@
-"""`fraud-ray models`: the versions of the registered model, their history, and which one is champion."""
+"""`fraud-ray models`: the versions of the registered model, their history, and which one is or should be champion."""
 
 from __future__ import annotations
 
@@ -9,19 +9,30 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from fraud_ray.cli.audit import print_records
-from fraud_ray.cli.options import AsJson, ConfigOrDefaults, Overrides, registry_of
+from fraud_ray.cli.options import AsJson, Config, ConfigOrDefaults, Overrides, registry_of, settings_of
 from fraud_ray.cli.outcomes import code_in_words, print_gate
-from fraud_ray.cli.tables import moment, print_facts, print_json, print_line, print_notes, print_settings, print_table
+from fraud_ray.cli.tables import (
+    moment,
+    print_facts,
+    print_json,
+    print_line,
+    print_next,
+    print_notes,
+    print_settings,
+    print_table,
+)
+from fraud_ray.decision.names import metric_name
 from fraud_ray.progress import counted
 
 if TYPE_CHECKING:
     from fraud_ray.registry.audit import Record
     from fraud_ray.registry.history import VersionHistory
     from fraud_ray.registry.promotion import Move
+    from fraud_ray.serving.judging import Judged
 
 Reason = Annotated[str, typer.Option("--reason", metavar="TEXT", help="Why, for the audit record.")]
 
-app = typer.Typer(no_args_is_help=True, help="List, show, promote and roll back versions of the registered model.")
+app = typer.Typer(no_args_is_help=True, help="List, show, compare, promote and roll back registered versions.")
 
 
 @app.command(name="list")
@@ -115,6 +126,68 @@ def export(
         opened = open_uri(uri, tracking.registry, storage, Path(scratch))
         print_line(f"{name} version {opened.named.rpartition('/')[2]} at {exported.export(opened, Storage.at(output))}")
         print_notes([opened.note] if opened.note else [])
+
+
+@app.command()
+def compare(
+    config: Config,
+    labels: Annotated[
+        str | None,
+        typer.Option(
+            metavar="DIR", help="Folder or URI of labels, by id; by default they stand in a column beside the answers."
+        ),
+    ] = None,
+    served: Annotated[
+        str | None, typer.Option(metavar="DIR", help="Folder or URI of what was answered; by default serving.output.")
+    ] = None,
+    overrides: Overrides = None,
+    as_json: AsJson = False,
+) -> None:
+    """Judge champion and challenger on served transactions whose labels have come.
+
+    Serving writes what both say where serving.shadow is challenger. They are compared as retraining compares them: by
+    retrain.metric, with a paired bootstrap that draws entities whole. Each id counts once.
+    """
+    from fraud_ray.registry.tracking import connect_existing
+    from fraud_ray.serving.judging import judge
+    from fraud_ray.storage import Storage
+
+    settings = settings_of(config, overrides)
+    storage = Storage.at(settings.storage.root)
+    place = served or settings.serving.output or storage.path("served")
+    judged = judge(settings, connect_existing(settings.registry), storage, place, labels)
+    if as_json:
+        print_json({**judged.to_json(), "few_frauds": judged.has_few_frauds, "is_better": judged.is_better})
+    else:
+        _print_judged(judged)
+        if judged.is_better:
+            named = [str(judged.challenger), "-c", str(config)]
+            where = [o for o in overrides or () if o.startswith(("storage.", "registry."))]
+            options = [word for override in where for word in ("--set", override)]
+            print_next([("the challenger becomes champion", ["models", "promote", *named, *options])])
+
+
+def _print_judged(judged: Judged) -> None:
+    from fraud_ray.serving.judging import FEW_FRAUDS
+
+    found = judged.comparison
+    rows = f"{judged.served:,} scored by both; labels have come for {judged.labelled:,} of them"
+    facts = {"transactions": f"{rows}, {counted(judged.frauds, 'fraud')}"}
+    if found:
+        name = metric_name(found.metric)
+        interval = f"{found.confidence:.0%} interval {found.low:+.4f} to {found.high:+.4f}"
+        facts |= {
+            "champion": f"version {judged.champion}: {name} {found.champion:.4f}",
+            "challenger": f"version {judged.challenger}: {name} {found.challenger:.4f}",
+            "difference": f"{found.difference:+.4f} ({interval}); asked for: {found.margin:g} and an interval above 0",
+        }
+    print_facts(facts)
+    if judged.has_few_frauds:
+        print_line(f"too few frauds to judge by, {FEW_FRAUDS} at least: wait for more labels", "bold yellow")
+    elif judged.is_better:
+        print_line(f"the challenger, version {judged.challenger}, is better", "bold green")
+    else:
+        print_line(f"the champion, version {judged.champion}, stays", "bold")
 
 
 def _print_move(move: Move, as_json: bool) -> None:
