@@ -21,6 +21,7 @@ from typing import Any
 import obstore
 from obstore.exceptions import AlreadyExistsError, BaseError
 from obstore.store import LocalStore, ObjectStore, from_url
+from pydantic import TypeAdapter, ValidationError
 
 from fraud_ray.errors import ServerError
 
@@ -130,22 +131,31 @@ class Storage:
         content = self.get(key)
         return None if content is None else json.loads(content)
 
-    def keep(self, key: str, value: Mapping[str, Any], instead_of: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    def keep(
+        self,
+        key: str,
+        value: Mapping[str, Any],
+        instead_of: Mapping[str, Any] | None = None,
+        shape: TypeAdapter[Any] | None = None,
+    ) -> dict[str, Any]:
         """Keeps a value under a key for good; returns the one that is there now: of two that do so, the first one's.
 
         value: a mapping of JSON types; its file is readable JSON, with a hash of itself that tells damage. instead_of:
-        a value, as `kept` gave it, that this one takes the place of, as it does of a damaged one.
+        a value, as `kept` gave it, that this one takes the place of, as it does of a damaged one; shape: as for `kept`.
         """
         kept: dict[str, Any] = json.loads(json.dumps(value, default=str))
         if not self.create(key, _sealed(kept)):
-            there = self.kept(key)
+            there = self.kept(key, shape)
             if there is not None and there != instead_of:
                 return there
             self.put(key, _sealed(kept))
         return kept
 
-    def kept(self, key: str) -> dict[str, Any] | None:
-        """The value that `keep` put there; None where the key is absent, and where its file is damaged."""
+    def kept(self, key: str, shape: TypeAdapter[Any] | None = None) -> dict[str, Any] | None:
+        """The value that `keep` put there; None where the key is absent, and where its file is damaged.
+
+        shape: what the value has to be; one that is not counts as damaged.
+        """
         content = self.get(key)
         try:
             value = None if content is None else json.loads(content)
@@ -154,7 +164,14 @@ class Storage:
         if not isinstance(value, dict):
             return None
         sealed = value.pop(_SEAL, None)
-        return value if sealed in (None, _hash(value)) else None  # files of earlier versions have no hash
+        if sealed not in (None, _hash(value)):  # files of earlier versions have no hash
+            return None
+        try:
+            if shape is not None:
+                shape.validate_python(value)
+        except ValidationError:
+            return None
+        return value
 
 
 def _sealed(value: dict[str, Any]) -> bytes:

@@ -15,7 +15,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import cached_property, partial
-from typing import Any, ClassVar, Generic, TypeVar
+from typing import Annotated, Any, ClassVar, Generic, TypeVar
+
+from annotated_types import MinLen
+from pydantic import BaseModel, NonNegativeInt, PositiveInt, TypeAdapter
 
 from fraud_ray.data.folds import SIDES
 from fraud_ray.data.rows import Part
@@ -27,6 +30,35 @@ from fraud_ray.storage import Storage
 ROOT = "prepared"
 # In a run's folder: what it reads.
 _USES = "prepared.json"
+
+
+class _Part(BaseModel):
+    key: str
+    rows: PositiveInt
+    frauds: NonNegativeInt
+    size: PositiveInt
+    sha256: str
+
+
+class _Fold(BaseModel):
+    name: str
+    span: str
+    encoder: dict[str, Any]
+    fit: Annotated[list[_Part], MinLen(1)]
+    holdout: Annotated[list[_Part], MinLen(1)]
+
+
+class _Value(BaseModel):
+    folds: Annotated[list[_Fold], MinLen(1)]
+
+
+class _Manifest(BaseModel):
+    writer: str
+    made: datetime
+    value: _Value
+
+
+_SHAPE = TypeAdapter(_Manifest)
 
 
 @dataclass(frozen=True)
@@ -46,7 +78,7 @@ class Entry:
 
     @property
     def age(self) -> timedelta:
-        return datetime.now(UTC) - self.made
+        return age_of(self.made)
 
     @property
     def size(self) -> int:
@@ -88,8 +120,10 @@ def find(storage: Storage, key: str, max_staleness: timedelta | None, update: Up
         if not max_staleness:
             return Found(None, f"computed anew beside an entry {in_words(entry.age)} old", entry)
         limit = f"cache.max_staleness of {in_words(max_staleness)}"
-        reason = f"computed anew, as the entry is {in_words(entry.age)} old, which is over the {limit}"
-        return Found(None, reason, entry)
+        told = f"is {in_words(entry.age)} old, which is over the {limit}"
+        if entry.made > datetime.now(UTC):
+            told = f"is dated {entry.made:%Y-%m-%d %H:%M}, by a clock that was ahead"
+        return Found(None, f"computed anew, as the entry {told}", entry)
     done = 0
     for position, damage in map_tasks(partial(_damage, storage=storage), entry.parts, [p.size for p in entry.parts]):
         if damage:
@@ -111,7 +145,7 @@ def publish(storage: Storage, key: str, writer: str, value: dict[str, Any], repl
     value: as `Entry` has it; replaced: as `Found` has it.
     """
     made = Entry(key, writer, datetime.now(UTC), value)
-    kept = storage.keep(_manifest(key), made.manifest, replaced.manifest if replaced else None)
+    kept = storage.keep(_manifest(key), made.manifest, replaced.manifest if replaced else None, _SHAPE)
     entry = Entry.of(key, kept)
     if entry.writer != writer:
         storage.delete([part.key for part in made.parts])
@@ -120,7 +154,7 @@ def publish(storage: Storage, key: str, writer: str, value: dict[str, Any], repl
 
 def read_entry(storage: Storage, key: str) -> Entry | None:
     """The entry as its manifest describes it, unchecked; None where there is no manifest, or a damaged one."""
-    manifest = storage.kept(_manifest(key))
+    manifest = storage.kept(_manifest(key), _SHAPE)
     return None if manifest is None else Entry.of(key, manifest)
 
 
@@ -179,6 +213,11 @@ def prune(storage: Storage, max_staleness: timedelta | None, only: str = "", but
     left = [key for key in found if key.split("/")[2] not in whole | used]
     storage.delete(left)
     return Pruned(gone, len(left) + len(gone), tuple(at_work))
+
+
+def age_of(made: datetime) -> timedelta:
+    """How long ago that was; of a time to come, as a clock that is ahead gives it, how far away it is."""
+    return abs(datetime.now(UTC) - made)
 
 
 def in_words(age: timedelta) -> str:

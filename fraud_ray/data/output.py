@@ -101,19 +101,26 @@ def writing(
 ) -> Iterator[pq.ParquetWriter]:
     """Writes a partition, as parquet, with the columns of another one, of parquet also its encodings, and more columns.
 
-    It lies under a hidden name until it is whole. Raises ServerError where it cannot be written.
+    As `writing_whole`.
     """
+    schema = pa.schema([*like.schema_arrow, *added], like.schema_arrow.metadata)
+    with writing_whole(target, name, schema, **_encodings(like.metadata, added)) as writer:
+        yield writer
+
+
+@contextmanager
+def writing_whole(target: str, name: str, schema: pa.Schema, **encodings: Any) -> Iterator[pq.ParquetWriter]:
+    """Writes a parquet file that lies under a hidden name until it is whole. Raises ServerError where it cannot be."""
     filesystem, base = open_filesystem(target)
     folder, _, file = f"{base}/{name}".rpartition("/")
     hidden = f"{folder}/.{file}.{uuid.uuid4().hex}.partial"
-    schema = pa.schema([*like.schema_arrow, *added], like.schema_arrow.metadata)
     try:
         if isinstance(filesystem, fs.LocalFileSystem):
             filesystem.create_dir(folder)
         try:
             with (
                 filesystem.open_output_stream(hidden) as stream,
-                pq.ParquetWriter(stream, schema, **_encodings(like.metadata, added)) as writer,
+                pq.ParquetWriter(stream, schema, **encodings) as writer,
             ):
                 yield writer
             filesystem.move(hidden, f"{folder}/{file}")

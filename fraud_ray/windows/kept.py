@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from typing import ClassVar
 
-from fraud_ray.data.cache import Pruned
+from fraud_ray.data.cache import Pruned, age_of
 from fraud_ray.model.scorer import INFO
 from fraud_ray.runs import read_outcome, read_run, run_names, runs_at_work
 from fraud_ray.settings import parse_settings
@@ -32,7 +32,7 @@ class Kept:
 
     @property
     def age(self) -> timedelta:
-        return datetime.now(UTC) - self.made
+        return age_of(self.made)
 
     @property
     def size(self) -> int:
