@@ -94,6 +94,11 @@ class Storage:
                 digest.update(piece)
             return digest.hexdigest()
 
+    def damage(self, key: str, sha256: str) -> str:
+        """What is wrong with an object; nothing where its content has this hash."""
+        found = self.sha256(key)
+        return "" if found == sha256 else f"{self.path(key)} is {'missing' if found is None else 'damaged'}"
+
     def exists(self, key: str) -> bool:
         with _reported(self, key):
             try:

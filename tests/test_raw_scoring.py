@@ -109,17 +109,21 @@ def windows_of(folder: Path, storage: Storage) -> Any:
     return add_windows(open_source(definition.data), definition, storage, quiet)
 
 
-@pytest.fixture
-def bank(tmp_path: Path, ray_session: None) -> Bank:
+def bank_at(root: Path) -> Bank:
     tables = [card_table(day).rename_columns({"amount": "spent", "category": "merchant"}) for day in days(LAST)]
     tables = [table.select(list(SETTINGS["data"]["columns"])) for table in tables]
     for day in range(HISTORY):
-        write_partition(tmp_path, f"raw/{name(day)}", tables[day])
-    made = windows_of(tmp_path / "raw", Storage.at(str(tmp_path / "store")))
-    bundle = write_bundle(tmp_path / "bundle")
-    windows = {"definition": definition_of(tmp_path / "raw").to_json(), "state": made.state.key}
+        write_partition(root, f"raw/{name(day)}", tables[day])
+    made = windows_of(root / "raw", Storage.at(str(root / "store")))
+    bundle = write_bundle(root / "bundle")
+    windows = {"definition": definition_of(root / "raw").to_json(), "state": made.state.key}
     (bundle / "bundle.json").write_text(json.dumps({"origin": {"windows": windows}}))
-    return Bank(tmp_path, open_model(str(bundle), RegistrySettings()), tables)
+    return Bank(root, open_model(str(bundle), RegistrySettings()), tables)
+
+
+@pytest.fixture
+def bank(tmp_path: Path, ray_session: None) -> Bank:
+    return bank_at(tmp_path)
 
 
 def assert_same(got: pa.Table, expected: pa.Table) -> None:

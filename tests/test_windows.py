@@ -486,7 +486,7 @@ def test_killed_on_the_way_and_repeated_nothing_is_counted_twice(tmp_path, stora
     definition, (second, third), made = by_day(tmp_path / "data", storage, 2)
     keep = states.Storage.keep
 
-    def killed(self: Storage, key: str, value: Any) -> None:
+    def killed(self: Storage, key: str, *given: Any) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(states.Storage, "keep", killed)

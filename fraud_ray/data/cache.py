@@ -232,10 +232,7 @@ def in_words(age: timedelta) -> str:
 
 def _damage(part: Part, storage: Storage) -> str:
     """A Ray task: what is wrong with a part; nothing where it is as it was written."""
-    sha256 = storage.sha256(part.key)
-    if sha256 == part.sha256:
-        return ""
-    return f"{storage.path(part.key)} is {'missing' if sha256 is None else 'damaged'}"
+    return storage.damage(part.key, part.sha256)
 
 
 def _manifest(key: str) -> str:

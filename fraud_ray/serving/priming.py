@@ -51,7 +51,7 @@ def _pasts(storage: Storage, definition: Definition, state: State) -> Iterator[t
     """Each entity's transactions, in the order of time."""
     for number, group in enumerate(definition.groups):
         for bucket in range(state.buckets):
-            block = held(storage, state.folder, number * state.buckets + bucket)
+            block = held(storage, state.part(number * state.buckets + bucket))
             table = pa.Table.from_batches([block]).sort_by([("entity", "ascending"), ("time", "ascending")])
             entities = pc.cast(table["entity"], pa.string()).to_pylist()
             for entity, rows in groupby(zip(entities, _rows(table, group), strict=True), itemgetter(0)):

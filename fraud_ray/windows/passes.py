@@ -38,6 +38,7 @@ from fraud_ray.windows.measures import calendar, compute
 from fraud_ray.windows.timeline import Transactions
 
 LABEL, KNOWN, ID, VALUE, TEXT = "label", "known", "id", "value:", "text:"  # columns of a block
+Stored = tuple[str, str]  # key, and SHA-256 in hexadecimal; none of what earlier versions stored
 _ROW = f"{INNER}row"  # beside window columns, which bear the user's names
 
 
@@ -117,16 +118,16 @@ def identify(partition: Partition, root: str, definition: Definition) -> str | N
     return None if violations else _identity(_needed(table, definition), _entities(table, definition))
 
 
-def gather(task: int, job: Job, newest: int, state: str | None, labels: pa.Table | None) -> None:
-    """One bucket of one group, by its place in `job.tasks`.
+def gather(task: int, job: Job, newest: int, state: Sequence[Stored], labels: pa.Table | None) -> Stored:
+    """One bucket of one group, by its place in `job.tasks`; returns its part of the new state.
 
-    newest: time of the newest transaction, in microseconds; state: folder of the state that is extended; labels: id
-    and label of earlier transactions, known by now.
+    newest: time of the newest transaction, in microseconds; state: the parts of the state that is extended, by task,
+    if one is; labels: id and label of earlier transactions, known by now.
     """
     group, bucket = job.tasks[task]
     definition = job.definition
     blocks = [_read(job.storage, job.scattered(group, index), bucket) for index in job.filled]
-    known = [held(job.storage, state, task)] if state else []
+    known = [held(job.storage, state[task])] if state else []
     rows = pa.Table.from_batches([*known, *(block.drop_columns("row") for block in blocks)])
     if labels is not None and ID in rows.column_names:
         rows = _with_labels(rows, labels)
@@ -137,11 +138,11 @@ def gather(task: int, job: Job, newest: int, state: str | None, labels: pa.Table
     job.storage.put(job.gathered(task), _written([made.slice(begin, end - begin) for begin, end in pairwise(cuts)]))
     kept = rows.filter(pc.greater(rows["time"], newest - group.horizon))
     one = pa.record_batch([column.combine_chunks() for column in kept.columns], names=kept.column_names)
-    job.storage.put(state_key(job.folder, task), _written([one]))
+    return _put(job.storage, state_key(job.folder, task), _written([one]))
 
 
-def assemble(item: tuple[int, Partition], job: Job) -> None:
-    """One partition, with its position in the source."""
+def assemble(item: tuple[int, Partition], job: Job) -> Stored:
+    """One partition, with its position in the source; returns the one with windows."""
     index, partition = item
     definition = job.definition
     filesystem, _ = open_filesystem(job.root)
@@ -169,12 +170,25 @@ def assemble(item: tuple[int, Partition], job: Job) -> None:
     texts = [name for name in table.column_names if pa.types.is_string(table.schema.field(name).type)]
     pq.write_table(table, sink, use_dictionary=texts)
     made = parquet_name(table_name(job.root, partition.shown))
-    job.storage.put(f"{job.folder}/data/{made}", sink.getvalue().to_pybytes())
+    return _put(job.storage, f"{job.folder}/data/{made}", sink.getvalue().to_pybytes())
 
 
-def held(storage: Storage, state: str, task: int) -> pa.RecordBatch:
-    """The transactions of one bucket of one group, by its place in `Job.tasks`, in the folder of a state."""
-    return _read(storage, state_key(state, task), 0)
+def _put(storage: Storage, key: str, content: bytes) -> Stored:
+    storage.put(key, content)
+    return key, hashlib.sha256(content).hexdigest()
+
+
+def held(storage: Storage, part: Stored) -> pa.RecordBatch:
+    """The transactions of one bucket of one group, of a state. Raises DataError where it is not whole."""
+    key, sha256 = part
+    content = storage.get(key)
+    if content is None or (sha256 and hashlib.sha256(content).hexdigest() != sha256):
+        raise DataError(
+            f"{storage.path(key)} is {'missing' if content is None else 'damaged'}, a part of a window state; go on "
+            "from the state before it, with all partitions since then in the input (fraud-ray score --state KEY), or "
+            "compute the windows of the history anew"
+        )
+    return pa.ipc.open_file(pa.BufferReader(content)).get_batch(0)
 
 
 def state_key(folder: str, task: int) -> str:

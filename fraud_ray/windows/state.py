@@ -24,6 +24,7 @@ from functools import partial
 from typing import Any
 
 import pyarrow as pa
+from pydantic import TypeAdapter
 
 from fraud_ray.data.contract import Census, ContractViolation, validate
 from fraud_ray.data.keys import BUCKETS
@@ -35,7 +36,7 @@ from fraud_ray.progress import Progress, Update, counted
 from fraud_ray.settings import Settings
 from fraud_ray.storage import Storage
 from fraud_ray.windows.definition import Definition
-from fraud_ray.windows.passes import Job, Scattered, assemble, gather, scatter
+from fraud_ray.windows.passes import Job, Scattered, Stored, assemble, gather, scatter, state_key
 
 ROOT = "windows"
 LATEST = f"{ROOT}/latest"
@@ -56,7 +57,8 @@ class State:
     definition: fingerprint of the windows; newest: time of the newest transaction, in microseconds since 1970; types:
     of entities and ids by column, `text` or `integers`; counted: partitions that it has seen, by the hash of their
     content, with the names they had; parent: key of the state that was extended; files: the stamp of each file, by its
-    path, that is known to hold such a partition or no rows.
+    path, that is known to hold such a partition or no rows; parts: SHA-256, in hexadecimal, of all that lies there, by
+    key (an earlier version kept none).
     """
 
     key: str
@@ -67,20 +69,30 @@ class State:
     counted: dict[str, str]
     parent: str | None
     files: dict[str, str] = field(default_factory=dict)
+    parts: dict[str, str] = field(default_factory=dict)
 
     @property
     def folder(self) -> str:
         return f"{ROOT}/{self.key}"
 
+    def part(self, task: int) -> Stored:
+        """The part that a task of `Job.tasks` made."""
+        key = state_key(self.folder, task)
+        return key, self.parts.get(key, "")
+
+
+_SHAPE = TypeAdapter(State)
+
 
 @dataclass(frozen=True)
 class Windowed:
     """Partitions with window columns below `root` (a path or URI), and the state after them; cached: whether they lay
-    there already."""
+    there already; remark: why they were computed anew, where what lay there was damaged."""
 
     root: str
     state: State
     cached: bool
+    remark: str = ""
 
 
 @dataclass(frozen=True)
@@ -91,10 +103,11 @@ class WithWindows:
     columns: int
     origin: dict[str, Any]
     cached: bool
+    remark: str
 
     def __str__(self) -> str:
-        cached = "; cached" if self.cached else ""
-        return f"{counted(self.columns, 'column')} for {counted(self.source.rows, 'row')}{cached}"
+        told = "; cached" if self.cached else f"; {self.remark}" if self.remark else ""
+        return f"{counted(self.columns, 'column')} for {counted(self.source.rows, 'row')}{told}"
 
 
 def with_windows(source: Source, settings: Settings, storage: Storage, update: Update) -> WithWindows:
@@ -104,7 +117,7 @@ def with_windows(source: Source, settings: Settings, storage: Storage, update: U
     made = add_windows(source, definition, storage, update)
     origin = {"windows": {"definition": definition.to_json(), "state": made.state.key}}
     opened = open_source(settings.data.model_copy(update={"path": made.root}))
-    return WithWindows(opened, len(definition.names), origin, made.cached)
+    return WithWindows(opened, len(definition.names), origin, made.cached, made.remark)
 
 
 def take_in(source: Source, settings: Settings, storage: Storage, progress: Progress) -> tuple[Source, Census]:
@@ -129,13 +142,25 @@ def take_in(source: Source, settings: Settings, storage: Storage, progress: Prog
 
 def load_state(storage: Storage, key: str) -> State:
     """Raises DataError where there is none."""
-    manifest = storage.kept(manifest_key(key))
-    if manifest is None:
+    found = read_state(storage, key)
+    if found is None and storage.exists(manifest_key(key)):
+        raise DataError(
+            f"{storage.path(manifest_key(key))} is damaged, and so is the window state; go on from the one before it, "
+            "with all partitions since then in the input (fraud-ray score --state KEY), or compute the windows of "
+            "the history anew"
+        )
+    if found is None:
         raise DataError(
             f"no window state at {storage.path(f'{ROOT}/{key}')}; compute the windows of the history first, or name "
             "the storage.root below which that was done"
         )
-    return State(**manifest)
+    return found
+
+
+def read_state(storage: Storage, key: str) -> State | None:
+    """None where there is none, or a damaged one."""
+    manifest = storage.kept(manifest_key(key), _SHAPE)
+    return None if manifest is None else State(**manifest)
 
 
 def make_latest(storage: Storage, state: State) -> None:
@@ -183,14 +208,20 @@ def add_windows(
     named = source.partitions[0].shown
     above = table_name(source.root, named).removesuffix(named)
     root = storage.path(f"{folder}/data/{above}").rstrip("/")
+    there, remark = read_state(storage, key), ""
     # Pruning leaves a state that is needed without the partitions.
-    if storage.kept(manifest_key(key)) and len(storage.keys(f"{folder}/data")) == len(source.partitions):
-        return Windowed(root, load_state(storage, key), cached=True)
+    if there is not None and len(storage.keys(f"{folder}/data")) == len(source.partitions):
+        damage = _damage_of(there, storage, update)
+        if not damage:
+            return Windowed(root, there, cached=True)
+        remark = f"warning: {damage}, so they were computed anew"
+    elif there is None and storage.exists(manifest_key(key)):
+        remark = f"warning: {storage.path(manifest_key(key))} is damaged, so they were computed anew"
     if state is None:
         buckets = definition.windows.buckets or min(math.ceil(source.rows / ROWS_A_BUCKET), BUCKETS)
         after = State(key, definition.fingerprint(), buckets, _NEVER, {}, {}, None)
     else:
-        after = replace(state, key=key, parent=state.key)
+        after = replace(state, key=key, parent=state.key, parts={})
     scratch = f"{folder}/scratch/{uuid.uuid4().hex}"  # another process may be at the same work
     filled = tuple(i for i, partition in enumerate(source.partitions) if partition.rows)
     job = Job(source.root, filled, definition, after.buckets, storage, folder, scratch, needs_labels=not state)
@@ -208,20 +239,36 @@ def add_windows(
             update(done, total, name)
         return [results[position] for position in range(len(items))]
 
+    stored: list[Stored] = []
     try:
         for round in range(definition.rounds):
             scattered = run("scatter", partial(scatter, job=job, round=round), items, rows)
             if round == 0:
                 after = _count(source, scattered, after)
-            before = None if state is None else state.folder
+            before = [state.part(task) for task in range(len(job.tasks))] if state else []
             gathering = partial(gather, job=job, newest=after.newest, state=before, labels=labels)
             tasks = [task for task, (group, _) in enumerate(job.tasks) if group.round == round]
-            run("gather", gathering, tasks, [math.ceil(source.rows / max(len(tasks), 1))] * len(tasks))
-        run("assemble", partial(assemble, job=job), items, rows)
+            stored += run("gather", gathering, tasks, [math.ceil(source.rows / max(len(tasks), 1))] * len(tasks))
+        stored += run("assemble", partial(assemble, job=job), items, rows)
     finally:
         storage.delete(storage.keys(scratch))
-    storage.keep(manifest_key(key), asdict(after))
-    return Windowed(root, after, cached=False)
+    after = replace(after, parts=dict(stored))
+    storage.keep(manifest_key(key), asdict(after), storage.kept(manifest_key(key)), _SHAPE)
+    return Windowed(root, after, False, remark)
+
+
+def _damage_of(state: State, storage: Storage, update: Update) -> str:
+    """What is wrong with the first part that is not as it was written; nothing where all are."""
+    parts = list(state.parts.items())
+    for position, damage in map_tasks(partial(_damage, storage=storage), parts, [1] * len(parts)):
+        if damage:
+            return damage
+        update(position + 1, len(parts), "check")
+    return ""
+
+
+def _damage(part: Stored, storage: Storage) -> str:
+    return storage.damage(*part)
 
 
 def _count(source: Source, found: Sequence[Scattered], before: State) -> State:
