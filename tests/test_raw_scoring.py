@@ -163,7 +163,7 @@ def test_several_days_at_once_and_a_folder_a_day_are_as_good(bank: Bank) -> None
 def test_killed_and_repeated_nothing_is_counted_twice(
     bank: Bank, monkeypatch: pytest.MonkeyPatch, killed_at: str
 ) -> None:
-    def kill(*_: Any) -> None:
+    def kill(*_: Any, **__: Any) -> None:
         raise KeyboardInterrupt
 
     expected = bank.expected()
