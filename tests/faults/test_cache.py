@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +12,9 @@ import pyarrow.parquet as pq
 import pytest
 from pyarrow import csv
 
+from fraud_ray.data import cache
 from fraud_ray.data.folds import plan_folds
-from fraud_ray.data.prepare import prepare
+from fraud_ray.data.prepare import Prepared, prepare
 from fraud_ray.data.source import ChangedError, open_source, read_partition
 from fraud_ray.storage import Storage
 from tests.cards import card_settings, card_table, opened, write_days, write_partition
@@ -49,6 +52,54 @@ def test_what_is_prepared_is_what_was_fingerprinted(change, tmp_path):
     if change is Path.unlink:
         return
     assert open_source(settings.data).fingerprint != source.fingerprint
+
+
+def ready(tmp_path: Path) -> tuple[Callable[[], Prepared], Storage]:
+    """A call that prepares four days, and its storage."""
+    write_days(tmp_path / "data", 4)
+    settings, source, census = opened(tmp_path / "data", folds=FOLDS)
+    folds, storage = plan_folds(census, settings.folds), Storage.at(str(tmp_path / "root"))
+    return lambda: prepare(source, folds, settings, storage, unheard), storage
+
+
+@pytest.mark.faults("19", "a prepared manifest of another shape", "damaged: computed anew, and removed by prune")
+@pytest.mark.quick
+@pytest.mark.parametrize(
+    "other", [{}, {"value": {}}, {"value": {"folds": []}}, {"made": "yesterday"}, {"writer": None}, {"parts": 0}]
+)
+def test_a_manifest_of_another_shape_is_damaged(other, tmp_path):
+    start, storage = ready(tmp_path)
+    manifest = f"prepared/{start().key}/manifest.json"
+    value = {} if not other else storage.kept(manifest) | other
+    if "parts" in other:
+        for fold in value["value"]["folds"]:
+            fold["fit"] = [part | {"size": 0} for part in fold["fit"]]
+    storage.delete([manifest])
+    storage.keep(manifest, value)
+    assert cache.list_entries(storage) == []
+    again = start()
+    assert not again.cached
+    assert again.remark.endswith("manifest.json was damaged, so it was computed anew")
+    assert start().cached
+
+
+@pytest.mark.faults("19", "an entry from the future, by a clock that was ahead", "goes stale, and is pruned")
+@pytest.mark.quick
+def test_an_entry_from_the_future_goes_stale(tmp_path):
+    start, storage = ready(tmp_path)
+    manifest = f"prepared/{start().key}/manifest.json"
+    value = storage.kept(manifest)
+    storage.delete([manifest])
+    storage.keep(manifest, value | {"made": "2199-01-01T00:00:00.000+00:00"})
+    again = start()
+    assert (again.cached, again.remark) == (
+        False,
+        "computed anew, as the entry is dated 2199-01-01 00:00, by a clock that was ahead",
+    )
+    value = storage.kept(manifest)
+    storage.delete([manifest])
+    storage.keep(manifest, value | {"made": "2199-01-01T00:00:00.000+00:00"})
+    assert cache.prune(storage, timedelta(days=7)).entries
 
 
 in_place = pytest.mark.faults(
