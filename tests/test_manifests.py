@@ -15,7 +15,7 @@ from fraud_ray.data.folds import at_newest_window
 from fraud_ray.data.source import Source
 from fraud_ray.settings import load_settings
 from tests.kube.network import Peer, reaches
-from tests.kube.policy import at, pods, quantity, violations
+from tests.kube.policy import pods, quantity, violations
 from tests.kube.render import ORDER, Document, render, with_components
 from tests.kube.schema import Definitions
 
@@ -123,6 +123,10 @@ SCHEDULE = "cluster/base/ray/schedule.yaml"
 NAMESPACE = "cluster/base/ray/namespace.yaml"
 GROUP = "spec.rayClusterSpec.workerGroupSpecs"
 
+SHUTDOWN = "shutdownAfterJobFinishes: true"
+CONDITION = "{jobDeploymentStatus: Failed, jobStatus: FAILED}"
+RULE = f"deletionStrategy: {{deletionRules: [{{policy: DeleteCluster, condition: {CONDITION}}}]}}"
+
 # What is wrong, in which file, what stands there, what is put in its place, and the field that the message must name.
 MISTAKES = [
     ("misspelt field", RAYJOB, "activeDeadlineSeconds", "activeDeadlineSecs", "spec.activeDeadlineSecs"),
@@ -139,8 +143,8 @@ MISTAKES = [
     ("a small /dev/shm", RAYJOB, "sizeLimit: 2560Mi", "sizeLimit: 1Gi", "containers[0].volumeMounts"),
     ("a shell between", RAYJOB, "entrypoint: exec python", "entrypoint: python", "spec.entrypoint"),
     ("head with CPUs", RAYJOB, 'num-cpus: "0"', 'num-cpus: "2"', "headGroupSpec.rayStartParams.num-cpus"),
-    ("two ways to delete", RAYJOB, "backoffLimit: 2", "shutdownAfterJobFinishes: true", "spec.deletionStrategy"),
-    ("refused by CEL", RAYJOB, "{jobStatus: FAILED,", "{jobDeploymentStatus: Failed, jobStatus: FAILED,", ".condition"),
+    ("a cluster that stays", RAYJOB, SHUTDOWN, "shutdownAfterJobFinishes: false", "spec.shutdownAfterJobFinishes"),
+    ("refused by CEL", RAYJOB, SHUTDOWN, RULE, "spec.deletionStrategy.deletionRules[0].condition"),
 ]
 
 
@@ -382,12 +386,23 @@ def test_on_openshift_no_pod_asks_for_a_user_or_a_group(kubectl: Path, tmp_path:
     assert not any({"fsGroup", "runAsUser", "runAsGroup"} & set(context) for context in contexts)
 
 
-def test_kueue_and_the_rule_that_deletes_are_never_together(kubectl: Path, tmp_path: Path) -> None:
-    root = with_components(ROOT, "production", ("kueue",), tmp_path / "repository")
-    job = only(render(kubectl, root, "production", tmp_path), "RayJob").body
-    assert at(job, "spec.deletionStrategy") is None
-    assert job["spec"]["suspend"] and job["spec"]["shutdownAfterJobFinishes"]
-    assert len(job["spec"]["rayClusterSpec"]["workerGroupSpecs"]) <= 7
+def test_however_a_job_ends_its_cluster_is_gone_within_a_minute(kubectl: Path, tmp_path: Path) -> None:
+    root = with_components(ROOT, "production", ("scoring", "raycronjob"), tmp_path / "repository")
+    documents = render(kubectl, root, "production", tmp_path)
+    jobs = [d.body["spec"] for d in documents if d.kind == "RayJob"]
+    for job in (*jobs, only(documents, "RayCronJob").body["spec"]["jobTemplate"]):
+        assert job["shutdownAfterJobFinishes"] and job["ttlSecondsAfterFinished"] <= 60
+        assert "deletionStrategy" not in job, "Kueue and the shutdown exclude it"
+
+
+def test_kueue_holds_every_job_back_until_it_admits_it(kubectl: Path, tmp_path: Path) -> None:
+    root = with_components(ROOT, "production", ("kueue", "scoring"), tmp_path / "repository")
+    jobs = [document.body for document in render(kubectl, root, "production", tmp_path) if document.kind == "RayJob"]
+    assert len(jobs) == 2
+    for job in jobs:
+        assert job["spec"]["suspend"]
+        assert job["metadata"]["labels"]["kueue.x-k8s.io/queue-name"] == "fraud"
+        assert len(job["spec"]["rayClusterSpec"]["workerGroupSpecs"]) <= 7
 
 
 def test_the_guide_names_every_object_that_it_asks_for() -> None:

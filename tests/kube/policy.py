@@ -91,12 +91,9 @@ def _jobs(document: Document) -> Iterator[Finding]:
     job = at(document.body, field)
     if not re.match(r"exec python jobs/(pipeline|retrain|score)\.py -c configs/", job["entrypoint"]):
         yield Finding(document, f"{field}.entrypoint", "must exec a script of jobs/ with a file of configs/")
-    rules = (job.get("deletionStrategy") or {}).get("deletionRules", [])
-    shutdown = job.get("shutdownAfterJobFinishes", False)
-    if bool(rules) == shutdown:
-        yield Finding(
-            document, f"{field}.deletionStrategy", "either it or shutdownAfterJobFinishes deletes the cluster"
-        )
+    if not job.get("shutdownAfterJobFinishes") or job.get("deletionStrategy"):
+        message = "must be true, without a deletionStrategy: no rule takes down the cluster of a stopped job"
+        yield Finding(document, f"{field}.shutdownAfterJobFinishes", message)
     if job.get("suspend") and "kueue.x-k8s.io/queue-name" not in document.body["metadata"].get("labels", {}):
         yield Finding(document, f"{field}.suspend", "without a queue nobody ever resumes it")
 
