@@ -233,12 +233,35 @@ def test_the_small_clusters_schedule_has_the_days_that_a_retraining_takes(kubect
     assert folds.start - timedelta(days=max(folds.selection_shift_days)) >= first
 
 
+COMPONENT = "app.kubernetes.io/component"
+
+
+def test_a_drain_waits_for_every_head_of_a_run_and_for_no_other(kubectl: Path, tmp_path: Path) -> None:
+    root = with_components(ROOT, "production", ("scoring", "raycronjob"), tmp_path / "repository")
+    documents = render(kubectl, root, "production", tmp_path)
+    budget = only(documents, "PodDisruptionBudget", "ray-head").body["spec"]
+    assert budget["minAvailable"] >= 1000, "an eviction is allowed where more heads are ready"
+    assert budget["unhealthyPodEvictionPolicy"] == "AlwaysAllow"
+    waited_for = {
+        document.name
+        for document in documents
+        for pod in pods(document)
+        if "headGroupSpec" in pod.field
+        and budget["selector"]["matchLabels"].items() <= {**pod.labels, "ray.io/node-type": "head"}.items()
+    }
+    assert waited_for == {"fraud", "fraud-score"}, "the RayJobs, and the RayCronJob, which is called fraud too"
+
+
 def test_the_interactive_cluster_and_the_cron_job_are_the_runs(kubectl: Path, tmp_path: Path) -> None:
     root = with_components(ROOT, "production", ("raycronjob",), tmp_path / "repository")
     documents = render(kubectl, root, "production", tmp_path)
     job = only(documents, "RayJob").body["spec"]
-    assert only(documents, "RayCluster").body["spec"] == job["rayClusterSpec"]
+    cluster = only(documents, "RayCluster").body["spec"]
+    assert cluster["headGroupSpec"]["template"]["metadata"].pop("labels") == {COMPONENT: "interactive"}
+    assert job["rayClusterSpec"]["headGroupSpec"]["template"]["metadata"].pop("labels") == {COMPONENT: "run"}
+    assert cluster == job["rayClusterSpec"]
     repeated = only(documents, "RayCronJob").body["spec"]
+    repeated["jobTemplate"]["rayClusterSpec"]["headGroupSpec"]["template"]["metadata"].pop("labels")
     schedule = only(documents, "CronJob").body["spec"]
     retraining = job["entrypoint"].replace("jobs/pipeline.py", "jobs/retrain.py")
     assert repeated["jobTemplate"] == {**job, "entrypoint": retraining}

@@ -32,11 +32,12 @@ OBJECT_STORE_SHARE = 0.3  # of a container's memory, Ray's default
 
 @dataclass(frozen=True)
 class Pod:
-    """A pod's spec and where it lies in its document."""
+    """A pod's spec and where it lies in its document; the labels beside it."""
 
     document: Document
     field: str
     spec: dict[str, Any]
+    labels: dict[str, str]
 
     def containers(self) -> Iterator[tuple[str, dict[str, Any]]]:
         for group in ("initContainers", "containers"):
@@ -58,15 +59,19 @@ def violations(documents: list[Document], external: set[str]) -> list[Finding]:
 
 def pods(document: Document) -> Iterator[Pod]:
     path = PODS.get(document.kind)
-    spec = path and at(document.body, path)
-    if spec:
-        yield Pod(document, path, spec)
+    if path and at(document.body, path):
+        yield _pod(document, path)
     if document.kind in RAY_CLUSTERS:
         path = RAY_CLUSTERS[document.kind]
-        cluster = at(document.body, path)
-        yield Pod(document, f"{path}.headGroupSpec.template.spec", cluster["headGroupSpec"]["template"]["spec"])
-        for index, group in enumerate(cluster["workerGroupSpecs"]):
-            yield Pod(document, f"{path}.workerGroupSpecs[{index}].template.spec", group["template"]["spec"])
+        yield _pod(document, f"{path}.headGroupSpec.template.spec")
+        for index, group in enumerate(at(document.body, path)["workerGroupSpecs"]):
+            field = f"{path}.workerGroupSpecs[{index}].template.spec"
+            yield Pod(document, field, group["template"]["spec"], {})
+
+
+def _pod(document: Document, field: str) -> Pod:
+    above = at(document.body, field.rpartition(".")[0])
+    return Pod(document, field, at(document.body, field), at(above, "metadata.labels") or {})
 
 
 def at(body: Any, path: str) -> Any:
