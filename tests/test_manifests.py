@@ -143,6 +143,7 @@ MISTAKES = [
     ("a small /dev/shm", RAYJOB, "sizeLimit: 2560Mi", "sizeLimit: 1Gi", "containers[0].volumeMounts"),
     ("a shell between", RAYJOB, "entrypoint: exec python", "entrypoint: python", "spec.entrypoint"),
     ("head with CPUs", RAYJOB, 'num-cpus: "0"', 'num-cpus: "2"', "headGroupSpec.rayStartParams.num-cpus"),
+    ("a short grace", RAYJOB, "&grace 60", "&grace 30", "headGroupSpec.template.spec.terminationGracePeriodSeconds"),
     ("a cluster that stays", RAYJOB, SHUTDOWN, "shutdownAfterJobFinishes: false", "spec.shutdownAfterJobFinishes"),
     ("refused by CEL", RAYJOB, SHUTDOWN, RULE, "spec.deletionStrategy.deletionRules[0].condition"),
 ]

@@ -28,6 +28,7 @@ REFERENCES = {
     "configMapKeyRef": "ConfigMap",
 }
 OBJECT_STORE_SHARE = 0.3  # of a container's memory, Ray's default
+DRAIN_S = 30  # that Ray takes to drain a node
 
 
 @dataclass(frozen=True)
@@ -132,6 +133,8 @@ def _pod_security(pod: Pod) -> Iterator[Finding]:
         yield Finding(pod.document, f"{pod.field}.securityContext.seccompProfile", "must be RuntimeDefault")
     if "automountServiceAccountToken" not in pod.spec:
         yield Finding(pod.document, f"{pod.field}.automountServiceAccountToken", "missing: say true or false")
+    if "GroupSpec" in pod.field and pod.spec.get("terminationGracePeriodSeconds", 30) < 2 * DRAIN_S:
+        yield Finding(pod.document, f"{pod.field}.terminationGracePeriodSeconds", "is no longer than Ray's drain")
     for name in ("hostNetwork", "hostPID", "hostIPC"):
         if pod.spec.get(name):
             yield Finding(pod.document, f"{pod.field}.{name}", "must not be set")
