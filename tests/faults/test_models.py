@@ -98,7 +98,14 @@ def configured(root: Path, folder: Path) -> Path:
     return folder / "cards.yaml"
 
 
-@pytest.mark.parametrize("tamper", [with_zeroed_weights, with_another_threshold, with_one_flipped_bit])
+@pytest.mark.faults(
+    "20",
+    "zeroed weights, another threshold, a flipped bit in a version's graph",
+    "score, drift and the champion's comparison refuse it, with both hashes",
+)
+@pytest.mark.parametrize(
+    "tamper", [pytest.param(with_zeroed_weights, marks=pytest.mark.quick), with_another_threshold, with_one_flipped_bit]
+)
 def test_a_version_whose_graph_was_changed_is_refused_by_all_who_score_with_it(
     registered: Path, graph: Path, tmp_path: Path, tamper: Callable[[Path], None]
 ) -> None:
@@ -128,6 +135,7 @@ def test_a_changed_version_is_scored_where_that_is_asked_for_and_the_output_says
     assert (scored["threshold"], scored["notes"]) == (0.99, ["cards/1: not verified, as was asked for"])
 
 
+@pytest.mark.faults("20", "another file beside the graph is changed, or removed", "refused by its name")
 def test_what_lies_beside_the_graph_is_checked_too(registered: Path, graph: Path, tmp_path: Path) -> None:
     tracking, storage = registry_in(registered), Storage.at(str(registered))
     graph.with_name("bundle.json").write_text("{}")
@@ -136,6 +144,7 @@ def test_what_lies_beside_the_graph_is_checked_too(registered: Path, graph: Path
         open_uri("models:/cards/1", tracking.registry, storage, tmp_path)
 
 
+@pytest.mark.faults("20", "a version of a storage without its record is changed", "refused by the tag in the registry")
 def test_a_storage_without_the_record_asks_the_registry(registered: Path, graph: Path, tmp_path: Path) -> None:
     registry, elsewhere = registry_in(registered).registry, Storage.at(str(tmp_path / "elsewhere"))
     assert open_uri("models:/cards/1", registry, elsewhere, tmp_path / "whole").note == ""
@@ -174,6 +183,8 @@ def test_a_version_of_another_registry_is_not_held_against_this_storages_record(
     assert open_uri("models:/cards/1", other.registry, storage, tmp_path / "scratch").note == ""
 
 
+@pytest.mark.faults("20", "the graph in a bundle's folder is changed", "refused by its own manifest")
+@pytest.mark.quick
 def test_a_folder_is_held_against_its_own_manifest(tmp_path: Path) -> None:
     bundle = write_bundle(tmp_path / "bundle")
     assert open_folder(str(bundle), tmp_path).note.startswith("not from a registry, and nothing says")
