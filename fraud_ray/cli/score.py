@@ -73,7 +73,8 @@ def score(
     is missing or of a wrong type.
 
     A model of window columns is given raw partitions, in the order of time. It scores those that its window state has
-    not counted, and names the state after them, from which the same command goes on the next day.
+    not counted, and those without output, and names the state after them, from which the same command goes on the
+    next day.
 
     With [bold]--reasons[/] alerts also have reason_1 to reason_3, the columns that weigh most, and effect_1 to
     effect_3, what each adds to the log-odds of fraud (below 0: it speaks against fraud), compared with a typical

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
@@ -149,6 +149,7 @@ def score_partitions(
     progress: Progress | None = None,
     csv: CsvSettings = CsvSettings(),  # noqa: B008 - frozen
     fingerprint: str = "footer",
+    only: Collection[str] | None = None,
 ) -> ScoringResult:
     """Scores every partition below `source` into one of the same name below `target`; both are folders or URIs.
 
@@ -157,7 +158,8 @@ def score_partitions(
     An output partition has its input's rows in their order, all columns, and ADDED; from a model with an explainer also
     the REASONS columns that weigh most in each alert, and what each adds to its log-odds. One that this model has made
     from the input as it is now is kept; any other is replaced. Uses the Ray that this process has, else joins or starts
-    one where there are more rows than a few. progress: told that one is; fingerprint: as in settings of data.
+    one where there are more rows than a few. progress: told that one is; fingerprint: as in settings of data; only:
+    names of those to score, in place of all.
     Raises ContractViolation that lists every column which the model reads and a partition lacks, or has in another
     type, before anything is scored.
     """
@@ -165,7 +167,8 @@ def score_partitions(
     listing = list_partitions(source)
     scorer = _scorer(model.graph)
     readings = {column.name: Reading.of_model(column) for column in scorer.columns}
-    footers = read_footers(source, listing.files, csv, readings, fingerprint == "content")
+    files = {name: info for name, info in listing.files.items() if only is None or name in only}
+    footers = read_footers(source, files, csv, readings, fingerprint == "content")
     _check_contract(source, footers, readings, model.added)
     explained = str(REASONS if model.explainer else 0)
     made = {MADE_BY: model.version.encode(), MADE_WITH: _digest(model.graph), EXPLAINED: explained.encode()}

@@ -109,3 +109,41 @@ def test_a_state_without_hashes_as_earlier_versions_kept_it_is_gone_on_from(bank
     bank.deliver(HISTORY)
     assert bank.score().partitions == 1
     assert (bank.root / "out" / name(HISTORY)).exists()
+
+
+@pytest.mark.faults(
+    "daily", "outputs of daily scoring are deleted; a new output folder", "made again from what is kept"
+)
+@pytest.mark.quick
+def test_outputs_that_are_not_there_are_made_again(bank: Bank):
+    for day in range(HISTORY, HISTORY + 3):
+        bank.deliver(day)
+        state = bank.score().state
+    before = {day: bank.read(day) for day in range(HISTORY, HISTORY + 3)}
+    (bank.root / "out" / name(HISTORY)).unlink()
+    again = bank.score()
+    assert (again.partitions, again.rows, again.counted, again.state) == (1, 60, HISTORY + 2, state)
+    assert bank.read(HISTORY).equals(before[HISTORY])
+    assert bank.score().partitions == 0
+    bank.deliver(HISTORY + 3)
+    assert bank.score("elsewhere").partitions == 4
+    assert all(bank.read(day, "elsewhere").equals(table) for day, table in before.items())
+    assert not (bank.root / "elsewhere" / name(0)).exists()  # the model has learnt from it
+
+
+@pytest.mark.faults("daily", "an output is deleted whose windows are pruned", "said, with the state to go on from")
+def test_an_output_whose_windows_are_pruned_is_said_to_be_lost(bank: Bank):
+    bank.deliver(HISTORY)
+    state = bank.score().state
+    shutil.rmtree(bank.root / "store" / "windows" / str(state) / "data")
+    shutil.rmtree(bank.root / "out")
+    told = bank.score()
+    assert bank.model.windows
+    own = bank.model.windows["state"]
+    assert told.partitions == 0
+    assert told.notes == (
+        f"1 partition without output, such as {name(HISTORY)}, counted before and with windows that are not kept any "
+        f"more: --state {own} scores again from there on",
+    )
+    assert bank.score(state=own).partitions == 1
+    assert bank.score().notes == ()
