@@ -18,9 +18,10 @@ from fraud_ray.data.contract import check_type
 from fraud_ray.data.kinds import Reading, from_text, typed
 from fraud_ray.model.encoder import FeatureColumn
 from fraud_ray.model.scorer import GraphScorer, graph_inputs
-from fraud_ray.serving.app import Service, create_app
+from fraud_ray.serving.app import create_app
 from fraud_ray.serving.requests import Batch, Field, RequestFault
 from fraud_ray.serving.served import Served
+from fraud_ray.serving.service import Service
 from fraud_ray.serving.tokens import Tokens
 from fraud_ray.settings import DataSettings, ServingSettings
 from tests.handmade import expected, write_bundle

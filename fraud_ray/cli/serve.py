@@ -100,10 +100,11 @@ async def _serve(
     import uvicorn
 
     from fraud_ray.cli.display import stdout_for_the_result
-    from fraud_ray.serving.app import Service, create_app
+    from fraud_ray.serving.app import create_app
     from fraud_ray.serving.following import Following
     from fraud_ray.serving.metrics import Metrics
     from fraud_ray.serving.priming import Histories
+    from fraud_ray.serving.service import Service
     from fraud_ray.storage import Storage
 
     metrics = Metrics()
@@ -116,8 +117,15 @@ async def _serve(
         await following.stop()
         await histories.close()
 
-    answers = lambda: following.current if following.ready else None  # noqa: E731
-    app = create_app(Service(answers, settings.serving, histories.of, histories.all, metrics), tokens, close)
+    service = Service(
+        current=lambda: following.current if following.ready else None,
+        settings=settings.serving,
+        history_of=histories.of,
+        histories=histories.all,
+        waiting=lambda: following.waiting,
+        metrics=metrics,
+    )
+    app = create_app(service, tokens, close)
     _tell(following.current, settings.serving, tokens)
     bound.listen(_WAITING)
     config = uvicorn.Config(

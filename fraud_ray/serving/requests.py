@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -27,6 +28,7 @@ from fraud_ray.settings import ColumnSettings, DataSettings
 
 One = Callable[[Any], Any]
 
+_A_TIME = "2024-03-01T10:00:00Z"
 MOST_EXACT = 2**53  # whole numbers up to here are float64
 _WHOLE_NUMBERS = range(-(2**63), 2**64)  # of 64 bits
 _EPOCH, _MICROSECOND = datetime(1970, 1, 1, tzinfo=UTC), timedelta(microseconds=1)
@@ -50,7 +52,7 @@ class RequestFault(Exception):  # noqa: N818 - no error of ours
     """
 
     def __init__(self, field: str | None, message: str, status: int = 422) -> None:
-        super().__init__(message)
+        super().__init__(f"{field} {message}" if field else message)
         self.field, self.status = field, status
 
 
@@ -99,39 +101,49 @@ class Batch:
 class Field:
     """A column of a transaction.
 
-    as_is: types of values that are read as they are; one: reads any other; example: a value that is taken. breach: what
-    of a value that was read breaks the contract, where windows are computed of it; None: nothing does.
+    as_is: types of values that are read as they are; one: reads any other; schema: in JSON Schema, with an example.
+    breach: what of a value that was read breaks the contract, where windows are computed of it; None: nothing does.
     """
 
     kind: str
     as_is: frozenset[type]
     one: One
-    example: Any
+    schema: dict[str, Any]
     breach: Callable[[Any], str | None] | None
 
     @classmethod
     def of(cls, reading: Reading, declared: ColumnSettings | None = None) -> Field:
         """declared: the column as the contract has it, where windows are computed of it."""
-        kind, one, unit = reading.kind, reading.one, reading.unit
-        breach = None if declared is None else _breach_of(declared)
+        kind, unit, true = reading.kind, reading.unit, reading.one
+        as_is: frozenset[type] = frozenset()
+        one: One
+        example: Any
         if kind in NUMERIC:
-            low, high = (declared.min, declared.max) if declared else (None, None)
-            within = next((bound for bound in (low, high) if bound is not None), 12.5)
-            return cls(kind, frozenset({float}), _number, within, breach)
-        if kind == "categorical":
-            [example, *_] = (declared and declared.values) or ["some"]
-            return cls(kind, frozenset({str}), _category, example, breach)
-        if kind in TIME_KINDS:
-            then = 1_709_287_200 * A_SECOND[unit] if unit else "2024-03-01T10:00:00Z"
-            return cls(kind, frozenset(), lambda value: _time(value, unit), then, breach)
-        if kind in {"entity", "id"}:
-            return cls(kind, frozenset(), _name, "c7", breach)
-        if one is not None:
-            return cls(kind, frozenset(), lambda value: _is_one(value, one), one, breach)
-        return cls(kind, frozenset(), _boolean, True, breach)
+            as_is, one, types, example = frozenset({float}), _number, ["number"], 12.5
+        elif kind == "categorical":
+            as_is, one, types, example = frozenset({str}), _category, ["string", "integer"], "some"
+        elif kind in TIME_KINDS:
+            one = partial(_time, unit=unit)
+            types, example = (["integer"], 1_709_287_200 * A_SECOND[unit]) if unit else (["string"], _A_TIME)
+        elif kind in {"entity", "id"}:
+            one, types, example = _name, ["string", "integer"], "c7"
+        elif true is not None:
+            one, types, example = partial(_is_one, one=true), ["string", "integer", "boolean"], true
+        else:
+            one, types, example = _boolean, ["boolean"], True
+        schema: dict[str, Any] = {"type": types, "examples": [example]} | (
+            {"format": "date-time"} if example is _A_TIME else {}
+        )
+        if declared is None:
+            return cls(kind, as_is, one, _nullable(schema), None)
+        bounds = {"minimum": declared.min, "maximum": declared.max, "enum": declared.values}
+        schema.update((key, bound) for key, bound in bounds.items() if bound is not None)
+        if allowed := declared.values or [bound for bound in (declared.min, declared.max) if bound is not None]:
+            schema["examples"] = [allowed[0]]
+        return cls(kind, as_is, one, _nullable(schema) if declared.nulls else schema, _breach_of(declared))
 
-    def read(self, name: str, values: list[Any], of: str = "transactions") -> list[Any]:
-        """Values (rows,) as sent, as read. of: what they are values of. Raises RequestFault."""
+    def read(self, name: str, values: list[Any], among: str = "transactions") -> list[Any]:
+        """Values (rows,) as sent, as read. among: what the rows are. Raises RequestFault."""
         read = values
         if not self.as_is.issuperset(map(type, values)):
             read = []
@@ -139,11 +151,11 @@ class Field:
                 try:
                     read.append(self.one(value))
                 except _UnfitError as unfit:
-                    raise RequestFault(f"{of}[{row}].{name}", str(unfit)) from None
+                    raise RequestFault(f"{among}[{row}].{name}", str(unfit)) from None
         for row, value in enumerate(read) if self.breach else ():
             broken = self.breach(value) if self.breach else None
             if broken:
-                raise RequestFault(f"{of}[{row}].{name}", broken)
+                raise RequestFault(f"{among}[{row}].{name}", broken)
         return read
 
 
@@ -177,7 +189,7 @@ class Form:
 
     def example(self) -> dict[str, Any]:
         """A transaction that is taken, and nobody's."""
-        shown = {name: field.example for name, field in self.fields.items()}
+        shown = {name: field.schema["examples"][0] for name, field in self.fields.items()}
         return shown if self.identifier is None else {self.identifier: "t1", **shown}
 
     def read(self, transactions: Sequence[Mapping[str, Any]], now: float) -> Batch:
@@ -200,22 +212,22 @@ class Form:
     def completed(self, columns: dict[str, list[Any]], sent: list[Any], now: float) -> Batch:
         """The batch of columns that were read; sent: the ids as they came."""
         if self.timestamp is not None:
-            latest = (now + self.ahead_s) * 1e6
             for row, at in enumerate(columns[self.timestamp]):
-                if at > latest:
-                    message = f"lies more than {self.ahead_s:g} s ahead of the clock here (serving.ahead_s)"
-                    raise RequestFault(f"transactions[{row}].{self.timestamp}", message)
+                _refuse_ahead(f"transactions[{row}].{self.timestamp}", at, now, self.ahead_s)
         ids: list[str | None] = [None] * len(sent)
         if self.identifier is not None:
             ids = columns.get(self.identifier) or Field.of(Reading("id")).read(self.identifier, sent)
         return Batch(columns, ids, sent, columns[self.timestamp] if self.timestamp else [])
 
 
-def read_labels(data: DataSettings, sent: Sequence[Mapping[str, Any]], latest: float) -> list[tuple[str, int, int]]:
+def read_labels(
+    data: DataSettings, sent: Sequence[Mapping[str, Any]], now: float, ahead_s: float
+) -> list[tuple[str, int, int]]:
     """(id, label, since when it is known in microseconds since 1970) of labels as they are sent.
 
     Each holds the columns of the id and the label and, where one is declared, that of the label's time; without one it
-    is known from now on. latest: seconds since 1970, that no label's time exceeds. Raises RequestFault.
+    is known from now on. now: seconds since 1970, beyond which no label's time lies by more than ahead_s. Raises
+    RequestFault.
     """
     identifier, label_time = data.of_kind("id"), data.of_kind("label_time")
     if identifier is None:
@@ -223,17 +235,28 @@ def read_labels(data: DataSettings, sent: Sequence[Mapping[str, Any]], latest: f
     named = [identifier, data.label, *([label_time] if label_time else [])]
     read: dict[str, list[Any]] = {}
     for name in named:
-        absent = next((row for row, told in enumerate(sent) if told.get(name) in {None, ""}), None)
-        if absent is not None:
-            raise RequestFault(f"labels[{absent}].{name}", "is missing")
-        read[name] = Field.of(Reading.declared(data.columns[name])).read(name, [told[name] for told in sent], "labels")
-    known = read[label_time] if label_time else [round(latest * 1e6)] * len(sent)
+        read[name] = Field.of(Reading.declared(data.columns[name])).read(
+            name, [told.get(name) for told in sent], "labels"
+        )
+        for row, value in enumerate(read[name]):
+            if value is None or value == NO_TIME or value != value:
+                raise RequestFault(f"labels[{row}].{name}", "is missing")
+    known = read[label_time] if label_time else [round(now * 1e6)] * len(sent)
     for row, (label, since) in enumerate(zip(read[data.label], known, strict=True)):
         if label not in {0.0, 1.0}:
             raise RequestFault(f"labels[{row}].{data.label}", "is neither 0 nor 1")
-        if label_time and since > latest * 1e6:
-            raise RequestFault(f"labels[{row}].{label_time}", "lies ahead of the clock here (serving.ahead_s)")
+        _refuse_ahead(f"labels[{row}].{label_time}", since, now, ahead_s)
     return [(id, int(label), since) for id, label, since in zip(read[identifier], read[data.label], known, strict=True)]
+
+
+def _refuse_ahead(where: str, at: int, now: float, ahead_s: float) -> None:
+    if at > (now + ahead_s) * 1e6:
+        raise RequestFault(where, f"lies more than {ahead_s:g} s ahead of the clock here (serving.ahead_s)")
+
+
+def _nullable(schema: dict[str, Any]) -> dict[str, Any]:
+    wider = {"type": [*schema["type"], "null"]} | ({"enum": [*schema["enum"], None]} if "enum" in schema else {})
+    return {**schema, **wider}
 
 
 def _number(value: Any) -> float:

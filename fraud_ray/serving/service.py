@@ -1,0 +1,118 @@
+"""What answers, by whatever protocol it is asked: batches scored by the version that answers now, and counted."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from fraud_ray.serving.history import History, Score
+from fraud_ray.serving.metrics import Metrics
+from fraud_ray.serving.requests import Batch, Form, RequestFault, UnavailableError, read_labels
+from fraud_ray.serving.served import Served
+from fraud_ray.settings import ServingSettings
+from fraud_ray.windows.definition import Definition
+
+
+@dataclass(frozen=True)
+class Scored:
+    """What was answered of a batch; lists (rows,).
+
+    computed: the window columns by name; none for a version that reads none. degraded: whether they were computed as if
+    there were no past.
+    """
+
+    probability: list[float]
+    decision: list[bool]
+    version: list[str]
+    computed: list[dict[str, float]]
+    degraded: list[bool]
+
+
+@dataclass
+class Service:
+    """Scores batches by the version that answers now.
+
+    current: that version; None while there is none. history_of: the past of entities for windows; None while it is not
+    there. histories: all that are kept, which learn of labels. waiting: the version that shall answer, and why it does
+    not yet; None where it does.
+    """
+
+    current: Callable[[], Served | None]
+    settings: ServingSettings
+    history_of: Callable[[Definition], History | None] = lambda definition: None
+    histories: Callable[[], Sequence[History]] = tuple
+    waiting: Callable[[], tuple[str, str] | None] = lambda: None
+    metrics: Metrics = field(default_factory=Metrics)
+    _form: tuple[Served, Form] | None = None
+
+    def served(self) -> tuple[Served, Form]:
+        """The version that answers, and what its transactions must hold. Raises UnavailableError."""
+        served = self.current()
+        if served is None:
+            waiting = self.waiting()
+            why = ": version {}, {}".format(*waiting) if waiting else ""
+            raise UnavailableError(f"no version is ready to answer yet{why}")
+        if self._form is None or self._form[0] is not served:
+            self._form = served, Form.of(served, self.settings.ahead_s)
+        return self._form
+
+    def limit(self, rows: int, what: str = "transactions") -> None:
+        """Raises RequestFault for more of them than a request may have."""
+        most = self.settings.max_transactions
+        if rows > most:
+            raise RequestFault(what, f"are {rows:,}, and a request may hold {most:,} (serving.max_transactions)", 413)
+
+    async def score(self, served: Served, batch: Batch) -> Scored:
+        """Raises RequestFault and UnavailableError."""
+        if served.definition is None:
+            with self.metrics.timed("graph"):
+                found = served.scorer.run(batch.inputs(served.scorer.columns), len(batch))
+            rows = len(batch)
+            decision = (found >= served.scorer.threshold).tolist()
+            scored = Scored(found.tolist(), decision, [served.version] * rows, [], [False] * rows)
+        else:
+            history = self.history_of(served.definition)
+            if history is None:
+                raise UnavailableError("the past that its windows look back on is not loaded yet")
+            answers = await history.answer(batch, _score_by_row(served, batch))
+            scored = Scored(
+                [answer.probability for answer in answers],
+                [answer.decision for answer in answers],
+                [answer.version for answer in answers],
+                [history.named(answer) for answer in answers],
+                [answer.degraded for answer in answers],
+            )
+        self.metrics.count_decisions(scored.decision)
+        return scored
+
+    async def label(self, served: Served, sent: Sequence[Mapping[str, Any]]) -> list[Any]:
+        """Tells labels, and returns the ids that are unknown here. Raises RequestFault and UnavailableError."""
+        if served.definition is None:
+            raise RequestFault(
+                None, f"version {served.version} computes no windows, so it learns nothing of labels", 409
+            )
+        labels = read_labels(served.data, sent, time.time(), self.settings.ahead_s)
+        known = [False] * len(labels)
+        for history in self.histories():
+            for at, told in enumerate(labels):
+                known[at] |= await history.label(*told)
+        return [id for (id, *_), is_known in zip(labels, known, strict=True) if not is_known]
+
+
+def _score_by_row(served: Served, batch: Batch) -> Score:
+    """Scores one transaction of a batch with its window columns."""
+    scorer = served.scorer
+    assert served.definition is not None, "windows are computed"
+    computed = [column for column in scorer.columns if column.name in served.definition.names]
+    sent = batch.inputs([column for column in scorer.columns if column not in computed])
+
+    def score(row: int, columns: Mapping[str, float]) -> tuple[float, bool, str]:
+        windows = {column.name: np.full((1, 1), columns[column.name], np.float32) for column in computed}
+        [probability] = scorer.run({**{name: values[row : row + 1] for name, values in sent.items()}, **windows}, 1)
+        return float(probability), bool(probability >= scorer.threshold), served.version
+
+    return score
