@@ -10,9 +10,13 @@ import msgspec
 import numpy as np
 import pyarrow as pa
 import pytest
-from hypothesis import example, given, settings
+import schemathesis
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from pydantic import ByteSize
+from schemathesis import GenerationMode
+from schemathesis.checks import not_a_server_error
+from schemathesis.specs.openapi.checks import response_schema_conformance, status_code_conformance
 
 from fraud_ray.data.contract import check_type
 from fraud_ray.data.kinds import Reading, from_text, typed
@@ -215,3 +219,123 @@ async def test_a_fault_of_our_own_is_logged_without_a_value_and_answered_as_json
     assert reply.status_code == 500
     assert "unexpected ValueError at" in caplog.text
     assert "4711" not in caplog.text + reply.text
+
+
+def tensors(binary: bool, **changed: Any) -> tuple[bytes, dict[str, str]]:
+    """Body and headers of an inference of two rows, as KServe's and Triton's clients send them."""
+    columns: dict[str, tuple[str, list[Any]]] = {
+        "amount": ("FP64", [12.5, 250.0]),
+        "night": ("BOOL", [True, False]),
+        "merchant": ("BYTES", ["shop", "café"]),
+    }
+    inputs, behind = [], b""
+    for name, (datatype, values) in columns.items():
+        tensor: dict[str, Any] = {"name": name, "datatype": datatype, "shape": [2, 1]}
+        if binary:
+            packed = {"FP64": lambda v: np.array(v).tobytes(), "BOOL": lambda v: np.array(v).tobytes()}.get(
+                datatype, lambda v: b"".join(len(t.encode()).to_bytes(4, "little") + t.encode() for t in v)
+            )(values)
+            behind += packed
+            tensor["parameters"] = {"binary_data_size": len(packed)}
+        else:
+            tensor["data"] = [[value] for value in values]
+        inputs.append({**tensor, **changed.pop(name, {})})
+    head = msgspec.json.encode({"id": "9", "inputs": inputs, **changed})
+    return head + behind, {"Inference-Header-Content-Length": str(len(head))} if binary else {}
+
+
+@pytest.mark.parametrize("binary", [False, True])
+@pytest.mark.asyncio
+async def test_tensors_score_as_json_does(client, binary):
+    rows = [{"amount": 12.5, "night": True, "merchant": "shop"}, {"amount": 250, "night": False, "merchant": "café"}]
+    scores = (await client.post("/score", json={"transactions": rows})).json()["scores"]
+    body, headers = tensors(binary, parameters={"binary_data_output": binary})
+    for path in ("/v2/models/fraud/infer", "/v2/models/fraud/versions/3/infer"):
+        reply = await client.post(path, content=body, headers=headers)
+        assert reply.status_code == 200, reply.text
+        length = int(reply.headers.get("inference-header-content-length", len(reply.content)))
+        told = msgspec.json.decode(reply.content[:length])
+        assert (told["model_name"], told["model_version"], told["id"]) == ("fraud", "3", "9")
+        assert [(o["name"], o["datatype"], o["shape"]) for o in told["outputs"]] == [
+            ("probability", "FP32", [2]),
+            ("decision", "BOOL", [2]),
+        ]
+        if binary:
+            probability = np.frombuffer(reply.content[length : length + 8], np.float32).tolist()
+            decision = np.frombuffer(reply.content[length + 8 :], np.bool_).tolist()
+        else:
+            probability, decision = (output["data"] for output in told["outputs"])
+        assert probability == [score["probability"] for score in scores]
+        assert decision == [score["decision"] for score in scores]
+
+
+TENSOR_FAULTS = {
+    "a tensor is absent": ({"amount": {"name": "other"}}, {}, "inputs.amount"),
+    "another shape": ({"amount": {"shape": [1, 2]}}, {}, "inputs.amount"),
+    "a shape of another length": ({"amount": {"shape": [3]}}, {}, "inputs.amount"),
+    "another number of rows": ({"night": {"shape": [1], "data": [True]}}, {}, "inputs.night"),
+    "text for a number": ({"amount": {"data": ["a", "b"]}}, {}, "transactions[0].amount"),
+    "an unknown output": ({"outputs": [{"name": "logit"}]}, {}, "outputs.logit"),
+    "bytes that are not there": ({"amount": {"parameters": {"binary_data_size": 999}}}, {}, "inputs.amount"),
+    "a length that is none": ({}, {"Inference-Header-Content-Length": "x"}, "Inference-Header-Content-Length"),
+}
+
+
+@pytest.mark.parametrize("fault", TENSOR_FAULTS)
+@pytest.mark.asyncio
+async def test_a_mistake_in_tensors_is_answered_with_what_is_wrong_and_where(client, fault):
+    changed, headers, field = TENSOR_FAULTS[fault]
+    body, _ = tensors(False, **changed)
+    reply = await client.post("/v2/models/fraud/infer", content=body, headers=headers)
+    assert (reply.status_code // 100, reply.json()["field"]) == (4, field)
+
+
+@pytest.mark.asyncio
+async def test_bytes_that_are_no_values_are_a_fault(client):
+    body, headers = tensors(True)
+    for cut in range(1, 35, 3):
+        assert (await client.post("/v2/models/fraud/infer", content=body[:-cut], headers=headers)).status_code == 422
+    broken = body[:-1] + b"\xff"
+    assert (await client.post("/v2/models/fraud/infer", content=broken, headers=headers)).status_code == 422
+    more = await client.post("/v2/models/fraud/infer", content=body + b"more", headers=headers)
+    assert (more.status_code, more.json()["field"]) == (400, None)
+
+
+@pytest.mark.asyncio
+async def test_the_model_says_what_it_reads_and_what_it_waits_for(client, service):
+    service.waiting = lambda: ("4", "its past is not primed yet")
+    told = (await client.get("/v2/models/fraud")).json()
+    assert [(i["name"], i["datatype"]) for i in told["inputs"]] == [
+        ("amount", "FP64"),
+        ("night", "BOOL"),
+        ("merchant", "BYTES"),
+    ]
+    assert told["waiting"] == {"version": "4", "reason": "its past is not primed yet"}
+    assert (await client.get("/v2/models/fraud/versions/3/ready")).json() == {"name": "fraud", "ready": True}
+    for other in ("/v2/models/other", "/v2/models/fraud/versions/4/ready"):
+        assert (await client.get(other)).status_code == 404
+
+
+CHECKS = [not_a_server_error, status_code_conformance, response_schema_conformance]
+
+
+@pytest.mark.parametrize("mode", GenerationMode)
+def test_whatever_is_sent_is_answered_as_it_is_described(service, mode):
+    schema = schemathesis.openapi.from_asgi("/openapi.json", create_app(service, None))
+    operations = [found.ok() for found in schema.get_all_operations()]
+    # What takes neither body nor parameters can be asked in one way only.
+    for operation in operations if mode is GenerationMode.POSITIVE else [o for o in operations if o.method == "post"]:
+
+        @given(operation.as_strategy(generation_mode=mode))
+        @settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
+        def is_answered(case: schemathesis.Case) -> None:
+            case.call_and_validate(checks=CHECKS)
+
+        is_answered()
+
+
+@pytest.mark.asyncio
+async def test_the_page_of_documents_needs_nothing_from_elsewhere(client):
+    page = (await client.get("/docs")).text
+    assert "<script>" in page
+    assert "://" not in page

@@ -10,6 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -20,6 +21,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from fraud_ray.serving import inference
+from fraud_ray.serving.openapi import described
 from fraud_ray.serving.reasons import Reasons
 from fraud_ray.serving.replies import Endpoint, answering, as_json, body_of, decoded, is_set, nowhere
 from fraud_ray.serving.requests import Batch, Form
@@ -35,6 +37,7 @@ class _Labels(msgspec.Struct, forbid_unknown_fields=True):
     labels: list[dict[str, Any]]
 
 
+_DOCS = Path(__file__).with_name("docs.html")
 _TRANSACTIONS, _LABELS = msgspec.json.Decoder(_Transactions), msgspec.json.Decoder(_Labels)
 
 
@@ -76,6 +79,12 @@ def create_app(service: Service, tokens: Tokens | None, close: Callable[[], Awai
     async def metrics(request: Request) -> Response:
         return Response(service.metrics.page(service.current()), media_type="text/plain; version=0.0.4")
 
+    async def openapi(request: Request) -> Response:
+        return as_json(described(*service.served(), service.settings, tokens is not None))
+
+    async def docs(request: Request) -> Response:
+        return Response(_DOCS.read_bytes(), media_type="text/html")
+
     def route(path: str, endpoint: Endpoint, method: str = "GET", is_open: bool = False) -> Route:
         """is_open: whether no token is asked for."""
 
@@ -97,6 +106,8 @@ def create_app(service: Service, tokens: Tokens | None, close: Callable[[], Awai
         route("/labels", labels, "POST"),
         *(route(*endpoint) for endpoint in inference.endpoints(service)),
         route("/metrics", metrics, is_open=True),
+        route("/openapi.json", openapi),
+        route("/docs", docs, is_open=True),
     ]
     return Starlette(routes=routes, exception_handlers={HTTPException: nowhere(service.metrics)}, lifespan=lifespan)
 

@@ -112,6 +112,11 @@ class Field:
     breach: Callable[[Any], str | None] | None
 
     @classmethod
+    def declared(cls, column: ColumnSettings) -> Field:
+        """As a column is declared, whatever the contract says of its values."""
+        return cls.of(Reading.declared(column))
+
+    @classmethod
     def of(cls, reading: Reading, declared: ColumnSettings | None = None) -> Field:
         """declared: the column as the contract has it, where windows are computed of it."""
         kind, unit, true = reading.kind, reading.unit, reading.one
@@ -235,9 +240,7 @@ def read_labels(
     named = [identifier, data.label, *([label_time] if label_time else [])]
     read: dict[str, list[Any]] = {}
     for name in named:
-        read[name] = Field.of(Reading.declared(data.columns[name])).read(
-            name, [told.get(name) for told in sent], "labels"
-        )
+        read[name] = Field.declared(data.columns[name]).read(name, [told.get(name) for told in sent], "labels")
         for row, value in enumerate(read[name]):
             if value is None or value == NO_TIME or value != value:
                 raise RequestFault(f"labels[{row}].{name}", "is missing")
