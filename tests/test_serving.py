@@ -86,6 +86,8 @@ values = (
 @example(COLUMNS[3], 1e10)
 @example(COLUMNS[3], -0.0)
 @example(COLUMNS[6], -1_500)
+@example(COLUMNS[6], 2**63)
+@example(COLUMNS[4], float("nan"))
 @settings(max_examples=1_000, deadline=None)
 def test_a_value_is_read_as_batch_scoring_reads_it_or_is_a_fault_that_names_it(column: FeatureColumn, value: Any):
     wanted = as_batch_scoring(column, value)
@@ -97,7 +99,7 @@ def test_a_value_is_read_as_batch_scoring_reads_it_or_is_a_fault_that_names_it(c
         assert wanted is None or column.kind == "timestamp" or (column.kind == "boolean" and abs(value) > 2**53)
         return
     found = Batch({column.name: read}, [None], [None], []).inputs([column])[column.name]
-    assert wanted is not None
+    assert wanted is not None, (column.name, value, found)
     np.testing.assert_array_equal(found, wanted)
 
 

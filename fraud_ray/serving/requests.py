@@ -321,7 +321,7 @@ def _name(value: Any) -> str | None:
 def _time(value: Any, unit: str | None) -> int:
     """Texts as those of CSV partitions; numbers where they have a unit."""
     found = type(value)
-    if value is None or value != value:
+    if value is None or (unit and value != value):
         return NO_TIME
     if found is str:
         written = _ISO.fullmatch(value)
@@ -338,6 +338,7 @@ def _time(value: Any, unit: str | None) -> int:
     elif unit is not None and found is int:
         scaled = value * A_SECOND["us"]
         microseconds = scaled // A_SECOND[unit] if value >= 0 else -(-scaled // A_SECOND[unit])
+        microseconds = microseconds if value < 2**63 else _YEARS.stop
     elif unit is not None and found is float:
         scaled = value * (A_SECOND["us"] / A_SECOND[unit])
         microseconds = round(scaled) if math.isfinite(scaled) else _YEARS.stop
