@@ -278,6 +278,13 @@ def test_scoring_runs_on_a_cluster_like_the_runs(kubectl: Path, tmp_path: Path) 
     assert score["entrypoint"].startswith("exec python jobs/score.py -c configs/cluster.yaml --model ")
 
 
+NAME = "app.kubernetes.io/name"
+SERVING, VALKEY = (Peer("ml-pipelines", {NAME: f"fraud-{name}"}) for name in ("serving", "valkey"))
+MLFLOW, RAY = Peer("mlops", {NAME: "mlflow"}), Peer("ml-pipelines", {"ray.io/is-ray-node": "yes"})
+STRANGER, OUTSIDE = Peer("ml-pipelines"), Peer(None)
+CALLER = Peer("ingress", {}, {"fraud-ray/scores": "true"})
+
+
 @pytest.fixture(scope="module")
 def serving(kubectl: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Document]:
     """production with the component serving."""
@@ -327,6 +334,22 @@ def test_scoring_online_loses_no_request_in_an_update_or_a_drain(serving: list[D
         assert selector.items() <= labels.items()
 
 
+@pytest.mark.parametrize(("overlay", "dns"), [("dev", "kube-system"), ("openshift", "openshift-dns")])
+def test_every_pod_finds_names_and_what_asks_kubernetes_reaches_it(
+    overlay: str, dns: str, kubectl: Path, tmp_path: Path
+) -> None:
+    documents = render(kubectl, ROOT, overlay, tmp_path)
+    port = 53 if overlay == "dev" else 5353
+    for pod in (RAY, MLFLOW, STRANGER):
+        assert reaches(documents, pod, Peer(dns), port, "UDP") and not reaches(documents, pod, OUTSIDE, port, "UDP")
+        if overlay == "dev":
+            assert reaches(documents, pod, Peer(None, address="169.254.20.10"), port, "UDP"), "NodeLocal DNSCache"
+    for api in (443, 6443, 8443, 16443):
+        assert reaches(documents, RAY, OUTSIDE, api)
+        assert reaches(documents, Peer("ml-pipelines", {COMPONENT: "schedule"}), OUTSIDE, api)
+    assert not reaches(documents, STRANGER, OUTSIDE, 443)
+
+
 def test_kserve_runs_the_pods_of_the_deployment(serving: list[Document], kubectl: Path, tmp_path: Path) -> None:
     root = with_components(ROOT, "production", ("serving", "kserve"), tmp_path / "repository")
     documents = render(kubectl, root, "production", tmp_path)
@@ -363,12 +386,6 @@ def test_kserve_finds_the_portable_graph_where_it_is_put(kubectl: Path, tmp_path
     assert reaches(documents, CALLER, portable, port) and reaches(documents, portable, MLFLOW, 5000)
     assert not reaches(documents, STRANGER, portable, port) and not reaches(documents, portable, VALKEY, 6379)
 
-
-NAME = "app.kubernetes.io/name"
-SERVING, VALKEY = (Peer("ml-pipelines", {NAME: f"fraud-{name}"}) for name in ("serving", "valkey"))
-MLFLOW, RAY = Peer("mlops", {NAME: "mlflow"}), Peer("ml-pipelines", {"ray.io/is-ray-node": "yes"})
-STRANGER, OUTSIDE = Peer("ml-pipelines"), Peer(None)
-CALLER = Peer("ingress", {}, {"fraud-ray/scores": "true"})
 
 REACHED = [
     *((source, SERVING, 8000) for source in (CALLER, Peer("monitoring"))),

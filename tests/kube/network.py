@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from ipaddress import ip_address, ip_network
 from typing import Any
 
 from tests.kube.policy import at
@@ -12,11 +13,12 @@ from tests.kube.render import Document
 
 @dataclass(frozen=True)
 class Peer:
-    """A pod by its namespace and labels; without a namespace, an address outside of the cluster."""
+    """A pod by its namespace and labels; without a namespace, an address that is no pod's."""
 
     namespace: str | None
     labels: dict[str, str] = field(default_factory=dict)
     namespace_labels: dict[str, str] = field(default_factory=dict)
+    address: str = "203.0.113.1"  # one that documentation is free to use
 
 
 def reaches(documents: list[Document], source: Peer, target: Peer, port: int, protocol: str = "TCP") -> bool:
@@ -52,8 +54,9 @@ def _has(rule: dict[str, Any], port: tuple[str, int]) -> bool:
 
 def _is(peer: dict[str, Any], one: Peer, other: Peer) -> bool:
     """Whether a rule of the namespace of `one` means the other."""
-    if other.namespace is None:
-        return False
+    block = at(peer, "ipBlock.cidr")
+    if block or other.namespace is None:
+        return bool(block) and other.namespace is None and ip_address(other.address) in ip_network(block)
     spaces = peer.get("namespaceSelector")
     labels = {**other.namespace_labels, "kubernetes.io/metadata.name": other.namespace}
     is_there = other.namespace == one.namespace if spaces is None else _matches(spaces, labels)
