@@ -33,7 +33,7 @@ VARIANTS = [
     ("production", ("kueue", "tensorboard")),
     ("production", ("scoring", "raycronjob")),
     ("production", ("serving",)),
-    ("production", ("serving", "valkey-external")),
+    ("production", ("serving", "valkey-external", "storage-external")),
     ("openshift", ()),
     ("openshift", ("kueue", "tensorboard")),
     ("openshift", ("serving",)),
@@ -97,7 +97,11 @@ def test_no_component_is_left_out_here() -> None:
 
 # What a component cannot be without, and what cannot be together, as their first lines say.
 NEEDS = {"valkey-external": {"serving"}, "kserve": {"serving"}}
-EXCLUDE_EACH_OTHER = [{"kueue", "raycronjob"}]
+EXCLUDE_EACH_OTHER = [
+    {"kueue", "raycronjob"},
+    {"storage-external", "tensorboard"},
+    {"storage-external", "kserve"},
+]
 COMPONENTS = [({one, *NEEDS.get(one, ())}, overlay) for one in ORDER for overlay in ("dev", "production", "openshift")]
 PAIRS = [
     ({*pair, *(needed for one in pair for needed in NEEDS.get(one, ()))}, "production")
@@ -407,6 +411,18 @@ NOT_REACHED = [
 def test_only_what_has_to_reaches_scoring_online(serving: list[Document]) -> None:
     assert [way for way in REACHED if not reaches(serving, *way)] == []
     assert [way for way in NOT_REACHED if reaches(serving, *way)] == []
+
+
+def test_with_storage_on_s3_no_pod_of_a_run_mounts_a_volume(kubectl: Path, tmp_path: Path) -> None:
+    root = with_components(ROOT, "production", ("storage-external", "serving", "scoring"), tmp_path / "repository")
+    documents = render(kubectl, root, "production", tmp_path)
+    assert "PersistentVolumeClaim" not in {document.kind for document in documents}
+    for pod in [pod for document in documents for pod in pods(document)]:
+        volumes = {volume["name"] for volume in pod.spec.get("volumes", ())}
+        assert "storage" not in volumes
+        for field, container in pod.containers():
+            mounted = {mount["name"] for mount in container.get("volumeMounts", ())}
+            assert mounted <= {*volumes, "data"}, f"{field}: only Valkey's claim is made for its pod"
 
 
 @pytest.mark.parametrize("overlay", ["dev", "production", "openshift"])

@@ -171,7 +171,7 @@ def _volumes(pod: Pod) -> Iterator[Finding]:
 
 
 def _references(documents: list[Document], external: set[str]) -> Iterator[Finding]:
-    """Every Secret and ConfigMap that is named exists in the same namespace, or is external; no Secret is committed."""
+    """Every Secret, ConfigMap and claim that is named is in the same namespace, or external; no Secret is committed."""
     there = {(document.namespace, f"{document.kind}/{document.name}") for document in documents}
     for document in documents:
         if document.kind == "Secret":
@@ -182,7 +182,7 @@ def _references(documents: list[Document], external: set[str]) -> Iterator[Findi
 
 
 def _named(document: Document) -> Iterator[tuple[str, str]]:
-    """Field and Kind/name of every Secret and ConfigMap that a document names."""
+    """Field and Kind/name of every Secret, ConfigMap and claim that a document names."""
     if document.kind in RAY_CLUSTERS:
         field = f"{RAY_CLUSTERS[document.kind]}.authOptions.secretName"
         yield field, f"Secret/{at(document.body, field)}"
@@ -191,6 +191,9 @@ def _named(document: Document) -> Iterator[tuple[str, str]]:
             field = f"{pod.field}.volumes[{index}]"
             if "configMap" in volume:
                 yield f"{field}.configMap.name", f"ConfigMap/{volume['configMap']['name']}"
+            if "persistentVolumeClaim" in volume:
+                claim = volume["persistentVolumeClaim"]["claimName"]
+                yield f"{field}.persistentVolumeClaim.claimName", f"PersistentVolumeClaim/{claim}"
             if "secret" in volume:
                 yield f"{field}.secret.secretName", f"Secret/{volume['secret']['secretName']}"
         for field, container in pod.containers():

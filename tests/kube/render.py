@@ -95,6 +95,7 @@ ORDER = (
     "serving",
     "valkey-external",
     "mlflow-external",
+    "storage-external",
     "small",
     "kserve",
     "openshift",
