@@ -23,7 +23,7 @@ from obstore.exceptions import AlreadyExistsError, BaseError
 from obstore.store import LocalStore, ObjectStore, from_url
 from pydantic import TypeAdapter, ValidationError
 
-from fraud_ray.errors import ServerError
+from fraud_ray.errors import ServerError, SettingsError
 
 _PIECE = 4 * 2**20  # bytes that are hashed at a time
 _SEAL = "sha256"  # of the other entries of a kept value
@@ -208,5 +208,9 @@ def _reported(storage: Storage, key: str) -> Iterator[None]:
         yield
     except FileNotFoundError:
         raise
+    except ValueError:
+        raise SettingsError(
+            f"{key!r} cannot lie below {storage.root}; write a name without '..', '//' and what is not printed"
+        ) from None
     except (BaseError, OSError) as fault:
         raise unusable(f"storage at {storage.path(key)}, below storage.root, cannot be used", fault) from fault

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import re
 import typing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote, unquote
 
-import yaml
 from pydantic import (
     BaseModel,
     ValidationError,
@@ -18,8 +16,11 @@ from pydantic import (
 from fraud_ray.errors import SettingsError
 from fraud_ray.settings.base import fault_in_words, nested_model, suggestion
 from fraud_ray.settings.places import RegistrySettings, StorageSettings
+from fraud_ray.settings.text import DEEPEST, MOST_BYTES, read_yaml, shortened
 from fraud_ray.settings.training import spelled_out
 from fraud_ray.settings.whole import Settings
+
+MOST_FAULTS = 50  # that are told at once
 
 
 @dataclass(frozen=True)
@@ -48,34 +49,15 @@ def load_settings(path: str | Path, overrides: typing.Sequence[str] = ()) -> Loa
             f"no configuration file at {path.absolute()}" + (f"; there are {', '.join(near)}" if near else "")
         )
     try:
-        raw = _read_yaml(path.read_text(encoding="utf-8"))
+        with path.open(encoding="utf-8") as file:
+            text = file.read(MOST_BYTES + 1)
     except (OSError, UnicodeDecodeError) as fault:
         raise SettingsError(f"{path} cannot be read: {fault}") from None
-    except yaml.YAMLError as fault:
-        raise SettingsError(f"{path} is not valid YAML: {fault}") from None
+    raw = read_yaml(text, str(path))
     if not isinstance(raw, dict):
         raise SettingsError(f"{path} holds no settings; it should be a mapping with at least 'data'")
     notes = _override(raw, overrides)
     return Loaded(parse_settings(raw, str(path)), path.stem, notes)
-
-
-class _Loader(yaml.SafeLoader):
-    """PyYAML reads YAML 1.1, where 1e-4 is text; here it is a number, as in YAML 1.2. Keys are names, never values."""
-
-    def flatten_mapping(self, node: yaml.MappingNode) -> None:
-        super().flatten_mapping(node)
-        for key, _ in node.value:
-            if isinstance(key, yaml.ScalarNode):
-                key.tag = "tag:yaml.org,2002:str"  # true, or a column that is called on or 2024
-
-
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
-)
-
-
-def _read_yaml(text: str) -> Any:
-    return yaml.load(text, _Loader)
 
 
 def parse_settings(raw: dict[str, Any], where: str) -> Settings:
@@ -83,7 +65,10 @@ def parse_settings(raw: dict[str, Any], where: str) -> Settings:
     try:
         settings = Settings.model_validate(raw)
     except ValidationError as fault:
-        lines = dict.fromkeys(_explain(error) for error in fault.errors())
+        errors = fault.errors()
+        lines = list(dict.fromkeys(_explain(error) for error in errors[:MOST_FAULTS]))
+        if len(errors) > MOST_FAULTS:
+            lines.append(f"and {len(errors) - MOST_FAULTS:,} more faults")
         raise SettingsError("\n".join(f"{where}: {line}" for line in lines)) from None
     return settings.model_copy(update={"registry": locate_registry(settings.registry, settings.storage, where)})
 
@@ -118,10 +103,7 @@ def _override(raw: dict[str, Any], overrides: typing.Sequence[str]) -> tuple[str
         key, equals, text = override.partition("=")
         if not equals or not key:
             raise SettingsError(f"--set {override}: write it as --set section.key=VALUE")
-        try:
-            value = _read_yaml(text)
-        except yaml.YAMLError:
-            raise SettingsError(f"--set {key}: '{text}' is not a YAML value; quote it") from None
+        value = read_yaml(text, f"--set {shortened(key)}: '{shortened(text)}'")
         _spell_out_space(raw)
         _put(raw, key.split("."), value)
         keys.append(key)
@@ -144,6 +126,8 @@ def _spell_out_space(raw: dict[str, Any]) -> None:
 
 def _put(raw: dict[str, Any], path: list[str], value: Any) -> None:
     *parents, last = path
+    if len(path) > DEEPEST:
+        raise SettingsError(f"--set {shortened('.'.join(path))}: no setting lies so deep")
     for depth, key in enumerate(parents):
         raw.setdefault(key, {})
         if raw[key] is None:
@@ -158,7 +142,7 @@ def _put(raw: dict[str, Any], path: list[str], value: Any) -> None:
 
 def _explain(error: Any) -> str:
     """One line on a fault: its dotted key, what is wrong, what was given."""
-    location = [str(part) for part in error["loc"] if not str(part).startswith("<") and part != "[key]"]
+    location = [shortened(str(part)) for part in error["loc"] if not str(part).startswith("<") and part != "[key]"]
     key = ".".join(location)
     if error["type"] == "extra_forbidden":
         siblings = _fields_at(location[:-1])
@@ -167,7 +151,7 @@ def _explain(error: Any) -> str:
         return f"{key} is missing"
     if error["type"] == "value_error":  # raised by the validators above: a whole sentence
         return f"{key}: {fault_in_words(error)}" if key else fault_in_words(error)
-    shown = "" if isinstance(error["input"], BaseModel) else f" (given: {error['input']!r})"
+    shown = "" if isinstance(error["input"], BaseModel) else f" (given: {shortened(repr(error['input']))})"
     wording = fault_in_words(error)
     return f"{key}{' ' if wording.startswith('should') else ': '}{wording}{shown}"
 
