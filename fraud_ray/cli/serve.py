@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from fraud_ray.serving.served import Served
     from fraud_ray.serving.tokens import Tokens
     from fraud_ray.settings import ServingSettings, Settings
+    from fraud_ray.storage import Storage
+    from fraud_ray.windows.definition import Definition
+    from fraud_ray.windows.state import State
 
 _WAITING = 2_048  # connections that the system holds until they are accepted
 _LONGEST_S = 30  # until requests that are under way are given up, when the server is ended
@@ -71,8 +74,7 @@ def _prime(settings: Settings, model: str | None) -> None:
     from fraud_ray.cli.display import Display, stdout_for_the_result
     from fraud_ray.registry.opened import open_uri
     from fraud_ray.serving.following import served_of
-    from fraud_ray.serving.priming import layout_of, newest_state, prime
-    from fraud_ray.serving.stores import open_store
+    from fraud_ray.serving.priming import newest_state
     from fraud_ray.storage import Storage
 
     if settings.serving.store is None:
@@ -88,18 +90,30 @@ def _prime(settings: Settings, model: str | None) -> None:
             stage.say(f"version {served.version} computes no windows: it needs no past")
             return
         state = newest_state(storage, served.state)
-        store = open_store(layout_of(served.definition, settings.serving), settings.serving.store)
-        loaded = asyncio.run(prime(store, storage, served.definition, state))
+        loaded = asyncio.run(_load(settings, storage, served.definition, state))
         stage.say(f"{counted(loaded, 'transaction')} loaded, of window state {state.key[:12]}")
+
+
+async def _load(settings: Settings, storage: Storage, definition: Definition, state: State) -> int:
+    from fraud_ray.serving.priming import layout_of, prime
+    from fraud_ray.serving.stores import open_store
+
+    store = open_store(layout_of(definition, settings.serving), settings.serving.store)
+    try:
+        return await prime(store, storage, definition, state)
+    finally:
+        await store.close()
 
 
 async def _serve(
     settings: Settings, model: str | None, tokens: Tokens | None, bound: socket.socket, fresh: str | None
 ) -> None:
     """Answers until a signal comes, which it raises again when every request has its reply."""
+    import gc
+
     import uvicorn
 
-    from fraud_ray.cli.display import stdout_for_the_result
+    from fraud_ray.cli.display import Display, stdout_for_the_result
     from fraud_ray.serving.app import create_app
     from fraud_ray.serving.following import Following
     from fraud_ray.serving.metrics import Metrics
@@ -110,8 +124,13 @@ async def _serve(
     metrics = Metrics()
     histories = Histories(settings.serving, Storage.at(settings.storage.root), metrics.observe, fresh)
     following = Following(settings, histories.primed, model)
-    with stdout_for_the_result():
+    with stdout_for_the_result(), Display().stage("open") as stage:
         await following.start()
+        # What is there now stays: looking through a past of millions for garbage would make requests wait.
+        gc.collect()
+        gc.freeze()
+        past = ", with its past" if following.ready and following.current.definition else ""
+        stage.say(f"{following.current.name} version {following.current.version}{past}")
 
     async def close() -> None:
         await following.stop()

@@ -31,7 +31,7 @@ _HELD_ROWS = 2_000_000  # of pasts that a replica holds beside the shared store,
 _CHUNK = 2_000  # commands of a pipeline while a store is primed
 
 
-class Answer(msgspec.Struct, array_like=True, frozen=True):
+class Answer(msgspec.Struct, array_like=True, frozen=True, gc=False):
     """What was answered of a transaction. version: of the model; columns: its window columns as float32, in the order
     of the definition; degraded: whether they were computed as if there were no past."""
 
@@ -42,7 +42,7 @@ class Answer(msgspec.Struct, array_like=True, frozen=True):
     degraded: bool = False
 
 
-class Record(msgspec.Struct, array_like=True, frozen=True):
+class Record(msgspec.Struct, array_like=True, frozen=True, gc=False):
     """A transaction under its id. time: microseconds since 1970; keys: of the pasts that it has joined; answer: None
     where it came with a window state."""
 

@@ -53,7 +53,7 @@ class Past:
         self._group, self._decimals, self._late = group, decimals, late
         self._values, self._texts = values_of(group), texts_of(group)
         self._codes: dict[str, int] = {}
-        width = _FIRST + len(self._values) + len(self._texts)
+        self._width = width = _FIRST + len(self._values) + len(self._texts)
         self._own = _Ordered(width)
         # Where labels have times, columns by label see transactions at the time when their label became known.
         self._wait = max((measure.wait for measure in group.measures), default=0)
@@ -91,7 +91,14 @@ class Past:
 
     def _begin(self, rows: Sequence[Row]) -> None:
         """Adds the first transactions, all at once."""
-        matrix = np.stack([self._encoded(row) for row in rows], axis=1)
+        times, ids, values, texts, labels, known = zip(*rows, strict=True)
+        matrix = np.empty((self._width, len(rows)), np.int64)
+        matrix[_TIME], matrix[_LABEL] = times, labels
+        matrix[_KNOWN] = np.where(matrix[_LABEL] == NO_LABEL, NEVER, np.maximum(known, matrix[_TIME] + 1))
+        matrix[_ID] = [_identity(id) for id in ids]
+        numbers = np.array(values, np.float64).reshape(len(rows), len(self._values))
+        matrix[_FIRST : _FIRST + len(self._values)] = np.ascontiguousarray(numbers.T).view(np.int64)
+        matrix[_FIRST + len(self._values) :] = np.reshape([self._coded(row) for row in texts], (len(rows), -1)).T
         self._own.begin(matrix)
         if self._labelled is not None:
             is_labelled = (matrix[_LABEL] != NO_LABEL) & (matrix[_KNOWN] <= matrix[_TIME] + self._wait)
@@ -143,11 +150,12 @@ class Past:
 
     def _encoded(self, row: Row) -> Int64:
         """A column of the matrix; numbers by their bits."""
-        codes = [self._codes.setdefault(text, len(self._codes)) if text else -1 for text in row.texts]
         known = NEVER if row.label == NO_LABEL else max(row.known, row.time + 1)
-        identity = 0 if row.id is None else _identity(row.id)
         values = np.array(row.values, np.float64).view(np.int64).tolist()
-        return np.array([row.time, known, row.label, identity, *values, *codes], np.int64)
+        return np.array([row.time, known, row.label, _identity(row.id), *values, *self._coded(row.texts)], np.int64)
+
+    def _coded(self, texts: Sequence[str]) -> list[int]:
+        return [self._codes.setdefault(text, len(self._codes)) if text else -1 for text in texts]
 
     def _timeline(self, ordered: _Ordered, own: Int64, counts: bool) -> _Asked:
         """What is in order with `own` behind it, which is asked for; counts: whether that may be in its own window."""
@@ -275,6 +283,8 @@ def missing(group: Group) -> dict[str, float]:
     return {measure.name: math.nan for measure in group.measures}
 
 
-def _identity(id: str) -> int:
-    """64 bits of an id, by which a transaction is told from others of its entity and instant."""
+def _identity(id: str | None) -> int:
+    """64 bits of an id, by which a transaction is told from others of its entity and instant; 0 for none."""
+    if id is None:
+        return 0
     return int.from_bytes(hashlib.blake2b(id.encode(), digest_size=8).digest(), "little", signed=True)
