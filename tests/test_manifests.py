@@ -51,6 +51,7 @@ EXTERNAL = {
     "Secret/mlflow-s3",
     "Secret/fraud-storage",
     "Secret/mlflow-serving",
+    "Secret/registry",
     "Secret/serving-tokens",
     "Secret/serving-store",
 }
@@ -431,8 +432,10 @@ def test_all_pods_of_an_overlay_run_one_image(overlay: str, kubectl: Path, tmp_p
     (image,) = {container["image"] for d in documents for pod in pods(d) for _, container in pod.containers()}
     (submit,) = only(documents, "CronJob").body["spec"]["jobTemplate"]["spec"]["template"]["spec"]["containers"]
     assert {"name": "FRAUD_RAY_IMAGE", "value": image} in submit["env"]
+    accounts = [document.body for document in documents if document.kind == "ServiceAccount"]
     if overlay != "dev":
         assert image.endswith("@sha256:" + 64 * "0"), "the digest is filled in by who deploys, not committed"
+        assert all(account["imagePullSecrets"] == [{"name": "registry"}] for account in accounts)
 
 
 def test_on_openshift_no_pod_asks_for_a_user_or_a_group(kubectl: Path, tmp_path: Path) -> None:

@@ -294,6 +294,26 @@ def test_logs_are_those_of_the_newest_submitter(api: Api) -> None:
     assert fraud_ray("jobs", "logs", "march", "--follow", *DEV).stdout == "✓ register\n"
 
 
+def test_the_roles_let_people_and_the_schedule_do_what_the_commands_do_and_nothing_else(api: Api) -> None:
+    def granted(role: str) -> set[tuple[str, str]]:
+        documents = yaml.safe_load_all((ROOT / "cluster/base/ray/access.yaml").read_text())
+        (rules,) = [d["rules"] for d in documents if d["kind"] == "Role" and d["metadata"]["name"] == role]
+        return {(verb, resource) for rule in rules for resource in rule["resources"] for verb in rule["verbs"]}
+
+    submit()
+    assert api.asked == granted("fraud-schedule") | {("create", "configmaps")}, "the schedule's settings are there"
+    labels = {"job-name": "march-1"}
+    metadata = {"name": "march-1-1", "labels": labels, "creationTimestamp": "2024-03-01T02:00:00Z"}
+    api.objects[PODS, NAMESPACE, "march-1-1"] = {"metadata": metadata, "status": {"phase": "Running"}}
+    api[f"get /api/v1/namespaces/{NAMESPACE}/pods/march-1-1/log"] << b"done"
+    for command in ("show", "logs", "stop"):
+        assert fraud_ray("jobs", command, "march", *DEV).exit_code == 0
+    assert fraud_ray("jobs", "list", *DEV).exit_code == 0
+    assert api.asked - granted("fraud-submitter") == set()
+    to_look = {(verb, resource) for verb in ("get", "list") for resource in ("pods", "pods/log", "events", "rayjobs")}
+    assert granted("fraud-submitter") - api.asked <= to_look
+
+
 def test_a_job_that_is_not_there_is_answered_with_those_that_are(api: Api) -> None:
     submit()
     result = fraud_ray("jobs", "stop", "april", *DEV)

@@ -61,6 +61,18 @@ class Api(kmock.KubernetesEmulator):
         self._requests.clear()
 
     @property
+    def asked(self) -> set[tuple[str, str]]:
+        """Verb and resource of every request in a namespace, as a Role names them."""
+        found = set()
+        for request in self._requests:
+            _, within, rest = request.url.path.partition("/namespaces/")
+            if within:
+                _, kind, *name = rest.split("/")
+                verb = {"GET": "get" if name else "list", "POST": "create", "DELETE": "delete"}[request.method.value]
+                found.add((verb, "/".join([kind, *name[1:]])))
+        return found
+
+    @property
     def created(self) -> list[str]:
         """What was asked to be created, in order: kind/name."""
         made = [r.data for r in self._requests if r.action == kmock.action.CREATE]

@@ -186,6 +186,8 @@ def _named(document: Document) -> Iterator[tuple[str, str]]:
     if document.kind in RAY_CLUSTERS:
         field = f"{RAY_CLUSTERS[document.kind]}.authOptions.secretName"
         yield field, f"Secret/{at(document.body, field)}"
+    for index, pull in enumerate(document.body.get("imagePullSecrets", ())):
+        yield f"imagePullSecrets[{index}].name", f"Secret/{pull['name']}"
     for pod in pods(document):
         for index, volume in enumerate(pod.spec.get("volumes", ())):
             field = f"{pod.field}.volumes[{index}]"
