@@ -24,7 +24,7 @@ from fraud_ray.scoring.partitions import open_model, score_partitions
 from fraud_ray.serving.following import served_of
 from fraud_ray.serving.hours import answered, close_hour, close_left, hour_of, put_piece
 from fraud_ray.serving.journal import Answered, Journal, table_of
-from fraud_ray.serving.served import Served
+from fraud_ray.serving.served import Scored, Served
 from fraud_ray.settings import RegistrySettings, Settings, parse_settings
 from fraud_ray.windows.definition import Definition
 from tests.handmade import write_bundle
@@ -78,7 +78,8 @@ def batch(served: Served, shadow: Served | None, sent: Sequence[Mapping[str, Any
     arrays = {"amount": columns["amount"], "night": columns["night"], "merchant": columns["merchant"]}
     scores = served.scorer.score(pa.table(arrays))
     decision = (scores >= served.scorer.threshold).tolist()
-    return Answered(served, shadow, sent, columns, ids, scores.tolist(), decision, [served.version] * len(sent))
+    said = Scored(scores.tolist(), decision, [served.version] * len(sent), [], [])
+    return Answered(served, shadow, sent, columns, ids, said)
 
 
 def rows_at(target: Path) -> pa.Table:

@@ -114,7 +114,7 @@ def test_the_better_challenger_is_found_on_what_was_served_and_the_next_command_
     for version, figure in ((1, found.champion), (2, found.challenger)):
         bundle = open_folder(str(made / f"bundle-{version}"), tmp_path)
         served = served_of(bundle, settings_in(made).data)
-        scores = batch(served, None, transactions()[:500]).probability
+        scores = batch(served, None, transactions()[:500]).said.probability
         assert figure == pytest.approx(average_precision_score(fraud, scores), abs=1e-9)
     assert found.low < found.difference < found.high
 

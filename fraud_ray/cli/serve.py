@@ -14,6 +14,7 @@ from fraud_ray.progress import counted
 if TYPE_CHECKING:
     import socket
 
+    from fraud_ray.serving.journal import Journal
     from fraud_ray.serving.served import Served
     from fraud_ray.serving.tokens import Tokens
     from fraud_ray.settings import ServingSettings, Settings
@@ -45,6 +46,10 @@ def serve(
             help="Load the newest window state of the version into serving.store, and end. Again: what is new since.",
         ),
     ] = False,
+    unverified: Annotated[
+        bool,
+        typer.Option("--unverified", help="Take a version as it is, also where it is not what was registered."),
+    ] = False,
     fresh: Annotated[str | None, typer.Option(hidden=True, metavar="NAME", help="For serve-check: no past.")] = None,
 ) -> None:
     """Score transactions as they are sent to serving.host and serving.port, until interrupted.
@@ -58,14 +63,14 @@ def serve(
 
     settings = settings_of(config, overrides)
     if prime:
-        _prime(settings, model)
+        _prime(settings, model, not unverified)
         return
     tokens = tokens_of(settings.serving, settings.storage.root, without_token)
     with _bound(settings.serving) as bound:
-        uvloop.run(_serve(settings, model, tokens, bound, fresh))
+        uvloop.run(_serve(settings, model, not unverified, tokens, bound, fresh))
 
 
-def _prime(settings: Settings, model: str | None) -> None:
+def _prime(settings: Settings, model: str | None, verified: bool) -> None:
     """Loads the past of a version's windows into the store that replicas share."""
     import asyncio
     import tempfile
@@ -85,7 +90,7 @@ def _prime(settings: Settings, model: str | None) -> None:
     storage = Storage.at(settings.storage.root)
     uri = model or f"models:/{settings.registry.model_name}@champion"
     with stdout_for_the_result(), Display().stage("prime") as stage, tempfile.TemporaryDirectory() as scratch:
-        served = served_of(open_uri(uri, settings.registry, storage, Path(scratch)), settings.data)
+        served = served_of(open_uri(uri, settings.registry, storage, Path(scratch), verified), settings.data)
         if served.definition is None or served.state is None:
             stage.say(f"version {served.version} computes no windows: it needs no past")
             return
@@ -106,7 +111,12 @@ async def _load(settings: Settings, storage: Storage, definition: Definition, st
 
 
 async def _serve(
-    settings: Settings, model: str | None, tokens: Tokens | None, bound: socket.socket, fresh: str | None
+    settings: Settings,
+    model: str | None,
+    verified: bool,
+    tokens: Tokens | None,
+    bound: socket.socket,
+    fresh: str | None,
 ) -> None:
     """Answers until a signal comes, which it raises again when every request has its reply."""
     import gc
@@ -119,11 +129,12 @@ async def _serve(
     from fraud_ray.serving.metrics import Metrics
     from fraud_ray.serving.priming import Histories
     from fraud_ray.serving.service import Service
+    from fraud_ray.serving.shadow import Shadow
     from fraud_ray.storage import Storage
 
     metrics = Metrics()
     histories = Histories(settings.serving, Storage.at(settings.storage.root), metrics.observe, fresh)
-    following = Following(settings, histories.primed, model)
+    following = Following(settings, histories.primed, model, verified)
     with stdout_for_the_result(), Display().stage("open") as stage:
         await following.start()
         # What is there now stays: looking through a past of millions for garbage would make requests wait.
@@ -132,18 +143,33 @@ async def _serve(
         past = ", with its past" if following.ready and following.current.definition else ""
         stage.say(f"{following.current.name} version {following.current.version}{past}")
 
-    async def close() -> None:
-        await following.stop()
-        await histories.close()
-
+    metrics.watch("model_waiting", "1 while a version waits to answer.", lambda: following.waiting is not None)
+    metrics.watch("registry_away", "1 while the registry is not to be asked.", lambda: following.fault is not None)
     service = Service(
         current=lambda: following.current if following.ready else None,
         settings=settings.serving,
         history_of=histories.of,
         histories=histories.all,
         waiting=lambda: following.waiting,
+        shadow=lambda: following.shadow,
         metrics=metrics,
     )
+    journal, shadow = _journal(settings), None
+    if journal is not None:
+        metrics.watch("journal_written_rows", "Answers written to serving.output.", lambda: journal.written)
+        metrics.watch("journal_dropped_rows", "Answers not written, as too many waited.", lambda: journal.dropped)
+        metrics.watch("journal_away", "1 while serving.output cannot be written.", lambda: journal.fault is not None)
+        shadow = Shadow(journal, service.scored, settings.serving.ahead_s)
+        service.answered = shadow.put
+        journal.start()
+
+    async def close() -> None:
+        await following.stop()
+        if journal and shadow:
+            await shadow.stop()
+            await journal.stop()
+        await histories.close()
+
     app = create_app(service, tokens, close)
     _tell(following.current, settings.serving, tokens)
     bound.listen(_WAITING)
@@ -157,6 +183,22 @@ async def _serve(
         timeout_graceful_shutdown=_LONGEST_S,
     )
     await uvicorn.Server(config).serve(sockets=[bound])
+
+
+def _journal(settings: Settings) -> Journal | None:
+    """What writes the answers; None where none are written. Raises SettingsError for a place that overlaps the data."""
+    from fraud_ray.data.output import refuse_to_write_into
+    from fraud_ray.data.source import absolute
+    from fraud_ray.serving.journal import Journal
+    from fraud_ray.storage import Storage
+
+    target = settings.serving.output
+    if target is None and settings.serving.shadow:
+        target = Storage.at(settings.storage.root).path("served")
+    if target is None:
+        return None
+    refuse_to_write_into("data", settings.data.path, absolute(target), written="serving.output")
+    return Journal(absolute(target))
 
 
 def _bound(settings: ServingSettings) -> socket.socket:

@@ -58,7 +58,7 @@ def create_app(service: Service, tokens: Tokens | None, close: Callable[[], Awai
         service.limit(len(sent))
         served, form = service.served()
         batch = form.read(sent, time.time())
-        scored = await service.score(served, batch)
+        scored = await service.score(served, batch, sent)
         scores = _scores(scored, batch, form)
         if with_columns:
             for one, columns in zip(scores, scored.computed, strict=False):

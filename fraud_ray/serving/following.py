@@ -130,8 +130,10 @@ class Following:
         fault, served = None, None
         try:
             served = None if number is None else await self._version(number)
+            if served and served.definition and not await self._primed(served.definition, served.state):
+                fault, served = NOT_PRIMED, None
         except FraudRayError as refused:
-            fault = str(refused)
+            fault, served = str(refused), None
         self._tell("the challenger does not score in the shadow", fault)
         return served
 

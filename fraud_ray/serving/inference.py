@@ -103,7 +103,7 @@ def endpoints(service: Service) -> Iterator[tuple[str, Endpoint, str, bool]]:
             if len(values) != rows:
                 raise RequestFault(f"inputs.{name}", "has another number of rows than the tensors before it")
         service.limit(rows)
-        scored = await service.score(served, form.read_columns(tensors, rows, time.time()))
+        scored = await service.score(served, form.read_columns(tensors, rows, time.time()), tensors)
         return _reply(asked, served, scored)
 
     yield "/v2", server, "GET", False

@@ -29,7 +29,7 @@ from fraud_ray.data.kinds import TIMES, Reading, from_text, harmonised
 from fraud_ray.errors import FraudRayError
 from fraud_ray.model.encoder import NO_TIME
 from fraud_ray.serving.hours import close_hour, close_left, hour_of, put_piece
-from fraud_ray.serving.served import Served
+from fraud_ray.serving.served import Scored, Served
 
 SHADOW = ("shadow_probability", "shadow_decision", "shadow_version")
 MOST_ROWS = 200_000  # that wait to be written
@@ -37,31 +37,31 @@ _TICK_S, _FLUSH_S = 0.25, 5.0
 _LABELS = ("label", "label_time", "true_probability")
 _NUMBERS = ("numeric", "amount", "boolean")
 
+# Transactions, or their columns, as they came.
+Sent = Sequence[Mapping[str, Any]] | Mapping[str, Sequence[Any]]
+
 _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Answered:
-    """A batch that was answered; sequences of (rows,).
+    """A batch that was answered.
 
     served, shadow: the version that answered, and the challenger, if any, that shall score it too. sent: the
-    transactions, or their columns, as they came. columns: those that were read, by name, as values of their kinds; ids:
-    of the transactions. probability, decision, version: what was answered. computed: window columns by name of each
-    transaction; empty where there are none.
+    transactions as they came. columns: those that were read, by name, each (rows,), as values of their kinds; ids: of
+    the transactions. said: what was answered; shadowed: what the challenger said, where it has scored it already.
     """
 
     served: Served
     shadow: Served | None
-    sent: Sequence[Mapping[str, Any]] | Mapping[str, Sequence[Any]]
+    sent: Sent
     columns: Mapping[str, Sequence[Any]]
     ids: Sequence[str | None]
-    probability: Sequence[float]
-    decision: Sequence[bool]
-    version: Sequence[str]
-    computed: Sequence[Mapping[str, float]] = ()
+    said: Scored
+    shadowed: Scored | None = None
 
     def __len__(self) -> int:
-        return len(self.probability)
+        return len(self.ids)
 
     def sent_of(self, name: str) -> Sequence[Any]:
         """A column as it came; None where it did not."""
@@ -127,18 +127,19 @@ class Journal:
                     self.fault = None
             except FraudRayError as fault:
                 self.fault = str(fault)
-                self._tell(f"what is answered waits to be written: {fault}")
+                self.tell(f"what is answered waits to be written: {fault}")
             except Exception as fault:  # whatever it is, what comes after is written; the log gets no value
                 at = traceback.extract_tb(fault.__traceback__)[-1]
-                self._tell(f"unexpected {type(fault).__name__} at {at.filename}:{at.lineno}; answers are not written")
+                self.tell(f"unexpected {type(fault).__name__} at {at.filename}:{at.lineno}; answers are not written")
 
     def _take(self) -> None:
         """Makes tables of what is in the queue, with what the challenger says."""
-        groups: dict[tuple[int, int], tuple[Served, Served | None, list[Answered]]] = {}
+        groups: dict[tuple[int, int, bool], tuple[Served, Served | None, list[Answered]]] = {}
         for _ in range(len(self._queue)):
             batch = self._queue.popleft()
             shadow = batch.shadow if self._can_shadow(batch) else None
-            groups.setdefault((id(batch.served), id(shadow)), (batch.served, shadow, []))[2].append(batch)
+            form = id(batch.served), id(shadow), batch.shadowed is None
+            groups.setdefault(form, (batch.served, shadow, []))[2].append(batch)
         for served, shadow, batches in groups.values():
             try:
                 self._tables.append(table_of(batches, served, shadow))
@@ -151,8 +152,8 @@ class Journal:
     def _can_shadow(self, batch: Answered) -> bool:
         """Whether there is a challenger that can score what the champion has answered; else says why, once."""
         served, shadow = batch.served, batch.shadow
-        if shadow is None:
-            return False
+        if shadow is None or batch.shadowed is not None:
+            return shadow is not None
         if self._pair[0] is not served or self._pair[1] is not shadow:
             self._pair = served, shadow, have_same_windows(served, shadow)
         if not self._pair[2]:
@@ -163,7 +164,7 @@ class Journal:
             absent = [name for name in raw if not (name in batch.columns or batch.holds(name))]
             why = f"it reads {', '.join(absent)}, which the transactions do not hold" if absent else ""
         if why:
-            self._tell(f"the challenger, version {shadow.version}, does not score in the shadow: {why}")
+            self.tell(f"the challenger, version {shadow.version}, does not score in the shadow: {why}")
         return not why
 
     def _flush(self, now: datetime) -> None:
@@ -185,8 +186,8 @@ class Journal:
             self.written += whole.num_rows
             self._taken += whole.num_rows
 
-    def _tell(self, message: str) -> None:
-        """Logs a message once."""
+    def tell(self, message: str) -> None:
+        """Logs a message, once, by any thread."""
         if message not in self._told:
             self._told.add(message)
             _log.warning("%s", message)
@@ -195,13 +196,9 @@ class Journal:
 def table_of(batches: Sequence[Answered], served: Served, shadow: Served | None) -> pa.Table:
     """Batches that a version answered as one table in the form of scoring, with what the challenger says of them."""
     columns = columns_of(batches, served, shadow)
-    versions = [_named(served, version) for batch in batches for version in batch.version]
-    made = {
-        "probability": pa.array([value for batch in batches for value in batch.probability], pa.float32()),
-        "decision": pa.array([value for batch in batches for value in batch.decision], pa.bool_()),
-        "model_version": pa.array(versions, pa.string()),
-        **_of_shadow(shadow, pa.table(columns), len(versions)),
-    }
+    told = _told(served, [batch.said for batch in batches])
+    made = dict(zip(("probability", "decision", "model_version"), told, strict=True))
+    made |= dict(zip(SHADOW, _shadow(batches, shadow, columns), strict=True))
     written = _written(columns, batches, _readings(served, shadow))
     return pa.table({**{name: column for name, column in written.items() if name not in made}, **made})
 
@@ -224,7 +221,7 @@ def columns_of(batches: Sequence[Answered], served: Served, shadow: Served | Non
         else:
             columns[name] = _parsed([value for batch in batches for value in batch.sent_of(name)], reading)
     for name in served.definition.names if served.definition else ():
-        values = [computed.get(name, np.nan) for batch in batches for computed in batch.computed]
+        values = [computed.get(name, np.nan) for batch in batches for computed in batch.said.computed]
         columns[name] = pa.chunked_array([pa.array(values, pa.float64(), from_pandas=True)])
     return columns
 
@@ -245,20 +242,34 @@ def _written(
 
 def _readings(served: Served, shadow: Served | None) -> dict[str, Reading]:
     """How each raw column is read, of those that are declared or that a graph reads."""
-    computed = served.definition.names if served.definition else ()
+    computed = {name for one in (served, shadow) if one and one.definition for name in one.definition.names}
     declared = {n: Reading.declared(c) for n, c in served.data.columns.items() if c.kind not in _LABELS}
     read = {c.name: Reading.of_model(c) for one in (shadow, served) if one for c in one.scorer.columns}
     return {name: reading for name, reading in {**declared, **read}.items() if name not in computed}
 
 
-def _of_shadow(shadow: Served | None, columns: pa.Table, rows: int) -> dict[str, pa.Array]:
+def _told(served: Served, said: Sequence[Scored]) -> list[pa.Array]:
+    """Probability, decision and version, as scoring writes them."""
+    return [
+        pa.array([value for one in said for value in one.probability], pa.float32()),
+        pa.array([value for one in said for value in one.decision], pa.bool_()),
+        pa.array([_named(served, version) for one in said for version in one.version], pa.string()),
+    ]
+
+
+def _shadow(
+    batches: Sequence[Answered], shadow: Served | None, columns: Mapping[str, pa.ChunkedArray]
+) -> list[pa.Array]:
+    """Likewise what the challenger says; null where there is none."""
+    rows = sum(map(len, batches))
     if shadow is None:
-        types = (pa.float32(), pa.bool_(), pa.string())
-        return {name: pa.nulls(rows, of) for name, of in zip(SHADOW, types, strict=True)}
-    found: npt.NDArray[np.float32] = shadow.scorer.score(columns)
-    decision = pa.array(found >= shadow.scorer.threshold)
-    version = pa.repeat(_named(shadow, shadow.version), rows)
-    return dict(zip(SHADOW, (pa.array(found), decision, version), strict=True))
+        return [pa.nulls(rows, of) for of in (pa.float32(), pa.bool_(), pa.string())]
+    said = [batch.shadowed for batch in batches if batch.shadowed is not None]
+    if said:
+        return _told(shadow, said)
+    found: npt.NDArray[np.float32] = shadow.scorer.score(pa.table(columns))
+    decided = pa.array(found >= shadow.scorer.threshold)
+    return [pa.array(found), decided, pa.repeat(_named(shadow, shadow.version), rows)]
 
 
 def _named(served: Served, version: str) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
@@ -54,6 +54,10 @@ class Metrics:
     def observe(self, step: str, seconds: float) -> None:
         """step: windows, store or graph."""
         self._steps.labels(step).observe(seconds)
+
+    def watch(self, name: str, told: str, value: Callable[[], float]) -> None:
+        """A figure that is asked for whenever the page is. told: what it is."""
+        Gauge(f"fraud_ray_{name}", told, registry=self.registry).set_function(value)
 
     @contextmanager
     def timed(self, step: str) -> Iterator[None]:

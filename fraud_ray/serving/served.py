@@ -29,3 +29,18 @@ class Served:
     state: str | None
     folder: Path
     registered: datetime | None
+
+
+@dataclass(frozen=True)
+class Scored:
+    """What a version says of a batch; lists (rows,).
+
+    computed: the window columns by name; none for a version that reads none. degraded: whether they were computed as if
+    there were no past.
+    """
+
+    probability: list[float]
+    decision: list[bool]
+    version: list[str]
+    computed: list[dict[str, float]]
+    degraded: list[bool]

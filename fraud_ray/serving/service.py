@@ -10,26 +10,12 @@ from typing import Any
 import numpy as np
 
 from fraud_ray.serving.history import History, Score
+from fraud_ray.serving.journal import Answered, Sent
 from fraud_ray.serving.metrics import Metrics
 from fraud_ray.serving.requests import Batch, Form, RequestFault, UnavailableError, read_labels
-from fraud_ray.serving.served import Served
+from fraud_ray.serving.served import Scored, Served
 from fraud_ray.settings import ServingSettings
 from fraud_ray.windows.definition import Definition
-
-
-@dataclass(frozen=True)
-class Scored:
-    """What was answered of a batch; lists (rows,).
-
-    computed: the window columns by name; none for a version that reads none. degraded: whether they were computed as if
-    there were no past.
-    """
-
-    probability: list[float]
-    decision: list[bool]
-    version: list[str]
-    computed: list[dict[str, float]]
-    degraded: list[bool]
 
 
 @dataclass
@@ -38,7 +24,8 @@ class Service:
 
     current: that version; None while there is none. history_of: the past of entities for windows; None while it is not
     there. histories: all that are kept, which learn of labels. waiting: the version that shall answer, and why it does
-    not yet; None where it does.
+    not yet; None where it does. answered: told of each batch that was answered; shadow: the challenger that shall score
+    it too, None where none shall.
     """
 
     current: Callable[[], Served | None]
@@ -46,6 +33,8 @@ class Service:
     history_of: Callable[[Definition], History | None] = lambda definition: None
     histories: Callable[[], Sequence[History]] = tuple
     waiting: Callable[[], tuple[str, str] | None] = lambda: None
+    answered: Callable[[Answered], None] | None = None
+    shadow: Callable[[], Served | None] = lambda: None
     metrics: Metrics = field(default_factory=Metrics)
     _form: tuple[Served, Form] | None = None
 
@@ -66,28 +55,33 @@ class Service:
         if rows > most:
             raise RequestFault(what, f"are {rows:,}, and a request may hold {most:,} (serving.max_transactions)", 413)
 
-    async def score(self, served: Served, batch: Batch) -> Scored:
-        """Raises RequestFault and UnavailableError."""
+    async def score(self, served: Served, batch: Batch, sent: Sent) -> Scored:
+        """What is answered of a batch; sent: as it came. Raises RequestFault and UnavailableError."""
+        scored = await self.scored(served, batch)
+        self.metrics.count_decisions(scored.decision)
+        if self.answered is not None:
+            self.answered(Answered(served, self.shadow(), sent, batch.columns, batch.ids, scored))
+        return scored
+
+    async def scored(self, served: Served, batch: Batch) -> Scored:
+        """What a version says of a batch. Raises RequestFault and UnavailableError."""
         if served.definition is None:
             with self.metrics.timed("graph"):
                 found = served.scorer.run(batch.inputs(served.scorer.columns), len(batch))
             rows = len(batch)
             decision = (found >= served.scorer.threshold).tolist()
-            scored = Scored(found.tolist(), decision, [served.version] * rows, [], [False] * rows)
-        else:
-            history = self.history_of(served.definition)
-            if history is None:
-                raise UnavailableError("the past that its windows look back on is not loaded yet")
-            answers = await history.answer(batch, _score_by_row(served, batch))
-            scored = Scored(
-                [answer.probability for answer in answers],
-                [answer.decision for answer in answers],
-                [answer.version for answer in answers],
-                [history.named(answer) for answer in answers],
-                [answer.degraded for answer in answers],
-            )
-        self.metrics.count_decisions(scored.decision)
-        return scored
+            return Scored(found.tolist(), decision, [served.version] * rows, [], [False] * rows)
+        history = self.history_of(served.definition)
+        if history is None:
+            raise UnavailableError("the past that its windows look back on is not loaded yet")
+        answers = await history.answer(batch, _score_by_row(served, batch))
+        return Scored(
+            [answer.probability for answer in answers],
+            [answer.decision for answer in answers],
+            [answer.version for answer in answers],
+            [history.named(answer) for answer in answers],
+            [answer.degraded for answer in answers],
+        )
 
     async def label(self, served: Served, sent: Sequence[Mapping[str, Any]]) -> list[Any]:
         """Tells labels, and returns the ids that are unknown here. Raises RequestFault and UnavailableError."""
