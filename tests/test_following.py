@@ -254,6 +254,7 @@ def test_following_imports_neither_ray_nor_torch(root: Path) -> None:
     settings = settings_in(root)
     script = f"""
 import asyncio, sys
+import fraud_ray.serving.app, fraud_ray.serving.shadow
 from fraud_ray.serving.following import Following
 from fraud_ray.settings import Settings
 assert "mlflow" not in sys.modules

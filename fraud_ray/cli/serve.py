@@ -154,7 +154,7 @@ async def _serve(
         shadow=lambda: following.shadow,
         metrics=metrics,
     )
-    journal, shadow = _journal(settings), None
+    journal, shadow = (None if fresh is not None else _journal(settings)), None
     if journal is not None:
         metrics.watch("journal_written_rows", "Answers written to serving.output.", lambda: journal.written)
         metrics.watch("journal_dropped_rows", "Answers not written, as too many waited.", lambda: journal.dropped)

@@ -18,6 +18,7 @@ from fraud_ray.serving.requests import Batch, Form, RequestFault
 from fraud_ray.serving.served import Scored, Served
 
 _MOST_BATCHES = 1_000  # that wait for the challenger
+_LAST_S = 5.0  # that it has when serving ends
 
 
 class Shadow:
@@ -43,7 +44,9 @@ class Shadow:
             self._queue.put_nowait(answered)
 
     async def stop(self) -> None:
-        """Has written what waits, without what the challenger says."""
+        """Has all written that waits, of the last of it without what the challenger says if it takes too long."""
+        with suppress(TimeoutError):
+            await asyncio.wait_for(self._queue.join(), _LAST_S)
         self._task.cancel()
         with suppress(asyncio.CancelledError):
             await self._task
@@ -52,16 +55,16 @@ class Shadow:
 
     async def _run(self) -> None:
         while True:
-            answered = await self._queue.get()
+            answered, said = await self._queue.get(), None
             shadow = answered.shadow
             assert shadow is not None, "others are not in the queue"
             try:
                 said = await self._said(shadow, answered)
             except (RequestFault, FraudRayError) as fault:
                 self._journal.tell(f"the challenger, version {shadow.version}, does not score in the shadow: {fault}")
-                self._journal.put(replace(answered, shadow=None))
-            else:
-                self._journal.put(replace(answered, shadowed=said))
+            finally:
+                self._journal.put(replace(answered, shadow=shadow if said else None, shadowed=said))
+                self._queue.task_done()
 
     async def _said(self, shadow: Served, answered: Answered) -> Scored:
         """A transaction at a time, so that requests are answered in between."""
