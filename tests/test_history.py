@@ -181,6 +181,31 @@ def test_serving_goes_on_from_a_window_state_and_takes_a_later_one(tmp_path, ope
     run(work())
 
 
+def test_priming_by_several_at_once_or_cut_short_counts_nothing_twice(tmp_path, server, ray_session):
+    """As the replicas of a cluster do that start together, and the one whose node dies meanwhile."""
+    storage = Storage.at(str(tmp_path / "root"))
+    world = world_of(tmp_path / "data", storage)
+    state = world_of(tmp_path / "before", storage, count=3).windowed.state
+    first = sum(len(table) for table in write_days(tmp_path / "again", 3, cards=6))
+
+    async def work() -> None:
+        for space, begin in (("at once", 2), ("cut short", 1)):
+            layout = layout_of(world.definition, space)
+            stores = [ValkeyStore(layout, server.url) for _ in range(2)]
+            await asyncio.gather(*(prime(store, storage, world.definition, state) for store in stores[:begin]))
+            if space == "cut short":  # before what it had loaded was noted down
+                async with redis.Redis.from_url(server.url) as client:
+                    noted = [key async for key in client.scan_iter(f"{space}:*:id:*")]
+                    await client.delete(*noted, *[key async for key in client.scan_iter(f"{space}:*:primed")])
+                await prime(stores[0], storage, world.definition, state)
+            history = History(layout, stores[1])
+            assert_equal(world, history, await replay(world, history, first), first)
+            for store in stores:
+                await store.close()
+
+    run(work())
+
+
 def test_the_same_id_again_gets_the_same_answer_and_is_counted_once(tmp_path, open_store, ray_session):
     world = world_of(tmp_path / "data", Storage.at(str(tmp_path / "root")), count=2)
     layout = layout_of(world.definition, "again")

@@ -252,7 +252,7 @@ class ValkeyStore:
                     await pipeline.execute()
             for id, record in records.items():
                 if id not in known:
-                    pipeline.set(self._record(id), _encoder.encode(record), px=int(self._keep))
+                    pipeline.set(self._record(id), _encoder.encode(record), px=int(self._keep), nx=True)
                     written += 1
                 if len(pipeline) >= _CHUNK:
                     await pipeline.execute()
@@ -320,10 +320,10 @@ class ValkeyStore:
             if isinstance(event, _Joined):
                 joined += event.rows
             else:
-                held.past.join(joined)
+                held.past.join(_new(joined, held.past))
                 joined = []
                 held.past.label(event.time, event.id, event.label, event.known)
-        held.past.join(joined)
+        held.past.join(_new(joined, held.past))
         self._held[key] = held
         self._rows += len(held.past) - before
         while self._rows > _HELD_ROWS and len(self._held) > 1:
@@ -355,6 +355,15 @@ class ValkeyStore:
 
     def _record(self, id: str) -> str:
         return f"{self._space}:id:{id}"
+
+
+def _new(rows: list[Row], past: Past) -> list[Row]:
+    """Those that a past does not have, each once.
+
+    A stream has some twice where two replicas primed the store at once, or one was cut short and began again.
+    """
+    once = {at if row.id is None else row.id: row for at, row in enumerate(rows)}
+    return [row for row in once.values() if row.id is None or not len(past) or not past.has(row.time, row.id)]
 
 
 def _bytes(found: bytes | str) -> bytes:

@@ -106,6 +106,10 @@ class Past:
             labelled[_TIME] = labelled[_KNOWN]
             self._labelled.begin(labelled)
 
+    def has(self, time: int, id: str) -> bool:
+        """Whether the transaction of this time and id is there."""
+        return self._own.find(time, _identity(id)) is not None
+
     def label(self, time: int, id: str, label: int, known: int) -> None:
         """Gives the transaction of this time and id its label, in the place of one that it has; none without one."""
         identity = _identity(id)
