@@ -26,7 +26,8 @@ from typing import Any, TypeVar
 from fraud_ray.errors import EXIT_DONE, EXIT_REJECTED, RunDiffersError, SettingsError
 from fraud_ray.lease import Lease, hold, holder_of, user_name
 from fraud_ray.progress import Progress, Quiet, Update
-from fraud_ray.settings import Loaded, dotted, parse_settings, without_passwords
+from fraud_ray.redaction import without_passwords
+from fraud_ray.settings import Loaded, dotted, parse_settings
 from fraud_ray.storage import Storage
 from fraud_ray.values import Value
 

@@ -24,6 +24,7 @@ from obstore.store import LocalStore, ObjectStore, from_url
 from pydantic import TypeAdapter, ValidationError
 
 from fraud_ray.errors import ServerError, SettingsError
+from fraud_ray.redaction import starred
 
 _PIECE = 4 * 2**20  # bytes that are hashed at a time
 _SEAL = "sha256"  # of the other entries of a kept value
@@ -130,7 +131,8 @@ class Storage:
         return into
 
     def put_json(self, key: str, value: Any) -> None:
-        self.put(key, json.dumps(value, indent=1, default=str).encode())
+        """Puts JSON types, without the passwords in their URIs."""
+        self.put(key, json.dumps(starred(value), indent=1, default=str).encode())
 
     def get_json(self, key: str) -> Any | None:
         content = self.get(key)
@@ -148,7 +150,7 @@ class Storage:
         value: a mapping of JSON types; its file is readable JSON, with a hash of itself that tells damage. instead_of:
         a value, as `kept` gave it, that this one takes the place of, as it does of a damaged one; shape: as for `kept`.
         """
-        kept: dict[str, Any] = json.loads(json.dumps(value, default=str))
+        kept: dict[str, Any] = starred(json.loads(json.dumps(value, default=str)))
         if not self.create(key, _sealed(kept)):
             there = self.kept(key, shape)
             if there is not None and there != instead_of:

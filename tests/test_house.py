@@ -15,12 +15,12 @@ FILES = sorted([*(ROOT / "fraud_ray").rglob("*.py"), *(ROOT / "jobs").rglob("*.p
 
 # From the ground up: a room may import those before it, and its own files.
 ORDER = (
-    *("errors", "values", "progress", "settings", "storage", "lease", "runs", "cluster"),
+    *("errors", "values", "progress", "redaction", "settings", "storage", "lease", "runs", "cluster"),
     *("model", "decision", "data", "windows", "intake", "training", "registry", "scoring", "serving", "report"),
     *("reporting", "pipeline", "reproduce", "backtest", "submission", "cli", "__main__"),
 )
 # `model` is what a model is: it knows no other room but how its own files read.
-ALONE = {"model": {"model"}, "settings": {"settings", "errors"}}
+ALONE = {"model": {"model"}, "settings": {"settings", "errors", "redaction"}}
 
 REFUSED = (
     *("torch.ops", "mlflow.store", "mlflow.utils", "unittest.mock", "ctypes", "onnxruntime.capi"),

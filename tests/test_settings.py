@@ -16,6 +16,7 @@ from typer.testing import CliRunner
 
 from fraud_ray.cli import app
 from fraud_ray.errors import EXIT_SETTINGS, SettingsError
+from fraud_ray.redaction import without_passwords
 from fraud_ray.settings import (
     DEFAULT_SPACE,
     Listed,
@@ -27,7 +28,6 @@ from fraud_ray.settings import (
     reference,
     settings_hash,
 )
-from fraud_ray.settings.base import without_passwords
 
 RAW: dict[str, Any] = {
     "data": {

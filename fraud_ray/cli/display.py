@@ -12,6 +12,8 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 from rich.table import Column
 from rich.text import Text
 
+from fraud_ray.redaction import redacted
+
 _LINE_EVERY_S = 60.0
 _SURE_AFTER_S = 3.0  # before that, how long the rest takes is a guess
 
@@ -33,7 +35,7 @@ class Display:
         return _BarLine(name, self.console) if self.console.is_terminal else _Line(name, self.console)
 
     def note(self, text: str) -> None:
-        self.console.print(Text.assemble(("·", "dim"), f" {text}"), soft_wrap=True)
+        self.console.print(Text.assemble(("·", "dim"), f" {redacted(text)}"), soft_wrap=True)
 
 
 class _Line:
@@ -76,7 +78,7 @@ class _Line:
 
     def _print(self, mark: str, style: str, text: str) -> None:
         seconds = f"{time.monotonic() - self.began:7.1f} s"
-        line = Text.assemble((mark, style), f" {self.name:<9}", (seconds, "dim"), f"  {text}".rstrip())
+        line = Text.assemble((mark, style), f" {self.name:<9}", (seconds, "dim"), f"  {redacted(text)}".rstrip())
         self.console.print(line, soft_wrap=True)
 
 
@@ -105,4 +107,6 @@ class _BarLine(_Line):
         super().__exit__(*fault)
 
     def update(self, done: float, total: float, text: str = "") -> None:
-        self.bar.update(self.task, completed=done, total=total or None, text=f"{self._left(done, total)}{text}")
+        self.bar.update(
+            self.task, completed=done, total=total or None, text=f"{self._left(done, total)}{redacted(text)}"
+        )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import signal
 import sys
 import tempfile
@@ -18,6 +17,7 @@ from rich.text import Text
 from typer.core import TyperGroup
 
 from fraud_ray.errors import EXIT_FAULT, FraudRayError, TaskFault, as_raised, innermost
+from fraud_ray.redaction import redacted
 
 _SIGNALS = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated"}
 _AGAIN = "a run goes on from here with the same command"
@@ -46,10 +46,7 @@ class Commands(TyperGroup):
 
 
 def _failed(message: str, exit_code: int) -> typer.Exit:
-    from fraud_ray.settings import without_passwords  # takes a while to import
-
-    shown = re.sub(r"\S+", lambda word: without_passwords(word[0]), message)
-    return _ended(Text.assemble(("error: ", "bold red"), shown), exit_code)
+    return _ended(Text.assemble(("error: ", "bold red"), redacted(message)), exit_code)
 
 
 def _ended(message: Text, exit_code: int) -> typer.Exit:
@@ -66,7 +63,7 @@ def _message(fault: BaseException) -> str:
 
 def _trace(ctx: Any, own: BaseException) -> str:
     """The trace itself, or where it was written; of a job, whose disk nobody sees, the trace too."""
-    trace = traceback.format_exc() + (own.trace if isinstance(own, TaskFault) else "")
+    trace = redacted(traceback.format_exc() + (own.trace if isinstance(own, TaskFault) else ""))
     if ctx.params.get("debug") or ctx.obj:  # True: in a job
         return trace
     with tempfile.NamedTemporaryFile("w", prefix="fraud-ray-", suffix=".log", delete=False, encoding="utf-8") as file:

@@ -11,6 +11,7 @@ import typer
 
 from fraud_ray.cli.options import AsJson, Overrides
 from fraud_ray.cli.tables import as_yaml, print_json
+from fraud_ray.redaction import redacted
 
 
 def show(
@@ -37,7 +38,7 @@ def show(
     loaded = load_settings(config, overrides or ())
     resolved = loaded.settings.resolved()
     for note in loaded.notes:
-        print(note, file=sys.stderr)
+        print(redacted(note), file=sys.stderr)
     if as_json:
         print_json(resolved)
     else:

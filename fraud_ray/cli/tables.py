@@ -1,4 +1,4 @@
-"""How commands print, on stdout: tables, lines, facts, settings, JSON, and what to type next."""
+"""How commands print, on stdout: tables, lines, facts, settings, JSON, and what to type next; never a password."""
 
 from __future__ import annotations
 
@@ -15,18 +15,20 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from fraud_ray.redaction import redacted, starred, without_passwords
+
 YAML_STYLE: dict[str, Any] = {"sort_keys": False, "default_flow_style": None, "width": 110, "allow_unicode": True}
 _WIDTH_OF_A_PIPE = 160
 
 
 def print_json(value: Any) -> None:
     """The whole answer of a command that was asked for JSON."""
-    print(json.dumps(value, indent=1), flush=True)
+    print(json.dumps(starred(value), indent=1), flush=True)
 
 
 def print_line(text: str | Text, style: str = "") -> None:
     """A line, which the terminal may wrap, but nothing else changes."""
-    _console().print(text, style=style, soft_wrap=True, highlight=False, markup=False)
+    _console().print(_shown(text), style=style, soft_wrap=True, highlight=False, markup=False)
 
 
 def print_notes(notes: Iterable[str]) -> None:
@@ -51,7 +53,7 @@ def print_table(
     for column in columns:
         table.add_column(Text(column), justify="right" if column in right else "left", overflow="fold")
     for row in rows:
-        table.add_row(*(Text(cell) if isinstance(cell, str) else cell for cell in row))
+        table.add_row(*map(_shown, row))
     if empty is not None and not table.rows:
         print_line(empty)
     else:
@@ -73,14 +75,15 @@ def print_settings(settings: Mapping[str, Any], title: str = "settings") -> None
 
 
 def as_yaml(values: Mapping[str, Any]) -> str:
-    return yaml.safe_dump(dict(values), **YAML_STYLE).rstrip()
+    """Values as YAML, as they are printed."""
+    return yaml.safe_dump(starred(values, without_passwords), **YAML_STYLE).rstrip()
 
 
 def print_next(commands: Iterable[tuple[str, list[str]]]) -> None:
     """Commands worth typing now, each with its purpose, as they have to be typed here."""
     print("\nNext:")
     for purpose, words in commands:
-        print(f"  {shlex.join([_program(), *words])}  # {purpose}")
+        print(f"  {shlex.join([_program(), *map(without_passwords, words)])}  # {purpose}")
 
 
 def number(value: float | None) -> str:
@@ -102,6 +105,12 @@ def _program() -> str:
     if not script.exists() or (on_path and script.samefile(on_path)):
         return "fraud-ray"
     return str(script.relative_to(Path.cwd()) if script.is_relative_to(Path.cwd()) else script)
+
+
+def _shown(text: str | Text) -> Text:
+    plain = str(text)
+    shown = redacted(plain)
+    return text if isinstance(text, Text) and shown == plain else Text(shown)
 
 
 def _console() -> Console:

@@ -25,6 +25,7 @@ from fraud_ray.data.delimited import CsvFile
 from fraud_ray.data.kinds import TIME_KINDS, Reading, from_text, harmonised, typed
 from fraud_ray.data.listing import ENCRYPTED, MAGIC, Listing, entries_below, is_csv, leading_keys, select_partitions
 from fraud_ray.errors import DataError
+from fraud_ray.redaction import without_passwords
 from fraud_ray.settings import CsvSettings, DataSettings
 from fraud_ray.storage import unusable
 
@@ -116,7 +117,7 @@ class Source:
     @property
     def origin(self) -> dict[str, str]:
         """Where a model's data came from, as its bundle says it."""
-        return {"data": self.root, "fingerprint": self.fingerprint}
+        return {"data": without_passwords(self.root), "fingerprint": self.fingerprint}
 
     @property
     def rows(self) -> int:

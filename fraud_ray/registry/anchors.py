@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 
+from fraud_ray.redaction import without_passwords
 from fraud_ray.registry import audit
 from fraud_ray.registry.audit import Anchor, Event, Fault, Record
 from fraud_ray.registry.tracking import RUN_TAG, TrackedRun, Tracking, every
@@ -76,7 +77,7 @@ def _shown(version: int | None) -> str:
 
 
 def _tag(storage: Storage, record: Record) -> tuple[str, str]:
-    value = {"record": record.number, "sha256": record.sha256, "storage": storage.root}
+    value = {"record": record.number, "sha256": record.sha256, "storage": without_passwords(storage.root)}
     return ANCHOR_TAG + record.chain, json.dumps(value)
 
 

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from fraud_ray.errors import FraudRayError, SettingsError
+from fraud_ray.redaction import starred, without_passwords
 from fraud_ray.runs import now, provenance
 from fraud_ray.storage import Storage
 
@@ -101,7 +102,7 @@ def append(storage: Storage, event: Event, facts: Callable[[], Mapping[str, Any]
             **provenance(),
             **told,
         }
-        written = json.dumps(content, indent=1, default=str).encode()
+        written = json.dumps(starred(content), indent=1, default=str).encode()
         # A store whose answer was lost is asked again, and then says that the key is there: it may be by this writer.
         if storage.create(_key(number), written) or storage.get(_key(number)) == written:
             return Record(number, _sha256(written), json.loads(written))
@@ -164,7 +165,7 @@ def verify(storage: Storage, anchors: Iterable[Anchor]) -> list[Fault]:
     """
     records = _records(storage)
     chains = {record.chain for record in records.values() if record.facts}
-    ours = [anchor for anchor in anchors if anchor.chain in chains or anchor.root == storage.root]
+    ours = [anchor for anchor in anchors if anchor.chain in chains or anchor.root == without_passwords(storage.root)]
     length, furthest = max(records, default=0), max(ours, key=lambda anchor: anchor.number, default=None)
     faults = []
     for number in range(1, length + 1):

@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING, Any
 
 from fraud_ray.errors import FraudRayError, SettingsError
 from fraud_ray.model.scorer import FILES, GRAPH, INFO
+from fraud_ray.redaction import without_passwords
 from fraud_ray.registry import audit
-from fraud_ray.settings import RegistrySettings, without_passwords
+from fraud_ray.settings import RegistrySettings
 from fraud_ray.storage import Storage
 
 if TYPE_CHECKING:  # MLflow takes seconds to import, which a folder does without

@@ -15,6 +15,7 @@ from typing import Any, Literal
 
 from fraud_ray.decision.comparison import Comparison
 from fraud_ray.errors import SettingsError
+from fraud_ray.redaction import without_passwords
 from fraud_ray.registry import audit
 from fraud_ray.registry.anchors import anchor, anchor_in_run
 from fraud_ray.registry.audit import Record
@@ -29,7 +30,7 @@ from fraud_ray.registry.versions import (
     registered_model,
 )
 from fraud_ray.runs import Outcome, read_run
-from fraud_ray.settings import Settings, settings_hash, without_passwords
+from fraud_ray.settings import Settings, settings_hash
 from fraud_ray.storage import Storage
 
 CHAMPIONS_TAG = "fraud_ray.champions"

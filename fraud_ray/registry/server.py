@@ -15,7 +15,8 @@ from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
 from fraud_ray.errors import ServerError, SettingsError
-from fraud_ray.settings import RegistrySettings, without_passwords
+from fraud_ray.redaction import refuse_misread, without_passwords
+from fraud_ray.settings import RegistrySettings
 
 FIRST_ANSWER_S = 5
 
@@ -64,6 +65,7 @@ def reported(uri: str) -> Iterator[None]:
 def open_experiment(registry: RegistrySettings) -> tuple[MlflowClient, str]:
     """A client of the store, and the id of the settings' experiment in it; both are created where they are missing."""
     uri = uri_of(registry)
+    refuse_misread("registry.uri", uri, taken="/?#[]" if _is_database(uri) else "@")
     with reported(uri), short_patience():
         if _is_database(uri):
             _probe(uri)

@@ -21,6 +21,7 @@ from mlflow.entities import Dataset as MlflowDataset
 from mlflow.entities import DatasetInput, InputTag, Metric, Param, Run, RunTag
 
 from fraud_ray.errors import SettingsError
+from fraud_ray.redaction import redacted, starred, without_passwords
 from fraud_ray.registry.server import open_experiment, reported, sqlite_file, uri_of
 from fraud_ray.settings import RegistrySettings, dotted
 
@@ -78,7 +79,7 @@ class Tracking:
         params: settings, nested or flat; a parameter that is logged already keeps its value, as MLflow demands.
         """
         with self.reported():
-            told = {key: value[:_TAG_LENGTH] for key, value in (tags or {}).items()}
+            told = {key: redacted(value)[:_TAG_LENGTH] for key, value in (tags or {}).items()}
             wanted = {**told, RUN_TAG: run, STATE_TAG: "running"}
             found = self.search(f"tags.`{RUN_TAG}` = '{run}'")
             is_new = found is None
@@ -127,7 +128,7 @@ class Tracking:
             name=dataset.name,
             digest=digest,
             source_type=urlsplit(dataset.path).scheme or "local",
-            source=json.dumps({"uri": dataset.path}),
+            source=json.dumps({"uri": without_passwords(dataset.path)}),
             profile=json.dumps({"num_rows": dataset.rows, "fingerprint": dataset.fingerprint}),
         )
         self.client.log_inputs(run.info.run_id, datasets=[DatasetInput(entity, [InputTag(_CONTEXT_TAG, "training")])])
@@ -200,12 +201,12 @@ class TrackedRun:
 
     def log_json(self, value: Any, name: str) -> None:
         """A JSON artifact; `name` may hold folders."""
-        self.log_text(json.dumps(value, indent=1, default=str), name)
+        self.log_text(json.dumps(starred(value), indent=1, default=str), name)
 
     def tag(self, key: str, value: str) -> None:
         """Sets a tag of the run."""
         with self.tracking.reported():
-            self.tracking.client.set_tag(self.id, key, value[:_TAG_LENGTH])
+            self.tracking.client.set_tag(self.id, key, redacted(value)[:_TAG_LENGTH])
 
     def finish(self, status: Status, state: State, reason: str | None = None) -> None:
         """Ends the run; its state, and the reason of a rejection, a fault or a stop, become tags."""
@@ -269,7 +270,8 @@ def _now_ms() -> int:
 
 
 def _text(value: Any) -> str:
-    return (value if isinstance(value, str) else json.dumps(value, default=str))[:_PARAM_LENGTH]
+    told = starred(value, without_passwords)
+    return (told if isinstance(told, str) else json.dumps(told, default=str))[:_PARAM_LENGTH]
 
 
 def _numbers(values: Mapping[str, Any]) -> Iterator[tuple[str, float]]:

@@ -29,8 +29,9 @@ from mlflow.types.schema import AnyType, ColSpec, DataType, Schema
 
 from fraud_ray.errors import FraudRayError, SettingsError
 from fraud_ray.model.encoder import Encoder
+from fraud_ray.redaction import without_passwords
 from fraud_ray.registry.tracking import RUN_TAG, TrackedRun, Tracking, connect_existing, every
-from fraud_ray.settings import RegistrySettings, without_passwords
+from fraud_ray.settings import RegistrySettings
 from fraud_ray.storage import Storage
 from fraud_ray.values import Value
 

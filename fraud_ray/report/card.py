@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from fraud_ray.progress import counted
+from fraud_ray.redaction import without_passwords
 from fraud_ray.report.page import ReportValues
 from fraud_ray.report.pictures import recall_interval, slice_name
-from fraud_ray.settings import without_passwords
 
 MOST_CHARACTERS = 5_000  # what MLflow's database keeps of a version's description
 FEWEST_FRAUDS, MOST_SLICES, MOST_CHECKS = 20, 3, 8

@@ -18,10 +18,11 @@ from fraud_ray.decision.gate import GateDecision
 from fraud_ray.decision.names import AT_THRESHOLD, in_order, metric_name, rate
 from fraud_ray.decision.rejection import Cutoff, cutoffs
 from fraud_ray.progress import counted
+from fraud_ray.redaction import without_passwords
 from fraud_ray.report import canvas, pictures, training
 from fraud_ray.report.pictures import Picture
 from fraud_ray.runs import RunRecord
-from fraud_ray.settings import Range, Settings, TrainSettings, without_passwords
+from fraud_ray.settings import Range, Settings, TrainSettings
 
 if TYPE_CHECKING:
     from fraud_ray.data.drift import Drift

@@ -19,8 +19,8 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
 
+from fraud_ray.redaction import refuse_misread, without_passwords
 from fraud_ray.serving.requests import UnavailableError
-from fraud_ray.settings import without_passwords
 from fraud_ray.windows.definition import DAY, Definition
 from fraud_ray.windows.past import NO_LABEL, Past, Row
 
@@ -221,6 +221,7 @@ class ValkeyStore:
     """
 
     def __init__(self, layout: Layout, url: str) -> None:
+        refuse_misread("serving.store", url)
         self._layout = layout
         self._where = without_passwords(url)
         self._space = f"{layout.space}:{layout.definition.fingerprint()[:16]}"

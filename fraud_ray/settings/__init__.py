@@ -3,7 +3,6 @@
 A section of the configuration is a class here; `whole.Settings` holds all of them.
 """
 
-from fraud_ray.settings.base import without_passwords
 from fraud_ray.settings.data import (
     INNER,
     ColumnSettings,
@@ -64,5 +63,4 @@ __all__ = [
     "parse_settings",
     "reference",
     "settings_hash",
-    "without_passwords",
 ]

@@ -79,12 +79,3 @@ def nested_model(annotation: Any) -> Any:
         if isinstance(found, type) and issubclass(found, BaseModel):
             return found
     return annotation
-
-
-def without_passwords(text: str) -> str:
-    """A value with the user and password of a URI in it starred out, whatever they hold: up to the last @.
-
-    Of a URI with a port, an @ in its path is taken for that: better a path less than a password more.
-    """
-    text = re.sub(r"([?&][^=&]*(?:password|secret|token)[^=&]*=)[^&]+", r"\1***", text, flags=re.IGNORECASE)
-    return re.sub(r"://(?:[^/@:]*:.*|[^/]*)@", "://***@", text, flags=re.DOTALL)

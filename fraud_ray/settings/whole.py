@@ -15,7 +15,8 @@ from pydantic import (
     model_validator,
 )
 
-from fraud_ray.settings.base import NO_EFFECT, Frozen, fault_in_words, suggestion, without_passwords
+from fraud_ray.redaction import starred, without_passwords
+from fraud_ray.settings.base import NO_EFFECT, Frozen, fault_in_words, suggestion
 from fraud_ray.settings.data import (
     DataSettings,
     FoldSettings,
@@ -252,7 +253,7 @@ class Settings(Frozen):
 
     def identity(self) -> dict[str, Any]:
         """Dotted keys and values of every setting that can change a run's result; passwords in URIs starred out."""
-        return dict(dotted(_starred(_result_relevant(self))))
+        return dict(dotted(starred(_result_relevant(self), without_passwords)))
 
     def resolved(self) -> dict[str, Any]:
         """All settings with every default filled in, as JSON types."""
@@ -260,11 +261,11 @@ class Settings(Frozen):
 
     def recorded(self) -> dict[str, Any]:
         """As `resolved`, with the passwords in URIs starred out: what is kept, and shown to others."""
-        return _starred(self.resolved())
+        return starred(self.resolved(), without_passwords)
 
     def changed(self) -> dict[str, Any]:
         """Those of `recorded` that differ from the defaults."""
-        return _starred(self.model_dump(mode="json", exclude_defaults=True))
+        return starred(self.model_dump(mode="json", exclude_defaults=True), without_passwords)
 
 
 def settings_hash(settings: Settings) -> str:
@@ -284,15 +285,6 @@ def _result_relevant(model: BaseModel) -> dict[str, Any]:
             else model.model_dump(mode="json", include={name})[name]
         )
     return kept
-
-
-def _starred(tree: Any) -> Any:
-    """Nested values, in whose texts the user and password of each URI are starred out."""
-    if isinstance(tree, dict):
-        return {key: _starred(value) for key, value in tree.items()}
-    if isinstance(tree, list | tuple):
-        return [_starred(value) for value in tree]
-    return without_passwords(tree) if isinstance(tree, str) else tree
 
 
 def dotted(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -11,6 +11,7 @@ from fraud_ray.cluster import refuse_relative_folders
 from fraud_ray.data.folds import at_newest_window
 from fraud_ray.data.source import open_source
 from fraud_ray.errors import DataError, ServerError, SettingsError
+from fraud_ray.redaction import without_passwords
 from fraud_ray.runs import run_name
 from fraud_ray.settings import Loaded, Settings, load_settings
 
@@ -66,9 +67,10 @@ def order(config: Path, overrides: Sequence[str], name: str | None, base: Comman
 
     base: the command line of the overlay's job; its overrides come first, its name last. name: may hold the data's
     date, which is looked up; a run without any name gets its default one. Raises SettingsError for invalid settings,
-    folders that no job can see, and a name that depends on data which cannot be read from here.
+    passwords in overrides, folders that no job can see, and a name that depends on data which cannot be read from here.
     """
     every = (*base.overrides, *overrides)
+    _refuse_passwords(every)
     loaded = load_settings(config, every)
     pattern = name or loaded.settings.run.name or base.name
     if pattern is not None:
@@ -78,6 +80,17 @@ def order(config: Path, overrides: Sequence[str], name: str | None, base: Comman
     run = _settled_name(loaded, retrain)
     line = CommandLine(_RETRAIN if retrain else base.program, base.config, every, run)
     return Order(run, loaded.settings, line.words(), config)
+
+
+def _refuse_passwords(overrides: Sequence[str]) -> None:
+    """An entrypoint is shown by Kubernetes, the operator's log and Ray's dashboard."""
+    for override in overrides:
+        if without_passwords(override) != override:
+            raise SettingsError(
+                f"--set {without_passwords(override)} holds a password, which everybody would see in the job: take it "
+                "out, and give it by a secret of the overlay as an environment variable (MLFLOW_TRACKING_USERNAME and "
+                "_PASSWORD, AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY)"
+            )
 
 
 def _refuse_relative_data(settings: Settings) -> None:
