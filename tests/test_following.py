@@ -86,7 +86,7 @@ async def always(definition: Definition, state: str | None) -> bool:
 
 
 async def until(holds: Callable[[], bool]) -> None:
-    for _ in range(500):
+    for _ in range(3_000):
         if holds():
             return
         await asyncio.sleep(0.02)
@@ -183,6 +183,26 @@ def test_a_version_of_other_windows_answers_once_their_past_is_primed(root: Path
         await until(lambda: following.current.version == "3")
         assert following.current.definition is not None
         assert following.current.data == following.current.definition.data
+
+    followed(Following(settings_in(root), primed), act)
+
+
+def test_a_load_of_minutes_keeps_no_other_version_from_its_place(root: Path) -> None:
+    tracking, storage = registry_in(root), Storage.at(str(root))
+    loads = 0
+
+    async def primed(definition: Definition, state: str | None) -> bool:
+        nonlocal loads
+        loads += 1
+        await asyncio.sleep(600)
+        return True
+
+    async def act(following: Following) -> None:
+        await asyncio.to_thread(promote, tracking, storage, 3)
+        await until(lambda: following.waiting == ("3", NOT_PRIMED))
+        await asyncio.to_thread(promote, tracking, storage, 2)
+        await until(lambda: following.current.version == "2")
+        assert (following.waiting, loads) == (None, 1)
 
     followed(Following(settings_in(root), primed), act)
 

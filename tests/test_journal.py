@@ -88,7 +88,7 @@ def rows_at(target: Path) -> pa.Table:
 
 
 def wait(holds: Callable[[], bool]) -> None:
-    ends = time.monotonic() + 10
+    ends = time.monotonic() + 60
     while not holds():
         assert time.monotonic() < ends, "it never came to be so"
         time.sleep(0.02)

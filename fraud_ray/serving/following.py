@@ -32,6 +32,7 @@ if TYPE_CHECKING:  # MLflow is imported in the thread
 
 CHAMPION = "champion"
 NOT_PRIMED = "the past that its windows look back on is not primed yet"
+_PATIENCE_S = 0.5  # for a store to say whether it has a past, before the next version is looked for
 
 T = TypeVar("T")
 # Whether the past of windows, of which a version carries the definition and its state's key, is there to answer from.
@@ -61,6 +62,7 @@ class Following:
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="registry")
         self._folder = tempfile.TemporaryDirectory(prefix="fraud_ray-", ignore_cleanup_errors=True)
         self._opened: dict[int, Served] = {}
+        self._loads: dict[str, asyncio.Future[bool]] = {}  # by the fingerprint of the windows
         self._told: dict[str, str | None] = {}
         self._tracking: Tracking | None = None
         self._task: asyncio.Task[None] | None = None
@@ -83,10 +85,11 @@ class Following:
 
     async def stop(self) -> None:
         """Follows no more, and lets go of the thread."""
-        if self._task is not None:
-            self._task.cancel()
-            with suppress(asyncio.CancelledError):
-                await self._task
+        for task in (self._task, *self._loads.values()):
+            if task is not None:
+                task.cancel()
+                with suppress(asyncio.CancelledError, FraudRayError):
+                    await task
         self._thread.shutdown(wait=False, cancel_futures=True)
         self._folder.cleanup()
 
@@ -118,7 +121,7 @@ class Following:
             served = self.current if number is None else await self._version(number)
             if served is self.current and self.ready:
                 return None
-            if served.definition and not await self._primed(served.definition, served.state):
+            if not await self._has_past(served):
                 return served.version, NOT_PRIMED
         except FraudRayError as fault:
             return str(number or self.current.version), str(fault)
@@ -130,12 +133,27 @@ class Following:
         fault, served = None, None
         try:
             served = None if number is None else await self._version(number)
-            if served and served.definition and not await self._primed(served.definition, served.state):
+            if served and not await self._has_past(served):
                 fault, served = NOT_PRIMED, None
         except FraudRayError as refused:
             fault, served = str(refused), None
         self._tell("the challenger does not score in the shadow", fault)
         return served
+
+    async def _has_past(self, served: Served) -> bool:
+        """Whether the past of a version's windows is there. It is loaded beside all else, but for the first version's:
+        a load of minutes keeps no other version from its place."""
+        if served.definition is None:
+            return True
+        key = served.definition.fingerprint()
+        if key not in self._loads:
+            self._loads[key] = asyncio.ensure_future(self._primed(served.definition, served.state))
+        load = self._loads[key]
+        await asyncio.wait([load], timeout=_PATIENCE_S if self._task else None)
+        if not load.done():
+            return False
+        del self._loads[key]
+        return load.result()
 
     async def _version(self, number: int) -> Served:
         if number not in self._opened:
