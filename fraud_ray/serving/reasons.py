@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import multiprocessing
+import os
 import signal
+import threading
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -46,7 +48,7 @@ class Reasons:
         sent = {name: [batch.columns[name][row] for row in rows] for name in names if name in batch.columns}
         read = {name: sent.get(name) or [computed[row][name] for row in rows] for name in names}
         if self._pool is None:
-            self._pool = ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), _ignore_interrupts)
+            self._pool = ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), begin)
         try:
             found = iter(await asyncio.get_running_loop().run_in_executor(self._pool, explain, served.folder, read))
         except FileNotFoundError:
@@ -85,6 +87,14 @@ def _explainer(folder: Path) -> Explainer:
     return Explainer.of(Bundle.load(folder))
 
 
-def _ignore_interrupts() -> None:
-    """Ctrl-C reaches the child too; the server ends it."""
+def begin() -> None:
+    """In the child process: the server ends it, not the Ctrl-C that reaches both; a server that was killed does too."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with_the_parent, daemon=True).start()
+
+
+def _end_with_the_parent() -> None:
+    parent = multiprocessing.parent_process()
+    assert parent is not None, "it was started by one"
+    parent.join()
+    os.kill(os.getpid(), signal.SIGKILL)
