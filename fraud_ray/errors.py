@@ -36,6 +36,10 @@ class ServerError(FraudRayError):
     """A tracking server, an object store or a cluster that does not answer."""
 
 
+class DamagedError(FraudRayError):
+    """A file of our own that is not as it was written, or was written by another version."""
+
+
 class RunHeldError(FraudRayError):
     """The run is being worked on by another process."""
 

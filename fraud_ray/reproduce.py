@@ -31,7 +31,7 @@ from fraud_ray.registry import audit
 from fraud_ray.registry.promotion import bundle_hashes
 from fraud_ray.runs import RunRecord, differences, find_run, provenance
 from fraud_ray.settings import ClusterSettings, DecisionSettings, Settings, parse_settings
-from fraud_ray.storage import Storage
+from fraud_ray.storage import Storage, damaged
 from fraud_ray.training.build import network_shape
 from fraud_ray.training.search import SearchOutcome, Trial
 from fraud_ray.training.trainer import refit
@@ -171,7 +171,10 @@ def _origin(process: Mapping[str, Any], fingerprint: str) -> dict[str, Any]:
 
 def _bundle(storage: Storage, name: str) -> Bundle:
     with tempfile.TemporaryDirectory() as folder:
-        return Bundle.load(storage.fetch(f"runs/{name}/bundle", Path(folder)))
+        try:
+            return Bundle.load(storage.fetch(f"runs/{name}/bundle", Path(folder)))
+        except (OSError, ValueError, KeyError) as fault:
+            raise damaged(storage.path(f"runs/{name}/bundle"), fault) from None
 
 
 @contextmanager

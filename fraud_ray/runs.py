@@ -23,12 +23,14 @@ from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import Any, TypeVar
 
-from fraud_ray.errors import EXIT_DONE, EXIT_REJECTED, RunDiffersError, SettingsError
+from pydantic import BaseModel, ValidationError
+
+from fraud_ray.errors import EXIT_DONE, EXIT_REJECTED, DamagedError, RunDiffersError, SettingsError
 from fraud_ray.lease import Lease, hold, holder_of, user_name
 from fraud_ray.progress import Progress, Quiet, Update
 from fraud_ray.redaction import without_passwords
 from fraud_ray.settings import Loaded, dotted, parse_settings
-from fraud_ray.storage import Storage
+from fraud_ray.storage import Storage, damaged
 from fraud_ray.values import Value
 
 T = TypeVar("T")
@@ -82,7 +84,7 @@ class Outcome(Value):
 
 @dataclass(frozen=True)
 class RunRecord:
-    """A run as `runs list` shows it. state: an outcome's status, `running`, or `unfinished`."""
+    """A run as `runs list` shows it. state: an outcome's status, `running`, `unfinished` or `damaged`."""
 
     name: str
     folder: str
@@ -116,6 +118,16 @@ class RunRecord:
     def evaluation(self) -> dict[str, Any]:
         """The JSON of decision.evaluate.Evaluation; empty before it is known."""
         return (self.outcome.evaluation if self.outcome else None) or {}
+
+
+class _Record(BaseModel):
+    """What every version of the package writes into run.json."""
+
+    config: str
+    created: str
+    fingerprint: str
+    identity: dict[str, Any]
+    settings: dict[str, Any]
 
 
 class StoppedAfter(Exception):  # noqa: N818 - no error
@@ -290,14 +302,21 @@ def run_name(loaded: Loaded, fingerprint: str, as_of: date | None = None) -> str
 
 
 def read_outcome(storage: Storage, name: str) -> Outcome | None:
-    """The outcome of a concluded run, else None."""
-    stored = storage.get_json(f"{_folder(name)}/outcome.json")
-    return None if stored is None else Outcome.from_json(stored)
+    """The outcome of a concluded run, else None. Raises DamagedError."""
+    key = f"{_folder(name)}/outcome.json"
+    stored = storage.get_json(key)
+    try:
+        return None if stored is None else Outcome.from_json(stored)
+    except ValidationError as fault:
+        raise damaged(storage.path(key), fault) from None
 
 
 def read_run(storage: Storage, name: str) -> RunRecord:
-    """A run with its settings, state and outcome; raises SettingsError that names the runs there are."""
-    record = storage.get_json(f"{_folder(name)}/{_RECORD}")
+    """A run with its settings, state and outcome.
+
+    Raises SettingsError that names the runs there are, and DamagedError for one whose files are not as written.
+    """
+    record = _recorded(storage, name)
     if record is None:
         known = ", ".join(run_names(storage)) or "none yet"
         raise SettingsError(f"no run '{name}' at {storage.path('runs')}; there are: {known}")
@@ -337,8 +356,15 @@ def named(wanted: str, names: Sequence[str]) -> str | None:
 
 
 def list_runs(storage: Storage) -> list[RunRecord]:
-    """All runs, oldest first."""
-    return sorted((read_run(storage, name) for name in run_names(storage)), key=lambda run: run.created)
+    """All runs, oldest first; before them, as `damaged`, those whose files are not as they were written."""
+
+    def read(name: str) -> RunRecord:
+        try:
+            return read_run(storage, name)
+        except DamagedError:
+            return RunRecord(name, storage.path(_folder(name)), "damaged", "", "", {}, (), None, None)
+
+    return sorted(map(read, run_names(storage)), key=lambda run: run.created)
 
 
 def provenance() -> dict[str, Any]:
@@ -398,7 +424,7 @@ def _declare(loaded: Loaded, storage: Storage, name: str, fingerprint: str) -> N
     }
     if storage.create(key, json.dumps(record, indent=1).encode()):
         return
-    there = storage.get_json(key) or {}
+    there = _recorded(storage, name) or record
     changed = differences(_identity_there(there), identity)
     if changed:
         lines = [f"  {key}: {old} there, {new} now" for key, (old, new) in changed.items()]
@@ -425,6 +451,16 @@ def _identity_there(record: Mapping[str, Any]) -> dict[str, Any]:
     # What is backtested stands beside the settings under their names: in those, it changes no result.
     beside = [key for key in record["identity"] if key not in there or key.startswith("backtest.")]
     return json.loads(json.dumps({**today, **{key: record["identity"][key] for key in beside}}, default=str))
+
+
+def _recorded(storage: Storage, name: str) -> dict[str, Any] | None:
+    """A run's run.json; None where it is absent. Raises DamagedError."""
+    key = f"{_folder(name)}/{_RECORD}"
+    found = storage.get_json(key)
+    try:
+        return None if found is None else found | _Record.model_validate(found).model_dump()
+    except ValidationError as fault:
+        raise damaged(storage.path(key), fault) from None
 
 
 def _folder(name: str) -> str:

@@ -23,7 +23,7 @@ from obstore.exceptions import AlreadyExistsError, BaseError
 from obstore.store import LocalStore, ObjectStore, from_url
 from pydantic import TypeAdapter, ValidationError
 
-from fraud_ray.errors import ServerError, SettingsError
+from fraud_ray.errors import DamagedError, ServerError, SettingsError
 from fraud_ray.redaction import starred
 
 _PIECE = 4 * 2**20  # bytes that are hashed at a time
@@ -135,8 +135,12 @@ class Storage:
         self.put(key, json.dumps(starred(value), indent=1, default=str).encode())
 
     def get_json(self, key: str) -> Any | None:
+        """The value, or None where the key is absent. Raises DamagedError for what is no JSON."""
         content = self.get(key)
-        return None if content is None else json.loads(content)
+        try:
+            return None if content is None else json.loads(content)
+        except ValueError as fault:
+            raise damaged(self.path(key), fault) from None
 
     def keep(
         self,
@@ -192,6 +196,12 @@ def _hash(value: dict[str, Any]) -> str:
 @lru_cache(maxsize=16)
 def _open(root: str) -> ObjectStore:
     return from_url(root) if "://" in root else LocalStore(root, mkdir=True)
+
+
+def damaged(what: str, fault: Exception) -> DamagedError:
+    """What a person can do about a file of ours that was cut or changed."""
+    told = " ".join(str(fault).split()) or type(fault).__name__
+    return DamagedError(f"{what} is damaged ({told}); put it back as it was, or remove what it belongs to")
 
 
 def unusable(what: str, fault: BaseException) -> ServerError:

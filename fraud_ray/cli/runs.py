@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 app = typer.Typer(no_args_is_help=True, help="List, show and compare runs.")
 
 Name = Annotated[str, typer.Argument(metavar="NAME", help=RUN_WANTED)]
-_COLOURS = {"registered": "green", "rejected": "red", "running": "cyan"}
+_COLOURS = {"registered": "green", "rejected": "red", "damaged": "red", "running": "cyan"}
 
 
 @app.command(name="list")

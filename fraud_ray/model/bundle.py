@@ -29,9 +29,8 @@ from fraud_ray.model.graph import build_graph, scoring_graph
 from fraud_ray.model.network import FraudNetwork, NetworkShape
 from fraud_ray.model.portable import build_portable, vocabulary
 from fraud_ray.model.profile import Profile
-from fraud_ray.model.scorer import FILES, GRAPH, INFO, PORTABLE, VOCABULARY, GraphScorer
+from fraud_ray.model.scorer import FILES, FORMAT, GRAPH, INFO, PORTABLE, VOCABULARY, GraphScorer
 
-FORMAT = 1
 WEIGHTS, ENCODER, PROFILE = "weights.safetensors", "encoder.json", "profile.json"
 PARTS = (WEIGHTS, ENCODER, INFO)  # what a model is read back from
 

@@ -12,6 +12,7 @@ import pyarrow as pa
 
 from fraud_ray.model.encoder import FeatureColumn, categories, numbers, times
 
+FORMAT = 1  # of a bundle
 GRAPH, INFO = "model.onnx", "bundle.json"  # files of a bundle
 PORTABLE, VOCABULARY = "portable.onnx", "vocabulary.json"
 FILES = "files"  # in INFO: the SHA-256 of each of the others

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fraud_ray.errors import FraudRayError, SettingsError
-from fraud_ray.model.scorer import FILES, GRAPH, INFO
+from fraud_ray.model.scorer import FILES, FORMAT, GRAPH, INFO
 from fraud_ray.redaction import without_passwords
 from fraud_ray.registry import audit
 from fraud_ray.settings import RegistrySettings
@@ -45,10 +45,7 @@ class Opened:
     @property
     def windows(self) -> dict[str, Any] | None:
         """Definition and state's key of the window columns that it reads; None where it reads none."""
-        info = self.folder / INFO
-        found: dict[str, Any] | None = (
-            json.loads(info.read_text()).get("origin", {}).get("windows") if info.is_file() else None
-        )
+        found: dict[str, Any] | None = _info(self.folder).get("origin", {}).get("windows")
         return found
 
     @property
@@ -95,6 +92,7 @@ def open_version(
                 "(fraud-ray models rollback, or promote), or put its artifacts back; fraud-ray score --unverified "
                 "takes them as they are"
             )
+    _refuse_other_format(folder)
     if GRAPH not in contents:
         raise FraudRayError(f"version {version.version} of {version.name} holds no {GRAPH}; take another version")
     return Opened(version, folder, contents[GRAPH], note)
@@ -110,6 +108,7 @@ def open_folder(place: str, scratch: Path, verified: bool = True) -> Opened:
             "the folder of a bundle"
         )
     folder, graph = path.parent, path.read_bytes()
+    _refuse_other_format(folder)
     if not verified:
         return Opened(None, folder, graph, f"not from a registry; {UNVERIFIED}")
     recorded = _manifest(folder)
@@ -128,12 +127,27 @@ def open_folder(place: str, scratch: Path, verified: bool = True) -> Opened:
 
 def _manifest(folder: Path) -> dict[str, str]:
     """The hashes that a bundle's own file holds; empty of a bundle from before those, and of a bare graph."""
+    manifest: dict[str, str] = _info(folder).get(FILES, {})
+    return manifest
+
+
+def _refuse_other_format(folder: Path) -> None:
+    held = _info(folder).get("format", FORMAT)
+    if held != FORMAT:
+        raise SettingsError(
+            f"the bundle at {folder} has format {held!r}, and this version of fraud_ray reads {FORMAT}; nothing was "
+            "scored. Use it with the version that wrote it, or train and register the model again with this one"
+        )
+
+
+def _info(folder: Path) -> dict[str, Any]:
+    """A bundle's own file; empty of a bare graph."""
     file = folder / INFO
     try:
-        manifest: dict[str, str] = json.loads(file.read_text()).get(FILES, {}) if file.is_file() else {}
-    except (ValueError, AttributeError) as fault:
+        held: dict[str, Any] = json.loads(file.read_text()) if file.is_file() else {}
+        return {**held}
+    except (ValueError, TypeError) as fault:
         raise SettingsError(f"{file} is not what was written there ({fault}); copy the whole folder again") from fault
-    return manifest
 
 
 def _differences(found: Mapping[str, str], recorded: Mapping[str, str]) -> str:

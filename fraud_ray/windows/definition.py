@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+from fraud_ray.errors import DamagedError
 from fraud_ray.settings import DataSettings, Settings, WindowsSettings
 
 FORMAT = 1
@@ -159,7 +160,10 @@ class Definition:
 
     @classmethod
     def from_json(cls, stored: Mapping[str, Any]) -> Definition:
-        """Raises ValueError for another format than this version writes."""
-        if stored["format"] != FORMAT:
-            raise ValueError(f"these windows have format {stored['format']}, this version reads {FORMAT}")
+        """Raises DamagedError for another format than this version writes."""
+        if stored.get("format") != FORMAT:
+            raise DamagedError(
+                f"the model's windows have format {stored.get('format')!r}, and this version of fraud_ray reads "
+                f"{FORMAT}; use the model with the version that wrote it, or train it again with this one"
+            )
         return cls(DataSettings.model_validate(stored["data"]), WindowsSettings.model_validate(stored["windows"]))
