@@ -74,7 +74,7 @@ class Service:
         history = self.history_of(served.definition)
         if history is None:
             raise UnavailableError("the past that its windows look back on is not loaded yet")
-        answers = await history.answer(batch, _score_by_row(served, batch))
+        answers = await history.answer(batch, score_by_row(served, batch))
         return Scored(
             [answer.probability for answer in answers],
             [answer.decision for answer in answers],
@@ -97,7 +97,7 @@ class Service:
         return [id for (id, *_), is_known in zip(labels, known, strict=True) if not is_known]
 
 
-def _score_by_row(served: Served, batch: Batch) -> Score:
+def score_by_row(served: Served, batch: Batch) -> Score:
     """Scores one transaction of a batch with its window columns."""
     scorer = served.scorer
     assert served.definition is not None, "windows are computed"

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 Side = Callable[[], float | None]
-Unit = Literal["s", "ms", "rows/s", "trials/min", "GiB"]
+Unit = Literal["s", "ms", "rows/s", "requests/s", "trials/min", "GiB"]
 
 SAMPLE_EVERY_S = 0.5
 SAMPLING_SHARE = 0.01  # of the time: adding up a process's pages stops it, and all ranks wait for one
@@ -93,7 +93,7 @@ class Row:
     def ratio(self) -> float | None:
         if self.peer is None:
             return None
-        return self.ours / self.peer if self.unit in {"rows/s", "trials/min"} else self.peer / self.ours
+        return self.ours / self.peer if self.unit in {"rows/s", "requests/s", "trials/min"} else self.peer / self.ours
 
     @property
     def met(self) -> bool | None:

@@ -129,13 +129,18 @@ def _raw(cards: Path, columns: Sequence[FeatureColumn]) -> pa.Table:
     return pq.read_table(cards, columns=[column.name for column in columns]).combine_chunks()
 
 
-def _pyfunc(world: World) -> Any:
-    """The bundle as MLflow serves it, on one thread as our own scorer."""
+def pyfunc_folder(world: World) -> Path:
+    """The bundle as MLflow keeps it."""
     folder = world.scratch / "pyfunc"
     if not folder.exists():
         example = Bundle.load(world.bundle).encoder.typical_rows().to_pandas()
         write_model(world.bundle, example, str(folder))
-    return _load_pyfunc(str(folder))
+    return folder
+
+
+def _pyfunc(world: World) -> Any:
+    """The bundle as MLflow serves it, on one thread as our own scorer."""
+    return _load_pyfunc(str(pyfunc_folder(world)))
 
 
 @lru_cache(maxsize=1)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import ray
 import torch
@@ -124,4 +125,6 @@ def one_hot(fold: PreparedFold, rows: Rows) -> np.ndarray[Any, np.dtype[np.float
 
 def _write_cards(path: Path, rows: int, seed: int) -> None:
     table = generate(SimulateSettings(rows=rows, seed=seed), 0)
+    ids = pa.array(np.arange(rows, dtype=np.int64) + seed * rows)  # each world begins with the same
+    table = table.set_column(table.column_names.index("transaction_id"), "transaction_id", ids)
     pq.write_table(table, path, use_dictionary=["merchant_category"], compression="zstd")
