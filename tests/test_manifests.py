@@ -18,6 +18,7 @@ from tests.kube.network import Peer, reaches
 from tests.kube.policy import pods, quantity, violations
 from tests.kube.render import ORDER, Document, render, with_components
 from tests.kube.schema import Definitions
+from tests.test_readme import parse
 
 ROOT = Path(__file__).parent.parent
 RAY_VERSION = re.findall(r"^ray==(\S+)$", (ROOT / "requirements.lock").read_text(), re.MULTILINE)[0]
@@ -317,6 +318,16 @@ def test_scoring_online_reads_settings_that_fit_what_stands_beside_it(serving: l
     assert tokens["name"] == "tokens" and "subPath" not in tokens, "a subPath would never see a rotated token"
     assert mounts[settings.storage.root]["readOnly"] and not mounts[f"{settings.storage.root}/served"].get("readOnly")
     assert (prime["command"], prime["env"], prime["args"]) == (server["command"], server["env"], ["--prime"])
+
+
+def test_every_command_of_a_container_parses(kubectl: Path, tmp_path: Path) -> None:
+    root = with_components(ROOT, "production", ("serving", "kserve"), tmp_path / "repository")
+    documents = render(kubectl, root, "production", tmp_path)
+    containers = [container for d in documents for pod in pods(d) for _, container in pod.containers()]
+    typed = [[*c["command"], *c.get("args", ())] for c in containers if c.get("command", [""])[0] == "fraud-ray"]
+    assert {words[1] for words in typed} == {"serve", "submit", "models"}
+    for words in typed:
+        parse(words[1:])
 
 
 def test_scoring_online_loses_no_request_in_an_update_or_a_drain(serving: list[Document]) -> None:
