@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from tests.kube.schema import Definitions
 
 
+MONITORING = Path(__file__).parent / "kube/monitoring"
+
+
 @pytest.fixture(scope="session")
 def ray_session() -> Iterator[None]:
     """One local Ray for the whole session, as a run starts it."""
@@ -121,7 +124,7 @@ def definitions(crds: Path) -> Definitions:
     """What an API server with KubeRay would check objects with."""
     from tests.kube.schema import Definitions
 
-    return Definitions(crds)
+    return Definitions(crds, MONITORING)
 
 
 @pytest.fixture(scope="session")
@@ -129,7 +132,7 @@ def kserve_definitions(crds: Path, kserve_crds: Path) -> Definitions:
     """What an API server with KubeRay and KServe would."""
     from tests.kube.schema import Definitions
 
-    return Definitions(crds, kserve_crds)
+    return Definitions(crds, kserve_crds, MONITORING)
 
 
 @pytest.fixture(scope="session")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 from datetime import date, timedelta
@@ -13,6 +14,7 @@ import yaml
 
 from fraud_ray.data.folds import at_newest_window
 from fraud_ray.data.source import Source
+from fraud_ray.serving.metrics import Metrics
 from fraud_ray.settings import load_settings
 from tests.kube.network import Peer, reaches
 from tests.kube.policy import pods, quantity, violations
@@ -37,7 +39,7 @@ VARIANTS = [
     ("production", ("serving", "valkey-external", "storage-external")),
     ("openshift", ()),
     ("openshift", ("kueue", "tensorboard")),
-    ("openshift", ("serving",)),
+    ("openshift", ("serving", "monitoring")),
     ("dev", ("openshift",)),
     ("dev", ("scoring", "kueue")),
 ]
@@ -364,6 +366,28 @@ def test_every_pod_finds_names_and_what_asks_kubernetes_reaches_it(
         assert reaches(documents, RAY, OUTSIDE, api)
         assert reaches(documents, Peer("ml-pipelines", {COMPONENT: "schedule"}), OUTSIDE, api)
     assert not reaches(documents, STRANGER, OUTSIDE, 443)
+
+
+@pytest.mark.parametrize(
+    ("overlay", "prometheus"), [("production", "monitoring"), ("openshift", "openshift-user-workload-monitoring")]
+)
+def test_what_is_scraped_is_there_and_prometheus_reaches_it(
+    overlay: str, prometheus: str, kubectl: Path, tmp_path: Path
+) -> None:
+    root = with_components(ROOT, overlay, ("serving", "monitoring"), tmp_path / "repository")
+    documents = render(kubectl, root, overlay, tmp_path)
+    for pod, port in ((RAY, 8080), (SERVING, 8000)):
+        assert reaches(documents, Peer(prometheus), pod, port)
+    assert not reaches(documents, Peer(prometheus), RAY, 8265)
+    dashboard = json.loads(only(documents, "ConfigMap", "fraud-dashboard").body["data"]["dashboard.json"])
+    asked = [target["expr"] for panel in dashboard["panels"] for target in panel["targets"]]
+    asked += [rule["expr"] for g in only(documents, "PrometheusRule").body["spec"]["groups"] for rule in g["rules"]]
+    metrics = Metrics()
+    metrics.count_request("/score", 200, 0.01)
+    metrics.observe("windows", 0.01)
+    exposed = set(re.findall(r"^(fraud_ray_\w+?)(?:{| )", metrics.page(None).decode(), re.MULTILINE))
+    exposed |= {"fraud_ray_model_info"}
+    assert {name for expr in asked for name in re.findall(r"fraud_ray_\w+", expr)} <= exposed
 
 
 def test_kserve_runs_the_pods_of_the_deployment(serving: list[Document], kubectl: Path, tmp_path: Path) -> None:

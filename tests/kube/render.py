@@ -93,6 +93,7 @@ def render(kubectl: Path, root: Path, overlay: str, scratch: Path) -> list[Docum
 ORDER = (
     "tensorboard",
     "serving",
+    "monitoring",
     "valkey-external",
     "mlflow-external",
     "storage-external",
