@@ -131,6 +131,7 @@ def test_few_frauds_are_no_ground_to_promote_on(made: Path, tmp_path: Path) -> N
     assert (told["labelled"], told["few_frauds"], told["is_better"]) == (60, True, False)
     done = compare(made, "--labels", labels)
     assert ("too few frauds to judge by" in done.stdout, "models promote" in done.stdout) == (True, False)
+    assert "no label has come yet; --labels DIR says where they lie" in compare(made).stdout
 
 
 def test_labels_may_stand_beside_the_answers(made: Path, tmp_path: Path) -> None:

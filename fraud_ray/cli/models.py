@@ -182,7 +182,9 @@ def _print_judged(judged: Judged) -> None:
             "difference": f"{found.difference:+.4f} ({interval}); asked for: {found.margin:g} and an interval above 0",
         }
     print_facts(facts)
-    if judged.has_few_frauds:
+    if not judged.labelled:
+        print_line("no label has come yet; --labels DIR says where they lie", "bold yellow")
+    elif judged.has_few_frauds:
         print_line(f"too few frauds to judge by, {FEW_FRAUDS} at least: wait for more labels", "bold yellow")
     elif judged.is_better:
         print_line(f"the challenger, version {judged.challenger}, is better", "bold green")
