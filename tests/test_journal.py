@@ -229,6 +229,21 @@ def test_a_full_queue_drops_and_counts_and_never_waits(served: tuple[Served, Ser
     assert (journal.written, rows_at(tmp_path).num_rows) == (20, 20)
 
 
+def test_a_batch_that_makes_no_table_takes_no_other_with_it(
+    served: tuple[Served, Served], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    champion, challenger = served
+    broken = replace(batch(champion, challenger, [transaction(1)]), columns={"amount": ["secret"]})
+    journal = Journal(str(tmp_path))
+    for one in (broken, batch(champion, None, [transaction(2)])):
+        journal.put(one)
+    journal.start()
+    wait(lambda: journal.dropped == 1)
+    asyncio.run(journal.stop())
+    assert rows_at(tmp_path)["transaction_id"].to_pylist() == ["t2"]
+    assert [("unexpected" in line, "secret" in line) for line in caplog.messages] == [(True, False)]
+
+
 def test_what_cannot_be_written_waits_until_it_can(served: tuple[Served, Served], tmp_path: Path) -> None:
     target = tmp_path / "served"
     target.write_text("in the way")

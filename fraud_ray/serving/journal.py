@@ -82,7 +82,7 @@ class Journal:
 
     def __init__(self, target: str, flush_s: float = _FLUSH_S, most_rows: int = MOST_ROWS) -> None:
         """flush_s: seconds of which a killed process loses what was answered; most_rows: that wait to be written."""
-        self.written = self.dropped = 0
+        self.written = self._refused = self._failed = 0
         self.fault: str | None = None
         self._target, self._flush_s, self._most_rows = target, flush_s, most_rows
         self._queue: deque[Answered] = deque()
@@ -94,10 +94,14 @@ class Journal:
         self._ends = threading.Event()
         self._thread = threading.Thread(target=self._run, name="journal", daemon=True)
 
+    @property
+    def dropped(self) -> int:
+        return self._refused + self._failed
+
     def put(self, answered: Answered) -> None:
         """Has a batch written, or dropped where too many wait; takes microseconds."""
         if self._put - self._taken + len(answered) > self._most_rows:
-            self.dropped += len(answered)
+            self._refused += len(answered)
             return
         self._put += len(answered)
         self._queue.append(answered)
@@ -140,14 +144,16 @@ class Journal:
             shadow = batch.shadow if self._can_shadow(batch) else None
             form = id(batch.served), id(shadow), batch.shadowed is None
             groups.setdefault(form, (batch.served, shadow, []))[2].append(batch)
+        failed = None
         for served, shadow, batches in groups.values():
             try:
                 self._tables.append(table_of(batches, served, shadow))
-            except BaseException:
-                rows = sum(map(len, batches))
+            except Exception as fault:  # told by `_run`, once the other groups have their tables
+                rows, failed = sum(map(len, batches)), fault
                 self._taken += rows
-                self.dropped += rows
-                raise
+                self._failed += rows
+        if failed:
+            raise failed
 
     def _can_shadow(self, batch: Answered) -> bool:
         """Whether there is a challenger that can score what the champion has answered; else says why, once."""
