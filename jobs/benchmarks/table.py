@@ -63,6 +63,8 @@ def draw(rows: Sequence[Row], file: Path) -> None:
 def _figure(value: float, unit: str) -> str:
     if math.isinf(value):
         return "never"
+    if unit == "requests/s":
+        return f"{value:,.0f} requests/s"
     if unit == "rows/s":
         return f"{value / 1_000:,.0f} k rows/s"
     return f"{value:.3g} {unit}"
