@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PYTEST_OPTIONS ?=
 
-.PHONY: run test test-long test-faults test-oldest lint lock clean
+.PHONY: run test test-long test-faults test-oldest lint lock audit sbom clean
 
 run: .venv/installed
 	$(BIN)/fraud-ray run -c configs/local.yaml
@@ -48,6 +48,29 @@ lock:
 	.venv-lock/bin/python -m pip install --quiet ray==2.59.0 mlflow==3.16.0 torch==2.13.0 -e '.[test,compare]'
 	$(FREEZE) > requirements-oldest.lock
 	rm -rf .venv-lock
+	$(MAKE) requirements-runtime.lock
+
+# What the image runs on, each wheel by its hash: the lock without the tools of tests, and without torch, whose build is
+# the image's to choose (networkx is what torch alone needs).
+requirements-runtime.lock: pyproject.toml requirements.lock .venv-audit/installed
+	printf 'torch ; python_version < "3"\n' > .venv-audit/without-torch
+	echo networkx | .venv-audit/bin/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
+		--no-header --no-annotate --override .venv-audit/without-torch -c requirements.lock -o $@ pyproject.toml -
+
+# Known vulnerabilities of what the image runs on, and the list of it as CycloneDX has it (sbom.json).
+audit: .venv-audit/whole
+	.venv-audit/bin/pip-audit --disable-pip --no-deps -r $<
+
+sbom: .venv-audit/whole
+	.venv-audit/bin/cyclonedx-py requirements $< --pyproject pyproject.toml -o sbom.json
+
+.venv-audit/whole: requirements.lock requirements-runtime.lock .venv-audit/installed
+	grep '^torch==' requirements.lock | cat requirements-runtime.lock - > $@
+
+.venv-audit/installed:
+	$(PYTHON) -m venv .venv-audit
+	.venv-audit/bin/python -m pip install --quiet --disable-pip-version-check uv pip-audit cyclonedx-bom
+	touch $@
 
 clean:
-	rm -rf .venv .venv-oldest .venv-lock .fraud_ray data build *.egg-info
+	rm -rf .venv .venv-oldest .venv-lock .venv-audit sbom.json .fraud_ray data build *.egg-info

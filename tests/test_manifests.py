@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shlex
+import tomllib
 from datetime import date, timedelta
 from itertools import combinations
 from pathlib import Path
@@ -518,3 +519,21 @@ def test_image_lock_and_manifests_agree_on_ray_and_python() -> None:
     assert requires.group(1) == f"{major}.{minor}"
     # Ray's images and torch's wheels name a CUDA release alike, so one argument picks both.
     assert "https://download.pytorch.org/whl/${VARIANT}" in dockerfile
+
+
+def test_the_image_installs_what_the_package_needs_of_the_lock_by_hash_and_no_tool_of_tests() -> None:
+    frozen = re.findall(r"^(\S+?)==(\S+)$", (ROOT / "requirements.lock").read_text(), re.MULTILINE)
+    whole = {re.sub(r"[-_.]+", "-", name).lower(): version for name, version in frozen}
+    lock = (ROOT / "requirements-runtime.lock").read_text()
+    pinned = re.findall(r"^(\S+?)==(\S+)(.*)((?:\n {4}--hash=sha256:\S+.*)*)$", lock, re.MULTILINE)
+    assert len(pinned) == len(re.findall(r"^\S", lock, re.MULTILINE))
+    assert [name for name, *_, hashes in pinned if "--hash" not in hashes] == []
+    # What has a marker is for another system or Python than the lock's, which names no setuptools.
+    differ = {name: version for name, version, marker, _ in pinned if ";" not in marker and whole.get(name) != version}
+    assert differ.keys() <= {"setuptools"}
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    named = {re.split(r"[\[><=]", one)[0] for one in project["dependencies"]}
+    assert named - {name for name, *_ in pinned} == {"torch"}, "make requirements-runtime.lock"
+    assert not {"pytest", "mypy", "ruff", "kmock", "openvino"} & {name for name, *_ in pinned}
+    dockerfile = (ROOT / "cluster/image/Dockerfile").read_text()
+    assert "pip install --no-cache-dir --require-hashes -r requirements-runtime.lock" in dockerfile
