@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 from typing import Any
 
@@ -301,6 +302,24 @@ async def test_bytes_that_are_no_values_are_a_fault(client):
     assert (await client.post("/v2/models/fraud/infer", content=broken, headers=headers)).status_code == 422
     more = await client.post("/v2/models/fraud/infer", content=body + b"more", headers=headers)
     assert (more.status_code, more.json()["field"]) == (400, None)
+
+
+@given(st.integers(0, 400), st.integers(0, 40), st.binary(max_size=12))
+@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_tensors_with_any_bytes_changed_are_scored_or_refused(client, at, count, replaced):
+    body, headers = tensors(True)
+    sent = body[:at] + replaced + body[at + count :]
+    reply = asyncio.run(client.post("/v2/models/fraud/infer", content=sent, headers=headers))
+    assert reply.status_code in {200, 400, 422}
+
+
+@pytest.mark.asyncio
+async def test_where_no_token_is_needed_pages_in_a_browser_may_not_ask(service):
+    transport = httpx.ASGITransport(create_app(service, None))
+    async with httpx.AsyncClient(transport=transport, base_url="http://here") as client:
+        body = {"transactions": [ROW]}
+        assert (await client.post("/score", json=body)).status_code == 200
+        assert (await client.post("/score", json=body, headers={"Origin": "http://there"})).status_code == 403
 
 
 @pytest.mark.asyncio

@@ -24,7 +24,7 @@ from fraud_ray.serving import inference
 from fraud_ray.serving.openapi import described
 from fraud_ray.serving.reasons import Reasons
 from fraud_ray.serving.replies import Endpoint, answering, as_json, body_of, decoded, is_set, nowhere
-from fraud_ray.serving.requests import Batch, Form
+from fraud_ray.serving.requests import Batch, Form, RequestFault
 from fraud_ray.serving.service import Scored, Service
 from fraud_ray.serving.tokens import Tokens
 
@@ -91,6 +91,8 @@ def create_app(service: Service, tokens: Tokens | None, close: Callable[[], Awai
         async def asked(request: Request) -> Response:
             if tokens is not None:
                 tokens.check(request.headers.get("authorization"))
+            elif "origin" in request.headers:  # any page that its user looks at could add to the past
+                raise RequestFault(None, "pages in a browser may ask only where a token is needed", 403)
             return await endpoint(request)
 
         return Route(path, answering(path, endpoint if is_open else asked, service.metrics), methods=[method])

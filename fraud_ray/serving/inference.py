@@ -24,7 +24,7 @@ from fraud_ray.serving.service import Scored, Service
 
 _LENGTH = "Inference-Header-Content-Length"  # of the JSON before the bytes
 _OUTPUTS = {"probability": ("FP32", np.float32), "decision": ("BOOL", np.bool_)}
-_DATATYPES = {
+DATATYPES = {
     "BOOL": "?",
     **{
         f"{prefix}{8 * size}": f"<{kind}{size}"
@@ -157,14 +157,14 @@ def _read(body: bytes, length: str | None) -> tuple[_Inference, dict[str, list[A
 
 def _unpacked(content: bytes, datatype: str, where: str) -> Iterator[Any]:
     """The values of a tensor's bytes."""
-    if datatype in _DATATYPES:
-        kind = np.dtype(_DATATYPES[datatype])
+    if datatype in DATATYPES:
+        kind = np.dtype(DATATYPES[datatype])
         if len(content) % kind.itemsize:
             raise RequestFault(where, f"has bytes that are no whole number of {datatype}")
         yield from np.frombuffer(content, kind).tolist()
         return
     if datatype != "BYTES":
-        raise RequestFault(where, f"is of a datatype that is not known here: send BYTES, {', '.join(_DATATYPES)}")
+        raise RequestFault(where, f"is of a datatype that is not known here: send BYTES, {', '.join(DATATYPES)}")
     at = 0
     while at < len(content):
         begin = at + 4

@@ -5,6 +5,7 @@ from __future__ import annotations
 from importlib.metadata import version as installed
 from typing import Any
 
+from fraud_ray.serving.inference import DATATYPES
 from fraud_ray.serving.requests import Field, Form
 from fraud_ray.serving.served import Served
 from fraud_ray.settings import ServingSettings
@@ -14,6 +15,7 @@ Schema = dict[str, Any]
 _FAULTS = {
     400: "The body cannot be read.",
     401: "No token that is known here.",
+    403: "A page in a browser asks, and no token is asked for here.",
     404: "Another model or version answers.",
     409: "The version that answers computes no windows, so it learns nothing of labels.",
     413: "The body, or the number of rows, is above its limit.",
@@ -49,7 +51,7 @@ def described(served: Served, form: Form, settings: ServingSettings, with_tokens
         "/score": {
             "post": _operation(
                 "Score transactions, in their order",
-                _object({"transactions": _list(_reference("Transaction"), settings.max_transactions)}),
+                _closed({"transactions": _list(_reference("Transaction"), settings.max_transactions)}),
                 _object({"scores": _list(_reference("Score"))}),
                 parameters=flags,
             )
@@ -57,7 +59,7 @@ def described(served: Served, form: Form, settings: ServingSettings, with_tokens
         "/labels": {
             "post": _operation(
                 "Tell which transactions were fraud, once that is known",
-                _object({"labels": _list(_label(served), settings.max_transactions)}),
+                _closed({"labels": _list(_label(served), settings.max_transactions)}),
                 _object({"told": {"type": "integer"}, "unknown": _list({})}),
                 faults=(409,),
             )
@@ -105,7 +107,7 @@ def _operation(
     faults: tuple[int, ...] = (),
 ) -> Schema:
     told: Schema = {"200": {"description": "The answer.", "content": _as_json(answer or _OPEN)}}
-    for status in sorted({401, 503, *faults, *(_BODY_FAULTS if body else ()), *((422,) if parameters else ())}):
+    for status in sorted({401, 403, 503, *faults, *(_BODY_FAULTS if body else ()), *((422,) if parameters else ())}):
         told[str(status)] = {"description": _FAULTS[status], "content": _as_json(_reference("Error"))}
     operation: Schema = {"summary": summary, "responses": told}
     if parameters:
@@ -122,9 +124,9 @@ def _label(served: Served) -> Schema:
 
 
 def _inference() -> Schema:
-    tensor = _object({"name": {"type": "string"}, "shape": _list({"type": "integer", "minimum": 0})})
-    tensor["properties"] |= {"data": {"type": "array"}, "parameters": _OPEN, "datatype": {"type": "string"}}
-    tensor["required"].append("datatype")
+    shape = {**_list({"type": "integer", "minimum": 0}, 2), "minItems": 1}
+    tensor = _object({"name": {"type": "string"}, "shape": shape, "datatype": {"enum": ["BYTES", *DATATYPES]}})
+    tensor["properties"] |= {"data": {"type": "array"}, "parameters": _OPEN}
     wanted = _object({"name": {"enum": ["probability", "decision"]}})
     wanted["properties"]["parameters"] = _OPEN
     inference = _object({"inputs": _list(tensor)})
@@ -135,6 +137,11 @@ def _inference() -> Schema:
 def _object(properties: dict[str, Schema]) -> Schema:
     """All of whose properties are required."""
     return {"type": "object", "properties": {**properties}, "required": [*properties]}
+
+
+def _closed(properties: dict[str, Schema]) -> Schema:
+    """That holds nothing else."""
+    return {**_object(properties), "additionalProperties": False}
 
 
 def _list(items: Schema, most: int | None = None) -> Schema:

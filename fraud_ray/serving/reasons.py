@@ -50,14 +50,14 @@ class Reasons:
         if self._pool is None:
             self._pool = ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), begin)
         try:
-            found = iter(await asyncio.get_running_loop().run_in_executor(self._pool, explain, served.folder, read))
-        except FileNotFoundError:
-            message = "this version lacks the weights that reasons are computed from"
-            raise RequestFault("reasons", message) from None
+            found = await asyncio.get_running_loop().run_in_executor(self._pool, explain, served.folder, read)
         except BrokenProcessPool:
             self.close()
             raise UnavailableError("the process that finds reasons has ended; it is started again") from None
-        return [next(found) if is_alert else [] for is_alert in alerts]
+        if found is None:
+            raise RequestFault("reasons", "cannot be told of this version, whose folder lacks its weights or encoder")
+        told = iter(found)
+        return [next(told) if is_alert else [] for is_alert in alerts]
 
     def close(self) -> None:
         if self._pool is not None:
@@ -65,9 +65,14 @@ class Reasons:
         self._pool = None
 
 
-def explain(folder: Path, columns: Mapping[str, list[Any]]) -> list[list[Reason]]:
-    """In the child process: the reasons of rows, which come by column as `requests.Batch` holds them."""
+def explain(folder: Path, columns: Mapping[str, list[Any]]) -> list[list[Reason]] | None:
+    """In the child process: the reasons of rows, which come by column as `requests.Batch` holds them.
+
+    None where the folder holds no whole bundle.
+    """
     explainer = _explainer(folder)
+    if explainer is None:
+        return None
     arrays = {}
     for column in explainer.encoder.columns:
         values = columns[column.name]
@@ -80,11 +85,14 @@ def explain(folder: Path, columns: Mapping[str, list[Any]]) -> list[list[Reason]
 
 
 @lru_cache(maxsize=2)
-def _explainer(folder: Path) -> Explainer:
+def _explainer(folder: Path) -> Explainer | None:
     from fraud_ray.model.bundle import Bundle
     from fraud_ray.model.reasons import Explainer
 
-    return Explainer.of(Bundle.load(folder))
+    try:
+        return Explainer.of(Bundle.load(folder))
+    except (OSError, ValueError, KeyError):
+        return None
 
 
 def begin() -> None:
