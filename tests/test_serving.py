@@ -89,7 +89,7 @@ values = (
 @example(COLUMNS[6], -1_500)
 @example(COLUMNS[6], 2**63)
 @example(COLUMNS[4], float("nan"))
-@settings(max_examples=1_000, deadline=None)
+@settings(max_examples=500, deadline=None)
 def test_a_value_is_read_as_batch_scoring_reads_it_or_is_a_fault_that_names_it(column: FeatureColumn, value: Any):
     wanted = as_batch_scoring(column, value)
     try:
@@ -348,7 +348,7 @@ def test_whatever_is_sent_is_answered_as_it_is_described(service, mode):
     for operation in operations if mode is GenerationMode.POSITIVE else [o for o in operations if o.method == "post"]:
 
         @given(operation.as_strategy(generation_mode=mode))
-        @settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
+        @settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
         def is_answered(case: schemathesis.Case) -> None:
             case.call_and_validate(checks=CHECKS)
 

@@ -207,18 +207,17 @@ class Form:
                 row = next(row for row, transaction in enumerate(transactions) if name not in transaction)
                 raise RequestFault(f"transactions[{row}].{name}", "is absent; null is a missing value") from None
             columns[name] = field.read(name, values)
-        return self.completed(columns, [transaction.get(self.identifier or "") for transaction in transactions], now)
+        return self._completed(columns, [transaction.get(self.identifier or "") for transaction in transactions], now)
 
     def read_columns(self, columns: Mapping[str, list[Any]], rows: int, now: float) -> Batch:
         """Transactions that come by column, each of `rows` values. Raises RequestFault."""
         read = {name: field.read(name, columns[name]) for name, field in self.fields.items()}
-        return self.completed(read, columns.get(self.identifier or "", [None] * rows), now)
+        return self._completed(read, columns.get(self.identifier or "", [None] * rows), now)
 
-    def completed(self, columns: dict[str, list[Any]], sent: list[Any], now: float) -> Batch:
+    def _completed(self, columns: dict[str, list[Any]], sent: list[Any], now: float) -> Batch:
         """The batch of columns that were read; sent: the ids as they came."""
         if self.timestamp is not None:
-            for row, at in enumerate(columns[self.timestamp]):
-                _refuse_ahead(f"transactions[{row}].{self.timestamp}", at, now, self.ahead_s)
+            _refuse_ahead("transactions", self.timestamp, columns[self.timestamp], now + self.ahead_s)
         ids: list[str | None] = [None] * len(sent)
         if self.identifier is not None:
             ids = columns.get(self.identifier) or Field.of(Reading("id")).read(self.identifier, sent)
@@ -245,16 +244,19 @@ def read_labels(
             if value is None or value == NO_TIME or value != value:
                 raise RequestFault(f"labels[{row}].{name}", "is missing")
     known = read[label_time] if label_time else [round(now * 1e6)] * len(sent)
-    for row, (label, since) in enumerate(zip(read[data.label], known, strict=True)):
+    for row, label in enumerate(read[data.label]):
         if label not in {0.0, 1.0}:
             raise RequestFault(f"labels[{row}].{data.label}", "is neither 0 nor 1")
-        _refuse_ahead(f"labels[{row}].{label_time}", since, now, ahead_s)
+    if label_time:
+        _refuse_ahead("labels", label_time, known, now + ahead_s)
     return [(id, int(label), since) for id, label, since in zip(read[identifier], read[data.label], known, strict=True)]
 
 
-def _refuse_ahead(where: str, at: int, now: float, ahead_s: float) -> None:
-    if at > (now + ahead_s) * 1e6:
-        raise RequestFault(where, f"lies more than {ahead_s:g} s ahead of the clock here (serving.ahead_s)")
+def _refuse_ahead(among: str, name: str, times: Sequence[int], latest: float) -> None:
+    """latest: seconds since 1970."""
+    for row, at in enumerate(times):
+        if at > latest * 1e6:
+            raise RequestFault(f"{among}[{row}].{name}", "lies ahead of the clock here by more than serving.ahead_s")
 
 
 def _nullable(schema: dict[str, Any]) -> dict[str, Any]:
