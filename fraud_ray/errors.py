@@ -40,6 +40,20 @@ class DamagedError(FraudRayError):
     """A file of our own that is not as it was written, or was written by another version."""
 
 
+class DivergedError(FraudRayError):
+    """Training whose loss, or whose scores, are no numbers any more. epoch: in which it came to that; what: which."""
+
+    def __init__(self, epoch: int, what: str) -> None:
+        super().__init__(epoch, what)
+        self.epoch, self.what = epoch, what
+
+    def __str__(self) -> str:
+        return (
+            f"training diverged: {self.what} in epoch {self.epoch}; lower train.learning_rate, or look for values far "
+            "from all others in the columns that the model reads"
+        )
+
+
 class RunHeldError(FraudRayError):
     """The run is being worked on by another process."""
 

@@ -220,7 +220,7 @@ def test_a_search_in_which_every_trial_fails_says_why(
     for fold in gone:
         for part in fold.holdout.parts:
             empty.put(part.key, storage.get(part.key) or b"")
-    with pytest.raises(FraudRayError, match=r"no trial reached the end of an epoch; the first fault: .*part-[01]"):
+    with pytest.raises(FraudRayError, match=r"no trial came to a result; the first fault: .*part-[01]"):
         searched(gone, settings, empty, "runs/faulty")
 
 

@@ -22,6 +22,7 @@ from torch import Tensor, distributed, nn
 from torch.optim.lr_scheduler import LRScheduler
 
 from fraud_ray.data.rows import Rows
+from fraud_ray.errors import DivergedError
 from fraud_ray.model.network import FraudNetwork
 from fraud_ray.training.capture import CapturedStep
 from fraud_ray.training.feed import Batch, Feed, Slot, on_device
@@ -179,7 +180,7 @@ def fit(
     on the selection holdouts is luck, and a refit that ended there would be of another kind.
 
     report: told each epoch, the best so far, and a function that gives the state to resume from; it may raise to stop.
-    resumed: such a state. Returns the best epoch; without holdouts that is the last one.
+    resumed: such a state. Returns the best epoch; without holdouts that is the last one. Raises DivergedError.
     """
     best, first = Best(), 1
     if resumed is not None:
@@ -199,9 +200,11 @@ def fit(
         started = time.perf_counter()
         losses = [fold.run_epoch(number) for fold in folds]
         seconds = time.perf_counter() - started
+        _refuse_no_numbers(number, "the loss is", losses)
         score = None
         if judged:
             logits = [fold.score_holdout() for fold in folds]
+            _refuse_no_numbers(number, "a score of the holdout is", np.concatenate(logits))
             score = float(
                 np.mean([f.holdout.average_precision(z) for f, z in zip(folds, logits, strict=True) if f.holdout])
             )
@@ -221,6 +224,12 @@ def fit(
         if epoch.is_last:
             break
     return best
+
+
+def _refuse_no_numbers(epoch: int, what: str, values: Sequence[float] | Float32) -> None:
+    found = np.asarray(values)
+    if not np.isfinite(found).all():
+        raise DivergedError(epoch, f"{what} {found[~np.isfinite(found)][0]}")
 
 
 def _state(folds: Sequence[FoldFit], number: int, best: Best) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from ray.tune.integration.ray_train import TuneReportCallback
 from ray.tune.schedulers import ASHAScheduler
 
 from fraud_ray.data.rows import PreparedFold
-from fraud_ray.errors import FraudRayError
+from fraud_ray.errors import DivergedError, FraudRayError
 from fraud_ray.progress import counted
 from fraud_ray.settings import Settings
 from fraud_ray.storage import Storage
@@ -28,14 +28,16 @@ from fraud_ray.training.space import EstimatorSearcher, Hyperparameters, enumera
 from fraud_ray.training.trainer import CHECKPOINT, Place, load_checkpoint, place, train_on_workers, train_rank
 
 METRIC = "best_average_precision"
+FAULT = "fault"  # in a trial's last result: why it failed
 
 
 @dataclass(frozen=True)
 class Trial:
     """A finished trial.
 
-    average_precision: mean over the selection holdouts at the best epoch. status: finished, stopped (by scheduler or
-    time budget) or failed. curve: a dictionary an epoch.
+    average_precision: mean over the selection holdouts at the best epoch; None of one that came to no end of an epoch,
+    or that failed. status: finished, stopped (by scheduler or time budget) or failed, for which `fault` is the reason.
+    curve: a dictionary an epoch.
     """
 
     id: str
@@ -113,7 +115,7 @@ def search(
     if not judged:
         faults = {t.fault for t in trials if t.fault}
         raise FraudRayError(
-            "no trial reached the end of an epoch"
+            "no trial came to a result"
             + (f"; the first fault: {sorted(faults)[0]}" if faults else "; raise search.time_budget_s")
         )
     ranked = sorted(trials, key=lambda t: (-(t.average_precision if t.average_precision is not None else -1), t.id))
@@ -157,7 +159,10 @@ def run_trial(config: dict[str, Any], context: dict[str, Any]) -> None:
         tune.report(result)
 
     alone = Place(0, 1, torch.device("cuda" if train.use_gpu else "cpu"))
-    train_rank(train, epochs, folds, storage, report, storage.get(f"{folder}/{CHECKPOINT}"), alone)
+    try:
+        train_rank(train, epochs, folds, storage, report, storage.get(f"{folder}/{CHECKPOINT}"), alone)
+    except DivergedError as fault:  # a result: raised, it would be tried again, and come to the same
+        tune.report({"epoch": fault.epoch, METRIC: 0.0, FAULT: str(fault)})
 
 
 class _Watcher(tune.Callback):
@@ -209,13 +214,13 @@ class _Watcher(tune.Callback):
             state = load_checkpoint(self.storage, f"{self.folder}/{name}")
         except FraudRayError:  # it came to no end of an epoch
             state = {"curve": [], "is_finished": False}
-        curve = state["curve"]
+        curve, fault = state["curve"], fault or trial.last_result.get(FAULT)
         last = curve[-1] if curve else {}
         result = Trial(
             id=name,
             hyperparameters=point,
             status="failed" if fault else "finished" if state["is_finished"] else "stopped",
-            average_precision=last.get(METRIC),
+            average_precision=None if fault else last.get(METRIC),
             best_epoch=last.get("best_epoch", 0),
             seconds=float(trial.last_result.get("time_total_s", 0.0)),
             curve=tuple(curve),

@@ -46,10 +46,10 @@ def test_settings_that_do_harm_are_refused_at_once(name, tmp_path):
     text, told = TEXTS[name]
     file = tmp_path / "settings.yaml"
     file.write_text(text)
-    began = time.monotonic()
+    began = time.process_time()
     with pytest.raises(SettingsError, match=told) as found:
         load_settings(file)
-    assert time.monotonic() - began < 1
+    assert time.process_time() - began < 1
     assert len(str(found.value)) < 40_000
     if "keys" not in name and "long" not in name:
         assert len(str(found.value).splitlines()) == 1
@@ -59,10 +59,10 @@ def test_settings_that_do_harm_are_refused_at_once(name, tmp_path):
 @as_an_attack
 @pytest.mark.parametrize("override", [f"{'a.' * 10_000}b=1", f"train.epochs={BOMB}", "train=[" + "[" * 10_000])
 def test_overrides_that_do_harm_are_refused_at_once(override):
-    began = time.monotonic()
+    began = time.process_time()
     with pytest.raises(SettingsError, match="--set"):
         load_settings(REPOSITORY / "configs/local.yaml", [override])
-    assert time.monotonic() - began < 1
+    assert time.process_time() - began < 1
 
 
 @as_an_attack
