@@ -30,6 +30,7 @@ from fraud_ray.settings import CsvSettings, DataSettings
 from fraud_ray.storage import unusable
 
 FOOTER_THREADS = 16
+UNREADABLE = (pa.ArrowException, OSError, UnicodeDecodeError)  # the last for a footer whose names are no text
 INT96_UNIT = "us"  # nanoseconds, as Arrow reads INT96 by default, wrap in the year 2262
 FOOTER_GUESS = 64 * 1024  # bytes: most footers are smaller, and one request fetches them
 PIECE = 4 * 2**20  # bytes that are hashed at a time
@@ -312,7 +313,7 @@ def readable(filesystem: fs.FileSystem, partition: Partition, csv: CsvSettings) 
     try:
         yield
         _refuse_changed(filesystem, partition, csv)
-    except (pa.ArrowException, OSError) as fault:
+    except UNREADABLE as fault:
         with suppress(OSError):
             _refuse_changed(filesystem, partition, csv)
         column = None if is_csv(partition.path) else _broken_column(filesystem, partition.path)
@@ -330,11 +331,11 @@ def _refuse_changed(filesystem: fs.FileSystem, partition: Partition, csv: CsvSet
 
 
 def _broken_column(filesystem: fs.FileSystem, path: str) -> str | None:
-    with suppress(pa.ArrowException, OSError), open_file(filesystem, path, CsvSettings(), {}) as file:
+    with suppress(*UNREADABLE), open_file(filesystem, path, CsvSettings(), {}) as file:
         for name in file.schema_arrow.names:
             try:
                 file.read(columns=[name], use_threads=False)
-            except (pa.ArrowException, OSError):
+            except UNREADABLE:
                 return name
     return None
 
@@ -348,7 +349,7 @@ def open_file(
     with_dictionaries: bool = False,
     known: Partition | None = None,
 ) -> Iterator[pq.ParquetFile | CsvFile]:
-    """A partition's file. Raises ArrowException and OSError, here and in reading, where it is none.
+    """A partition's file. Raises what UNREADABLE names, here and in reading, where it is none.
 
     known: what the file has to be, to the bytes that its hash is of; raises ChangedError where parquet is not.
 
@@ -407,7 +408,7 @@ def read_footer(
         schema = metadata.schema.to_arrow_schema().with_metadata(metadata.metadata)
         newest = _newest_by_statistics(metadata, timestamp)
         return Footer(metadata.num_rows, schema, sha256, newest, by_content)
-    except (pa.ArrowException, OSError) as fault:
+    except UNREADABLE as fault:
         return str(fault).splitlines()[0]
 
 

@@ -15,7 +15,15 @@ from pyarrow import fs
 from fraud_ray.data.delimited import CsvFile
 from fraud_ray.data.kinds import HIVE_NULL
 from fraud_ray.data.listing import is_csv
-from fraud_ray.data.source import absolute, hive_keys, list_partitions, open_file, open_filesystem, read_footers
+from fraud_ray.data.source import (
+    UNREADABLE,
+    absolute,
+    hive_keys,
+    list_partitions,
+    open_file,
+    open_filesystem,
+    read_footers,
+)
 from fraud_ray.errors import DataError
 from fraud_ray.intake.texts import sniffed, values_of
 from fraud_ray.settings import CsvSettings
@@ -97,7 +105,7 @@ class Extract:
                     for key, value in added.items():
                         table = table.append_column(key, pa.repeat(value, batch.num_rows))
                     yield table
-        except (pa.ArrowException, OSError) as fault:
+        except UNREADABLE as fault:
             raise DataError(
                 f"{self.root}/{name} cannot be read: {str(fault).splitlines()[0]}; write it again"
             ) from None
@@ -132,7 +140,7 @@ def _sniffed(root: str, file: tuple[str, fs.FileInfo]) -> CsvSettings | None:
     try:
         with open_filesystem(root)[0].open_input_stream(info.path, compression="detect") as stream:
             return sniffed(stream.read(HEAD_BYTES))
-    except (pa.ArrowException, OSError) as fault:
+    except UNREADABLE as fault:
         raise DataError(f"{root}/{name} cannot be read: {str(fault).splitlines()[0]}; write it again") from None
 
 
