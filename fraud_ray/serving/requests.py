@@ -85,15 +85,14 @@ class Batch:
     def inputs(self, columns: Sequence[FeatureColumn]) -> Inputs:
         """The graph's inputs, each of shape (rows, 1), as `scorer.graph_inputs` makes them of a table."""
         inputs: Inputs = {}
-        for column in columns:
-            values = self.columns[column.name]
-            if column.kind == "categorical":
-                inputs[column.name] = text_input([value or "" for value in values]).reshape(-1, 1)
-            elif column.kind == "timestamp":
-                inputs[column.name] = np.array(values, np.int64).reshape(-1, 1)
-            else:
-                with np.errstate(over="ignore"):  # beyond float32 is infinite, as in a table
-                    inputs[column.name] = np.array(values, np.float32).reshape(-1, 1)
+        with np.errstate(over="ignore"):  # beyond float32 is infinite, as in a table
+            for column in columns:
+                values = self.columns[column.name]
+                if column.kind == "categorical":
+                    inputs[column.name] = text_input([value or "" for value in values]).reshape(-1, 1)
+                else:
+                    kind = np.int64 if column.kind == "timestamp" else np.float32
+                    inputs[column.name] = np.array(values, kind).reshape(-1, 1)
         return inputs
 
 
