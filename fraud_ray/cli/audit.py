@@ -46,7 +46,7 @@ def show(
 
 @app.command()
 def verify(config: ConfigOrDefaults = None, overrides: Overrides = None, as_json: AsJson = False) -> None:
-    """Look for records that were edited, removed or cut off at the end, and for moves past the record.
+    """Look for records that were edited, removed or cut off at the end, moves past the record, and runs made twice.
 
     Ends with exit code 1 if there are any.
     """
@@ -59,7 +59,8 @@ def verify(config: ConfigOrDefaults = None, overrides: Overrides = None, as_json
         print_json([dataclasses.asdict(fault) for fault in faults])
     elif faults:
         for fault in faults:
-            print_line(Text.assemble(f"record {fault.number} ", (fault.what, "bold red"), f": {fault.reason}"))
+            of = f"record {fault.number} " if fault.number else ""
+            print_line(Text.assemble(of, (fault.what, "bold red"), f": {fault.reason}"))
     else:
         last = newest(storage)
         print_line(f"records 1 to {last.number} are as they were written" if last else "there are no records yet")

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+
+from mlflow.entities import Run as MlflowRun
 
 from fraud_ray.redaction import without_passwords
 from fraud_ray.registry import audit
 from fraud_ray.registry.audit import Anchor, Event, Fault, Record
-from fraud_ray.registry.tracking import RUN_TAG, TrackedRun, Tracking, every
-from fraud_ray.registry.versions import CHALLENGER, CHAMPION, RegisteredModel, registered_model
+from fraud_ray.registry.tracking import PARENT_TAG, RUN_TAG, TRIAL_TAG, TrackedRun, Tracking
+from fraud_ray.registry.versions import CHALLENGER, CHAMPION, RegisteredModel, list_versions, registered_model
 from fraud_ray.storage import Storage
 
 ANCHOR_TAG = "fraud_ray.audit."
@@ -39,21 +41,42 @@ def anchor_in_run(run: TrackedRun, storage: Storage, record: Record) -> None:
 
 
 def verify(tracking: Tracking, storage: Storage) -> list[Fault]:
-    """Every fault of the audit record, and aliases that are not where its last move put them."""
+    """Every fault of the audit record, aliases that are not where its last move put them, and what is there twice."""
     model = registered_model(tracking)
-    told = {f"the tag on MLflow run {run}": tags for run, tags in _tags_of_runs(tracking).items()}
-    if model:
-        told[f"the tag on registered model {model.name}"] = model.tags
-    faults = audit.verify(storage, [anchor for where, tags in told.items() for anchor in _anchors(tags, where)])
-    return faults or (_unrecorded(model, storage) if model else [])
-
-
-def _tags_of_runs(tracking: Tracking) -> dict[str, dict[str, str]]:
-    """The tags of every pipeline run of the experiment, by the run's name."""
-    client, condition = tracking.client, f"tags.`{RUN_TAG}` != ''"
     with tracking.reported():
-        runs = every(lambda token: client.search_runs([tracking.experiment_id], condition, page_token=token))
-        return {run.data.tags[RUN_TAG]: run.data.tags for run in runs}
+        runs = tracking.runs(f"tags.`{RUN_TAG}` != ''")
+        trials = tracking.runs(f"tags.`{TRIAL_TAG}` != ''")
+    told = [(f"the tag on MLflow run {run.data.tags[RUN_TAG]}", run.data.tags) for run in runs]
+    told += [(f"the tag on registered model {model.name}", model.tags)] if model else []
+    faults = audit.verify(storage, [anchor for where, tags in told for anchor in _anchors(tags, where)])
+    faults = faults or (_unrecorded(model, storage) if model else [])
+    twins = [
+        *_twins("MLflow run", ((run.data.tags[RUN_TAG], run.info.run_id) for run in runs)),
+        *_twins("MLflow run of a trial", ((_trial(run), run.info.run_id) for run in trials)),
+        *_twins("version", ((one.run, f"version {one.version}") for one in list_versions(tracking) if one.run)),
+    ]
+    return [*faults, *twins]
+
+
+def _trial(run: MlflowRun) -> str:
+    return f"{run.data.tags[TRIAL_TAG]} of {run.data.tags.get(PARENT_TAG)}"
+
+
+def _twins(what: str, found: Iterable[tuple[str, str]]) -> list[Fault]:
+    """Those that belong to the same run or trial: each of them and what it is known by."""
+    by_owner: dict[str, list[str]] = {}
+    for owner, known_as in found:
+        by_owner.setdefault(owner, []).append(known_as)
+    return [
+        Fault(
+            0,
+            "twice",
+            f"{what} of {owner}: there are {', '.join(sorted(those))}. An answer of MLflow was lost; "
+            "delete those in MLflow that hold nothing",
+        )
+        for owner, those in by_owner.items()
+        if len(those) > 1
+    ]
 
 
 def _unrecorded(model: RegisteredModel, storage: Storage) -> list[Fault]:

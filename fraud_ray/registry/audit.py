@@ -75,10 +75,10 @@ class Anchor:
 
 @dataclass(frozen=True)
 class Fault:
-    """A record that is not what was written, or what else makes the audit record doubtful."""
+    """A record that is not what was written, or what else is not as it should be. number: the record's; 0: of none."""
 
     number: int
-    what: Literal["edited", "removed", "cut off", "unconfirmed", "unrecorded"]
+    what: Literal["edited", "removed", "cut off", "unconfirmed", "unrecorded", "twice"]
     reason: str
 
 

@@ -19,7 +19,7 @@ from fraud_ray.redaction import without_passwords
 from fraud_ray.registry import audit
 from fraud_ray.registry.anchors import anchor, anchor_in_run
 from fraud_ray.registry.audit import Record
-from fraud_ray.registry.tracking import TrackedRun, Tracking
+from fraud_ray.registry.tracking import TrackedRun, Tracking, unless_gone
 from fraud_ray.registry.versions import (
     CHALLENGER,
     CHAMPION,
@@ -220,7 +220,8 @@ def _make(tracking: Tracking, storage: Storage, record: Record) -> None:
         client.set_registered_model_alias(name, CHAMPION, str(version))
         model = existing_model(tracking)
         if model.aliases.get(CHALLENGER) == version:
-            client.delete_registered_model_alias(name, CHALLENGER)
+            with unless_gone():
+                client.delete_registered_model_alias(name, CHALLENGER)
         anchor(tracking, storage)
         client.set_registered_model_tag(name, CHAMPIONS_TAG, json.dumps(made))
     last = audit.last(storage, model.name, "promote", "rollback")

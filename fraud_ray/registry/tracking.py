@@ -11,14 +11,16 @@ import numbers
 import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
 from mlflow import MlflowClient
 from mlflow.entities import Dataset as MlflowDataset
 from mlflow.entities import DatasetInput, InputTag, Metric, Param, Run, RunTag
+from mlflow.exceptions import MlflowException
 
 from fraud_ray.errors import SettingsError
 from fraud_ray.redaction import redacted, starred, without_passwords
@@ -34,11 +36,15 @@ TRIAL_TAG = "fraud_ray.trial"
 STATE_TAG = "fraud_ray.state"
 REASON_TAG = "fraud_ray.reason"
 # MLflow's own tags.
-_PARENT_TAG, _CONTEXT_TAG = "mlflow.parentRunId", "mlflow.data.context"
+PARENT_TAG, _CONTEXT_TAG = "mlflow.parentRunId", "mlflow.data.context"
 
 # MLflow's own limits.
 _KEY_LENGTH, _PARAM_LENGTH, _TAG_LENGTH, _DIGEST_LENGTH = 250, 6_000, 8_000, 36
 _PARAMS_A_BATCH, _ENTRIES_A_BATCH = 100, 1_000
+
+
+# What MLflow answers to a deletion of what is deleted.
+_GONE = {"RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"}
 
 
 @dataclass(frozen=True)
@@ -81,24 +87,41 @@ class Tracking:
         with self.reported():
             told = {key: redacted(value)[:_TAG_LENGTH] for key, value in (tags or {}).items()}
             wanted = {**told, RUN_TAG: run, STATE_TAG: "running"}
-            found = self.search(f"tags.`{RUN_TAG}` = '{run}'")
-            is_new = found is None
-            if found is None:
-                name = self.registry.run_name or run
-                found = self.client.create_run(self.experiment_id, tags=wanted, run_name=name)
-            else:
+            create = partial(
+                self.client.create_run, self.experiment_id, tags=wanted, run_name=self.registry.run_name or run
+            )
+            found, is_new = self.one_run(f"tags.`{RUN_TAG}` = '{run}'", create)
+            if not is_new:
                 self.client.update_run(found.info.run_id, status="RUNNING")
                 if REASON_TAG in found.data.tags:
-                    self.client.delete_tag(found.info.run_id, REASON_TAG)
+                    with unless_gone():
+                        self.client.delete_tag(found.info.run_id, REASON_TAG)
             self.log(found, dict(dotted(params)), tags={} if is_new else wanted)
             if dataset is not None:
                 self._log_dataset(found, dataset)
             return TrackedRun(self, found, run)
 
-    def search(self, condition: str) -> Run | None:
-        """The oldest run of the experiment for which a condition holds."""
-        found = self.client.search_runs([self.experiment_id], condition, order_by=["attributes.start_time ASC"])
-        return found[0] if found else None
+    def one_run(self, condition: str, create: Callable[[], Run]) -> tuple[Run, bool]:
+        """The run of the experiment for which a condition holds, and whether it had to be made.
+
+        MLflow's client asks again by itself where the answer to a request was lost, so two may have been made: the one
+        that holds something stays, of empty ones the first, and the empty others are ended and deleted.
+        """
+        found = self.runs(condition)
+        is_new = not found
+        if is_new:
+            made = create()
+            found = self.runs(condition) or [made]
+        run, *others = sorted(found, key=lambda one: (_is_empty(one), one.info.start_time, one.info.run_id))
+        for twin in filter(_is_empty, others):
+            self.client.set_terminated(twin.info.run_id, "KILLED")
+            with unless_gone():
+                self.client.delete_run(twin.info.run_id)
+        return run, is_new
+
+    def runs(self, condition: str) -> list[Run]:
+        """The experiment's runs for which a condition holds."""
+        return list(every(lambda token: self.client.search_runs([self.experiment_id], condition, page_token=token)))
 
     def log(
         self,
@@ -164,15 +187,16 @@ class TrackedRun:
         """
         tracking, client = self.tracking, self.tracking.client
         with tracking.reported():
-            child = tracking.search(f"tags.`{_PARENT_TAG}` = '{self.id}' and tags.`{TRIAL_TAG}` = '{trial}'")
-            if child is None:
-                child = client.create_run(
-                    tracking.experiment_id,
-                    start_time=_now_ms() - int(1000 * seconds),
-                    tags={_PARENT_TAG: self.id, TRIAL_TAG: trial},
-                    run_name=_trial_name(hyperparameters),
-                )
-            elif child.info.status == "FINISHED":
+            create = partial(
+                client.create_run,
+                tracking.experiment_id,
+                start_time=_now_ms() - int(1000 * seconds),
+                tags={PARENT_TAG: self.id, TRIAL_TAG: trial},
+                run_name=_trial_name(hyperparameters),
+            )
+            condition = f"tags.`{PARENT_TAG}` = '{self.id}' and tags.`{TRIAL_TAG}` = '{trial}'"
+            child, _ = tracking.one_run(condition, create)
+            if child.info.status == "FINISHED":
                 return child.info.run_id
             started = child.info.start_time
             ended = int(started + 1000 * seconds)
@@ -240,6 +264,16 @@ def connect_existing(registry: RegistrySettings) -> Tracking:
     return connect(registry)
 
 
+@contextmanager
+def unless_gone() -> Iterator[None]:
+    """For a deletion, which the store may have made already when the answer to it was lost."""
+    try:
+        yield
+    except MlflowException as fault:
+        if fault.error_code not in _GONE:
+            raise
+
+
 def every(page_after: Callable[[str | None], Any]) -> Iterator[Any]:
     """What a search finds, page after page. page_after: the page of a token; the first for None."""
     token = None
@@ -254,6 +288,10 @@ def every(page_after: Callable[[str | None], Any]) -> Iterator[Any]:
 def entity_name(name: str) -> str:
     """A name that MLflow takes for a parameter or a metric; as a path it leads nowhere else."""
     return re.sub(r"[^\w./ :-]|(?<!\w)/|/(?!\w)", "_", name)[:_KEY_LENGTH]
+
+
+def _is_empty(run: Run) -> bool:
+    return not run.data.params and not run.data.metrics
 
 
 def _trial_name(hyperparameters: Mapping[str, Any]) -> str:

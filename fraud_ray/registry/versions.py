@@ -30,7 +30,7 @@ from mlflow.types.schema import AnyType, ColSpec, DataType, Schema
 from fraud_ray.errors import FraudRayError, SettingsError
 from fraud_ray.model.encoder import Encoder
 from fraud_ray.redaction import without_passwords
-from fraud_ray.registry.tracking import RUN_TAG, TrackedRun, Tracking, connect_existing, every
+from fraud_ray.registry.tracking import RUN_TAG, TrackedRun, Tracking, connect_existing, every, unless_gone
 from fraud_ray.settings import RegistrySettings
 from fraud_ray.storage import Storage
 from fraud_ray.values import Value
@@ -118,7 +118,8 @@ def register(
         version, *twice = versions
         for surplus in twice:  # MLflow's client asks again by itself where the answer to a request was lost
             if surplus.run_id == run.id and ALIAS_TAG not in surplus.tags:
-                client.delete_model_version(name, surplus.version)
+                with unless_gone():
+                    client.delete_model_version(name, surplus.version)
         number, aliases = int(version.version), existing_model(tracking).aliases
         if ALIAS_TAG not in version.tags:
             alias = CHAMPION if aliases.get(CHAMPION, number) == number else CHALLENGER
