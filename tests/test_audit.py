@@ -180,11 +180,18 @@ def test_only_the_record_that_lost_its_link_is_blamed_where_the_registry_confirm
     assert named(verify(storage, [anchor_of(records[1], storage)])) == [(3, "edited")]
 
 
-def test_a_registry_that_is_behind_or_knows_other_storages_is_no_fault(storage: Storage) -> None:
+def test_a_registry_that_knows_other_storages_is_no_fault(storage: Storage) -> None:
     known = anchor_of(write(storage), storage)
-    write(storage)
     elsewhere = Anchor("another", 9, "0" * 64, "/another/storage", "the registry's tag")
     assert verify(storage, [known, elsewhere]) == []
+
+
+def test_what_the_registry_was_not_told_of_is_forged_and_what_it_was_told_of_is_not_anchored(storage: Storage) -> None:
+    known, told = anchor_of(write(storage), storage), anchor_of(write(storage), storage)
+    assert named(verify(storage, [known], [told])) == [(2, "not anchored")]
+    assert named(verify(storage, [known])) == [(2, "forged")]
+    write(storage)
+    assert named(verify(storage, [known], [told])) == [(2, "not anchored"), (3, "forged")]
 
 
 def test_a_registry_that_knows_nothing_of_the_chain_is_a_fault(storage: Storage) -> None:

@@ -18,7 +18,7 @@ from typer.testing import CliRunner, Result
 
 from fraud_ray.cli import app
 from fraud_ray.errors import ServerError, SettingsError
-from fraud_ray.registry.anchors import verify
+from fraud_ray.registry.anchors import ANCHOR_TAG, Registry, verify
 from fraud_ray.registry.audit import append, read, read_all
 from fraud_ray.registry.history import find_version, history
 from fraud_ray.registry.promotion import promote, record_registration, record_run, rollback
@@ -160,7 +160,7 @@ def test_a_rollback_cut_short_is_completed_and_does_not_go_back_twice(
         broken.setattr(MlflowClient, "set_registered_model_alias", breaks)
         with pytest.raises(ServerError):
             rollback(tracking, storage)
-    assert [fault.what for fault in verify(tracking, storage)] == ["unrecorded"]
+    assert [fault.what for fault in verify(tracking, storage)] == ["not anchored", "unrecorded"]
     again = rollback(tracking, storage)
     assert (again.version, again.completed) == (2, True)
     assert champion_of(tracking) == 2
@@ -210,8 +210,8 @@ def test_a_late_writer_does_not_take_the_newest_tag_back(
     tag, raced = MlflowClient.set_registered_model_tag, iter([True])
 
     def another_is_faster(client: MlflowClient, *arguments: str) -> None:
-        if next(raced, False):
-            append(storage, "run", lambda: {"run": "other", "model": None})
+        if arguments[1].startswith(ANCHOR_TAG) and next(raced, False):
+            append(storage, "run", lambda: {"run": "other", "model": None}, Registry(tracking, storage))
         tag(client, *arguments)
 
     monkeypatch.setattr(MlflowClient, "set_registered_model_tag", another_is_faster)

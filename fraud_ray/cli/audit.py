@@ -51,7 +51,7 @@ def verify(config: ConfigOrDefaults = None, overrides: Overrides = None, as_json
     Ends with exit code 1 if there are any.
     """
     from fraud_ray.registry import anchors
-    from fraud_ray.registry.audit import newest
+    from fraud_ray.registry.audit import KEY, newest, signed, signing_key
 
     storage, tracking = registry_of(config, overrides)
     faults = anchors.verify(tracking, storage)
@@ -64,6 +64,9 @@ def verify(config: ConfigOrDefaults = None, overrides: Overrides = None, as_json
     else:
         last = newest(storage)
         print_line(f"records 1 to {last.number} are as they were written" if last else "there are no records yet")
+    if (number := signed(storage)) and not as_json:
+        checked = "signed" if signing_key() else f"signed, which only the key tells (set {KEY})"
+        print_line(f"{number} of them {checked}")
     raise typer.Exit(EXIT_FAULT if faults else 0)
 
 

@@ -4,31 +4,72 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 
 from mlflow.entities import Run as MlflowRun
 
 from fraud_ray.redaction import without_passwords
 from fraud_ray.registry import audit
 from fraud_ray.registry.audit import Anchor, Event, Fault, Record
-from fraud_ray.registry.tracking import PARENT_TAG, RUN_TAG, TRIAL_TAG, TrackedRun, Tracking
+from fraud_ray.registry.tracking import PARENT_TAG, RUN_TAG, TRIAL_TAG, TrackedRun, Tracking, every, unless_gone
 from fraud_ray.registry.versions import CHALLENGER, CHAMPION, RegisteredModel, list_versions, registered_model
 from fraud_ray.storage import Storage
 
-ANCHOR_TAG = "fraud_ray.audit."
+ANCHOR_TAG, ANNOUNCED_TAG = "fraud_ray.audit.", "fraud_ray.announced."
 MOVES: tuple[Event, ...] = ("register", "promote", "rollback")
+
+
+@dataclass(frozen=True)
+class Registry:
+    """What is told of records, and asked of them: a run in MLflow, or else the registered model.
+
+    A record is announced before it is written, and anchored after it, so what is anchored never says more than is
+    written, and what is written was never unknown.
+    """
+
+    tracking: Tracking
+    storage: Storage
+    run: TrackedRun | None = None
+
+    def knows(self, record: Record) -> bool:
+        """Whether the record, or a later one, is anchored, or it is announced, anywhere in the store."""
+        model = registered_model(self.tracking)
+        if model and self._holds(model.tags, record):
+            return True
+        return any(self._holds(tags, record) for _, tags in _tags(self.tracking)[0])
+
+    def announce(self, record: Record) -> None:
+        """Tells of a record that is written next."""
+        key, value = f"{ANNOUNCED_TAG}{record.chain}.{record.sha256[:12]}", _told(self.storage, record)
+        if self.run:
+            self.run.tag(key, value)
+        else:
+            with self.tracking.reported():
+                self.tracking.client.set_registered_model_tag(self.tracking.registry.model_name, key, value)
+
+    def _holds(self, tags: Mapping[str, str], record: Record) -> bool:
+        if any((a.number, a.sha256) == (record.number, record.sha256) for a in _anchors(tags, prefix=ANNOUNCED_TAG)):
+            return True
+        later = (a for a in _anchors(tags) if a.chain == record.chain and a.number >= record.number)
+        return any(audit.confirms(self.storage, anchor) for anchor in later)
 
 
 def anchor(tracking: Tracking, storage: Storage) -> None:
     """Tags the registered model, if there is one, with the newest record's number and hash.
 
-    A tag that the record contradicts stays as it is: it is what `verify` finds the fault by.
+    A tag that the record contradicts stays as it is: it is what `verify` finds the fault by. So does one of which the
+    registry was not told before the newest record was written.
     """
+    registry = Registry(tracking, storage)
     while (model := registered_model(tracking)) and (newest := audit.newest(storage)):
         told = [anchor for anchor in _anchors(model.tags) if anchor.chain == newest.chain]
-        if not all(audit.confirms(storage, anchor) for anchor in told):
+        if not all(audit.confirms(storage, anchor) for anchor in told) or not registry.knows(newest):
             return
         with tracking.reported():
-            tracking.client.set_registered_model_tag(model.name, *_tag(storage, newest))
+            tracking.client.set_registered_model_tag(model.name, _key(newest), _told(storage, newest))
+            for tag in _settled(model.tags, newest):
+                with unless_gone():
+                    tracking.client.delete_registered_model_tag(model.name, tag)
         # Another writer may have tagged a newer record meanwhile, whose tag this one would have taken back.
         latest = audit.newest(storage)
         if latest and latest.number == newest.number:
@@ -37,25 +78,45 @@ def anchor(tracking: Tracking, storage: Storage) -> None:
 
 def anchor_in_run(run: TrackedRun, storage: Storage, record: Record) -> None:
     """Tags the run in MLflow with its record's number and hash."""
-    run.tag(*_tag(storage, record))
+    run.tag(_key(record), _told(storage, record))
+    with run.tracking.reported():
+        for tag in _settled(run.tracking.client.get_run(run.id).data.tags, record):
+            with unless_gone():
+                run.tracking.client.delete_tag(run.id, tag)
 
 
 def verify(tracking: Tracking, storage: Storage) -> list[Fault]:
     """Every fault of the audit record, aliases that are not where its last move put them, and what is there twice."""
     model = registered_model(tracking)
+    told, runs = _tags(tracking)
     with tracking.reported():
-        runs = tracking.runs(f"tags.`{RUN_TAG}` != ''")
         trials = tracking.runs(f"tags.`{TRIAL_TAG}` != ''")
-    told = [(f"the tag on MLflow run {run.data.tags[RUN_TAG]}", run.data.tags) for run in runs]
-    told += [(f"the tag on registered model {model.name}", model.tags)] if model else []
-    faults = audit.verify(storage, [anchor for where, tags in told for anchor in _anchors(tags, where)])
-    faults = faults or (_unrecorded(model, storage) if model else [])
+    anchors = [anchor for where, tags in told for anchor in _anchors(tags, where)]
+    announced = [anchor for where, tags in told for anchor in _anchors(tags, where, ANNOUNCED_TAG)]
+    faults = audit.verify(storage, anchors, announced)
+    if model and all(fault.what == "not anchored" for fault in faults):
+        faults += _unrecorded(model, storage)
     twins = [
         *_twins("MLflow run", ((run.data.tags[RUN_TAG], run.info.run_id) for run in runs)),
         *_twins("MLflow run of a trial", ((_trial(run), run.info.run_id) for run in trials)),
         *_twins("version", ((one.run, f"version {one.version}") for one in list_versions(tracking) if one.run)),
     ]
     return [*faults, *twins]
+
+
+def _tags(tracking: Tracking) -> tuple[list[tuple[str, Mapping[str, str]]], list[MlflowRun]]:
+    """The tags of all registered models, and of the pipeline runs of all experiments; and our experiment's runs.
+
+    A storage may be that of several models and experiments.
+    """
+    client, condition = tracking.client, f"tags.`{RUN_TAG}` != ''"
+    with tracking.reported():
+        ids = [found.experiment_id for found in every(lambda token: client.search_experiments(page_token=token))]
+        runs = list(every(lambda token: client.search_runs(ids, condition, page_token=token)))
+        models = list(every(lambda token: client.search_registered_models(page_token=token)))
+    told = [(f"the tag on MLflow run {run.data.tags[RUN_TAG]}", run.data.tags) for run in runs]
+    told += [(f"the tag on registered model {model.name}", model.tags) for model in models]
+    return told, [run for run in runs if run.info.experiment_id == tracking.experiment_id]
 
 
 def _trial(run: MlflowRun) -> str:
@@ -99,11 +160,22 @@ def _shown(version: int | None) -> str:
     return "no version" if version is None else f"version {version}"
 
 
-def _tag(storage: Storage, record: Record) -> tuple[str, str]:
-    value = {"record": record.number, "sha256": record.sha256, "storage": without_passwords(storage.root)}
-    return ANCHOR_TAG + record.chain, json.dumps(value)
+def _key(record: Record) -> str:
+    return ANCHOR_TAG + record.chain
 
 
-def _anchors(tags: Mapping[str, str], where: str = "") -> list[Anchor]:
-    told = {key.removeprefix(ANCHOR_TAG): json.loads(tags[key]) for key in tags if key.startswith(ANCHOR_TAG)}
-    return [Anchor(chain, value["record"], value["sha256"], value["storage"], where) for chain, value in told.items()]
+def _told(storage: Storage, record: Record) -> str:
+    return json.dumps({"record": record.number, "sha256": record.sha256, "storage": without_passwords(storage.root)})
+
+
+def _anchors(tags: Mapping[str, str], where: str = "", prefix: str = ANCHOR_TAG) -> list[Anchor]:
+    told = [
+        (key.removeprefix(prefix).partition(".")[0], json.loads(tags[key])) for key in tags if key.startswith(prefix)
+    ]
+    return [Anchor(chain, value["record"], value["sha256"], value["storage"], where) for chain, value in told]
+
+
+def _settled(tags: Mapping[str, str], record: Record) -> list[str]:
+    """The announcements of a chain's records up to one that is anchored."""
+    keys = (key for key in tags if key.startswith(f"{ANNOUNCED_TAG}{record.chain}."))
+    return [key for key in keys if json.loads(tags[key])["record"] <= record.number]

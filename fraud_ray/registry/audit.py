@@ -2,19 +2,25 @@
 
 One JSON object a record below `audit/` in the storage, numbered from 1 and made by create-if-absent, so that no two
 writers get the same number. Each holds the SHA-256 of the one before, so a record that is edited or removed shows in
-the next. The newest has no next: its number and hash are kept in the registry too, as an `Anchor`.
+the next. The newest has no next: its number and hash are kept in the registry too, as an `Anchor`, and are announced
+there before it is written, so that one that a process was killed over is told from one that somebody put there.
+
+With a key in FRAUD_RAY_AUDIT_KEY, or in the file that FRAUD_RAY_AUDIT_KEY_FILE names, each record is signed:
+HMAC-SHA256 (RFC 2104) of its content, in hexadecimal.
 """
 
 from __future__ import annotations
 
 import hashlib
+import hmac
 import json
+import os
 import uuid
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 from fraud_ray.errors import FraudRayError, SettingsError
 from fraud_ray.redaction import starred, without_passwords
@@ -23,6 +29,8 @@ from fraud_ray.storage import Storage
 
 Event = Literal["run", "register", "promote", "rollback"]
 
+KEY, KEY_FILE = "FRAUD_RAY_AUDIT_KEY", "FRAUD_RAY_AUDIT_KEY_FILE"
+_SIGNATURE, _UNKNOWN = "signature", "unknown_to_registry"
 _READERS = 16
 _REQUIRED = {"number", "chain", "previous", "event", "run", "model"}
 
@@ -78,15 +86,31 @@ class Fault:
     """A record that is not what was written, or what else is not as it should be. number: the record's; 0: of none."""
 
     number: int
-    what: Literal["edited", "removed", "cut off", "unconfirmed", "unrecorded", "twice"]
+    what: Literal["edited", "removed", "cut off", "unconfirmed", "unrecorded", "twice", "not anchored", "forged"]
     reason: str
 
 
-def append(storage: Storage, event: Event, facts: Callable[[], Mapping[str, Any] | None]) -> Record | None:
+class Witness(Protocol):
+    """The registry, as a writer needs it."""
+
+    def knows(self, record: Record) -> bool:
+        """Whether it was told of the record, or of a later one, before."""
+
+    def announce(self, record: Record) -> None:
+        """Tells it of a record that is written next."""
+
+
+def append(
+    storage: Storage,
+    event: Event,
+    facts: Callable[[], Mapping[str, Any] | None],
+    witness: Witness | None = None,
+) -> Record | None:
     """Writes the next record, with this process's provenance; None where the facts are None.
 
     facts: asked for again after another writer was faster, so that they hold for the place that the record gets.
     """
+    key = signing_key()
     while True:
         before = newest(storage)
         told = facts()
@@ -102,10 +126,31 @@ def append(storage: Storage, event: Event, facts: Callable[[], Mapping[str, Any]
             **provenance(),
             **told,
         }
-        written = json.dumps(starred(content), indent=1, default=str).encode()
+        if before and witness and not witness.knows(before):
+            content[_UNKNOWN] = before.number  # for good, as this record is anchored and holds its hash
+        written = _signed(starred(json.loads(json.dumps(content, default=str))), key)
+        record = Record(number, _sha256(written), json.loads(written))
+        if witness:
+            witness.announce(record)
         # A store whose answer was lost is asked again, and then says that the key is there: it may be by this writer.
         if storage.create(_key(number), written) or storage.get(_key(number)) == written:
-            return Record(number, _sha256(written), json.loads(written))
+            return record
+
+
+def signing_key() -> bytes | None:
+    """The key that records are signed with, if there is one. Raises SettingsError for a file that cannot be read."""
+    if name := os.environ.get(KEY_FILE):
+        try:
+            key = Path(name).read_bytes().strip()
+        except OSError as fault:
+            raise SettingsError(
+                f"{KEY_FILE} is {name}, which cannot be read ({fault.strerror}); name the key's file"
+            ) from None
+    else:
+        key = os.environ.get(KEY, "").encode()
+    if not key and (KEY in os.environ or KEY_FILE in os.environ):
+        raise SettingsError(f"{KEY} or {KEY_FILE} gives an empty key; give one, such as of `openssl rand -hex 32`")
+    return key or None
 
 
 def newest(storage: Storage) -> Record | None:
@@ -158,12 +203,14 @@ def confirms(storage: Storage, anchor: Anchor) -> bool:
     return content is not None and _sha256(content) == anchor.sha256
 
 
-def verify(storage: Storage, anchors: Iterable[Anchor]) -> list[Fault]:
-    """Every record that is not as it was written, or is gone, in order; empty where all is well.
+def verify(storage: Storage, anchors: Iterable[Anchor], announced: Iterable[Anchor] = ()) -> list[Fault]:
+    """Every record that is not as it was written, is gone, or was not written by us, in order; empty where all is well.
 
     anchors: what the registry says of this chain and of others; those of others count where they lay in this storage.
+    announced: what it was told of before it was written. With a key, signatures count, from the first record that has
+    one.
     """
-    records = _records(storage)
+    records, announced, key = _records(storage), list(announced), signing_key()
     chains = {record.chain for record in records.values() if record.facts}
     ours = [anchor for anchor in anchors if anchor.chain in chains or anchor.root == without_passwords(storage.root)]
     length, furthest = max(records, default=0), max(ours, key=lambda anchor: anchor.number, default=None)
@@ -179,10 +226,54 @@ def verify(storage: Storage, anchors: Iterable[Anchor]) -> list[Fault]:
         others = f", with all up to {furthest.number}" if furthest.number > length + 1 else ""
         reason = f"gone from the end{others}: {furthest.where} says that there were {furthest.number}"
         faults.append(Fault(length + 1, "cut off", reason))
-    if records and not ours:
+    are_told = [anchor for anchor in announced if anchor.chain in chains]
+    if records and not ours and not are_told:
         reason = "nothing in the registry says how many records there are, so a cut at the end would not show"
         faults.append(Fault(length, "unconfirmed", reason))
-    return faults
+    else:
+        tail = [record for number, record in records.items() if number > (furthest.number if furthest else 0)]
+        faults += [_unanchored(record, are_told) for record in tail if record.facts]
+    faults += [
+        Fault(record.facts[_UNKNOWN], "forged", f"when record {number} was written, the registry knew nothing of it")
+        for number, record in records.items()
+        if _UNKNOWN in record.facts
+    ]
+    faults += _wrongly_signed(records, key) if key else []
+    by_number = {fault.number: fault for fault in reversed(faults)}  # what was found first says most
+    return [by_number[number] for number in sorted(by_number)]
+
+
+def signed(storage: Storage) -> int:
+    """How many records have a signature."""
+    return sum(_SIGNATURE in record.facts for record in read_all(storage))
+
+
+def _unanchored(record: Record, announced: list[Anchor]) -> Fault:
+    if any((anchor.number, anchor.sha256) == (record.number, record.sha256) for anchor in announced):
+        reason = "its writer was cut short before the registry confirmed it, which the next command does"
+        return Fault(record.number, "not anchored", reason)
+    reason = "the registry was never told of it: it was written past fraud-ray, or with another registry.uri"
+    return Fault(record.number, "forged", reason)
+
+
+def _wrongly_signed(records: dict[int, Record], key: bytes) -> list[Fault]:
+    first = min((number for number, record in records.items() if _SIGNATURE in record.facts), default=None)
+    wrong = [n for n, r in sorted(records.items()) if first and n >= first and r.facts and not _is_signed(r.facts, key)]
+    return [Fault(number, "forged", f"it is not signed with the key of {KEY}") for number in wrong]
+
+
+def _signed(content: dict[str, Any], key: bytes | None) -> bytes:
+    """A record's file, with the content's signature where there is a key."""
+    return json.dumps({**content, _SIGNATURE: _signature(content, key)} if key else content, indent=1).encode()
+
+
+def _is_signed(facts: dict[str, Any], key: bytes) -> bool:
+    content = {name: value for name, value in facts.items() if name != _SIGNATURE}
+    return hmac.compare_digest(str(facts.get(_SIGNATURE, "")), _signature(content, key))
+
+
+def _signature(content: dict[str, Any], key: bytes) -> str:
+    return hmac.new(key, json.dumps(content, sort_keys=True).encode(), hashlib.sha256).hexdigest()
 
 
 def _records(storage: Storage) -> dict[int, Record]:

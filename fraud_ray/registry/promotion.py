@@ -17,7 +17,7 @@ from fraud_ray.decision.comparison import Comparison
 from fraud_ray.errors import SettingsError
 from fraud_ray.redaction import without_passwords
 from fraud_ray.registry import audit
-from fraud_ray.registry.anchors import anchor, anchor_in_run
+from fraud_ray.registry.anchors import Registry, anchor, anchor_in_run
 from fraud_ray.registry.audit import Record
 from fraud_ray.registry.tracking import TrackedRun, Tracking, unless_gone
 from fraud_ray.registry.versions import (
@@ -86,7 +86,9 @@ def record_run(
         "bundle": bundle_hashes(storage, outcome.name),
         "mlflow_run": run.id,
     }
-    record = audit.find(storage, "run", outcome.name) or audit.append(storage, "run", lambda: facts)
+    record = audit.find(storage, "run", outcome.name) or audit.append(
+        storage, "run", lambda: facts, Registry(run.tracking, storage, run)
+    )
     assert record is not None, "there are facts"
     anchor_in_run(run, storage, record)
     anchor(run.tracking, storage)
@@ -100,7 +102,7 @@ def record_registration(run: TrackedRun, storage: Storage, version: RegisteredVe
         return {**told, "bundle": bundle_hashes(storage, run.name)}
 
     if audit.find(storage, "register", run.name) is None:
-        audit.append(storage, "register", facts)
+        audit.append(storage, "register", facts, Registry(run.tracking, storage, run))
     anchor(run.tracking, storage)
 
 
@@ -189,7 +191,7 @@ def _move(
         told = _facts_of_move(tracking, described, {**kept, CHAMPION: chosen}, model.aliases.get(CHAMPION))
         return {**told, "former": former, **({"reason": reason} if reason else {})}
 
-    record = audit.append(storage, event, facts)
+    record = audit.append(storage, event, facts, Registry(tracking, storage))
     if record is None:
         model = existing_model(tracking)
         return Move(model.name, model.aliases[CHAMPION], None, None)
