@@ -2,7 +2,7 @@
 
 Numbered objects below `runs/<name>/lease/`; the one with the highest number is the lease. It is made by
 create-if-absent, so exactly one contender gets it, and renewed by its holder alone. Nothing here needs locks, which
-buckets do not have.
+buckets do not have, and no clock of one host is compared with another's.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ import subprocess
 import threading
 import time
 import uuid
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -25,14 +25,13 @@ from fraud_ray.errors import RunHeldError, ServerError
 from fraud_ray.storage import Storage
 
 RENEWAL_S = 5.0
-LAPSE_S = 60.0
-# Several renewals: a holder that lets them pass is gone.
+# Several renewals: a holder that lets them pass, by the clock of who watches it, is gone.
 SILENCE_S = 20.0
 
 
 @dataclass(frozen=True)
 class Holder:
-    """A process that holds, or held, a lease. Times are seconds since 1970, by the holder's clock."""
+    """A process that holds, or held, a lease. Times are seconds since 1970, by the holder's clock, for people alone."""
 
     id: str
     user: str
@@ -59,12 +58,13 @@ class Holder:
         )
 
     def has_let_go(self) -> bool:
-        """Whether it released the lease, is known to be dead, or was last heard of too long ago."""
-        if self.released:
-            return True
-        if self.machine == _machine():
-            return _process_start(self.pid) != self.process_start
-        return time.time() - self.heartbeat > LAPSE_S
+        """Whether it released the lease, or is known to be dead."""
+        return self.released or (not self.is_elsewhere and _process_start(self.pid) != self.process_start)
+
+    @property
+    def is_elsewhere(self) -> bool:
+        """Whether it is on another machine, of which only its renewals tell."""
+        return self.machine != _machine()
 
     def __str__(self) -> str:
         since = datetime.fromtimestamp(self.since, UTC)
@@ -87,13 +87,21 @@ class Lease:
         if number > self.number:
             raise RunHeldError(
                 f"run '{self.run}' was taken over by {holder}, as this process had not renewed its lease "
-                f"for {LAPSE_S:.0f} s; this process stops"
+                f"for {SILENCE_S:.0f} s; this process stops"
             )
 
     def write(self, released: bool = False) -> None:
         """Renews it, or lets go of it."""
         self.holder = replace(self.holder, heartbeat=time.time(), released=released)
         self.storage.put_json(_key(self.run, self.number), asdict(self.holder))
+
+    def release(self) -> None:
+        """Lets go of it; where a full disk has no room for that, by emptying it; else it lapses by its silence."""
+        try:
+            self.write(released=True)
+        except ServerError:
+            with suppress(ServerError):
+                self.storage.put(_key(self.run, self.number), b"")
 
     def renew(self) -> None:
         """Writes it again and again until it has ended."""
@@ -105,9 +113,12 @@ class Lease:
 
 
 @contextmanager
-def hold(storage: Storage, run: str) -> Iterator[Lease]:
-    """The lease of a run for as long as the context lasts; raises RunHeldError where a living process has it."""
-    lease = _acquire(storage, run)
+def hold(storage: Storage, run: str, say: Callable[[str], object] = str) -> Iterator[Lease]:
+    """The lease of a run for as long as the context lasts; raises RunHeldError where a living process has it.
+
+    say: is told when one on another machine has to be watched for that.
+    """
+    lease = _acquire(storage, run, say)
     renewing = threading.Thread(target=lease.renew, name=f"lease of {run}", daemon=True)
     renewing.start()
     try:
@@ -115,13 +126,18 @@ def hold(storage: Storage, run: str) -> Iterator[Lease]:
     finally:
         lease.ended.set()
         renewing.join()
-        lease.write(released=True)
+        lease.release()
 
 
-def holder_of(storage: Storage, run: str) -> Holder | None:
-    """Who works on the run now, or None."""
-    _, holder = _newest(storage, run)
-    return None if holder is None or holder.has_let_go() else holder
+def holders_of(storage: Storage, runs: Iterable[str], say: Callable[[str], object] = str) -> dict[str, Holder]:
+    """Who works on which of the runs now. Those on other machines are watched for that, all at the same time.
+
+    say: is told of that.
+    """
+    found = {run: holder for run in runs if (holder := _newest(storage, run)[1]) and not holder.has_let_go()}
+    elsewhere = {run: holder for run, holder in found.items() if holder.is_elsewhere}
+    silent = _silent(storage, elsewhere, say)
+    return {run: holder for run, holder in found.items() if run not in silent}
 
 
 def user_name() -> str:
@@ -132,9 +148,12 @@ def user_name() -> str:
         return str(os.getuid())
 
 
-def _acquire(storage: Storage, run: str) -> Lease:
+def _acquire(storage: Storage, run: str, say: Callable[[str], object]) -> Lease:
     number, holder = _newest(storage, run)
-    if holder is None or holder.has_let_go() or _stays_silent(storage, run, holder):
+    is_free = holder is None or holder.has_let_go()
+    if holder and not is_free and holder.is_elsewhere:  # a retry on a new pod goes on soon after its forerunner died
+        is_free = run in _silent(storage, {run: holder}, say)
+    if is_free:
         lease = Lease(storage, run, number + 1, Holder.this_process())
         if storage.create(_key(run, lease.number), json.dumps(asdict(lease.holder), indent=1).encode()):
             return lease
@@ -145,28 +164,29 @@ def _acquire(storage: Storage, run: str) -> Lease:
     )
 
 
-def _stays_silent(storage: Storage, run: str, holder: Holder) -> bool:
-    """Whether a holder on another machine renews nothing while it is watched.
+def _silent(storage: Storage, held: Mapping[str, Holder], say: Callable[[str], object]) -> set[str]:
+    """Those of the runs whose leases do not change, or are released, while they are watched.
 
-    So that a retry on a new pod goes on shortly after its forerunner died; no clocks are compared.
+    How long that takes is measured by this process's monotonic clock.
     """
-    if holder.machine == _machine():
-        return False
+    watched = dict(held)
+    for run, holder in watched.items():
+        say(f"run '{run}' is held by {holder}, elsewhere: watching for up to {SILENCE_S:.0f} s whether it lives")
     deadline = time.monotonic() + SILENCE_S
-    while time.monotonic() < deadline:
+    while watched and time.monotonic() < deadline:
         time.sleep(min(1.0, SILENCE_S / 4))
-        _, now = _newest(storage, run)
-        if now is None or now.released:
-            return True
-        if (now.id, now.heartbeat) != (holder.id, holder.heartbeat):
-            return False
-    return True
+        for run, holder in list(watched.items()):
+            _, now = _newest(storage, run)
+            if now is not None and not now.released and now != holder:
+                del watched[run]
+    return set(watched)
 
 
 def _newest(storage: Storage, run: str) -> tuple[int, Holder | None]:
+    """Number and holder of the lease; no holder of one that was emptied."""
     keys = storage.keys(f"runs/{run}/lease")
-    stored = storage.get_json(keys[-1]) if keys else None
-    return (int(Path(keys[-1]).stem), Holder(**stored)) if stored else (0, None)
+    content = storage.get(keys[-1]) if keys else None
+    return (int(Path(keys[-1]).stem) if keys else 0), Holder(**json.loads(content)) if content else None
 
 
 def _key(run: str, number: int) -> str:

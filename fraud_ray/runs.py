@@ -17,6 +17,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime
@@ -26,7 +27,7 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from fraud_ray.errors import EXIT_DONE, EXIT_REJECTED, DamagedError, RunDiffersError, SettingsError
-from fraud_ray.lease import Lease, hold, holder_of, user_name
+from fraud_ray.lease import Lease, hold, holders_of, user_name
 from fraud_ray.progress import Progress, Quiet, Update
 from fraud_ray.redaction import without_passwords
 from fraud_ray.settings import Loaded, dotted, parse_settings
@@ -38,6 +39,7 @@ T = TypeVar("T")
 FINGERPRINT = "data fingerprint"
 LATEST = "latest"
 _RECORD = "run.json"
+_READERS = 16
 _PACKAGES = (
     *("fraud_ray", "ray", "torch", "numpy", "pandas", "pyarrow", "scikit-learn", "optuna"),
     *("mlflow", "onnx", "onnxruntime"),
@@ -274,7 +276,7 @@ def open_run(
     if concluded:
         yield Run(name, storage, concluded)
         return
-    with hold(storage, name) as lease:
+    with hold(storage, name, (progress or Quiet()).note) as lease:
         # Whoever held the lease until now may have concluded the run.
         run = Run(name, storage, read_outcome(storage, name), {}, progress or Quiet(), until, _lease=lease)
         try:
@@ -311,17 +313,18 @@ def read_outcome(storage: Storage, name: str) -> Outcome | None:
         raise damaged(storage.path(key), fault) from None
 
 
-def read_run(storage: Storage, name: str) -> RunRecord:
+def read_run(storage: Storage, name: str, say: Callable[[str], object] = str) -> RunRecord:
     """A run with its settings, state and outcome.
 
-    Raises SettingsError that names the runs there are, and DamagedError for one whose files are not as written.
+    say: is told where a holder on another machine has to be watched. Raises SettingsError that names the runs there
+    are, and DamagedError for one whose files are not as written.
     """
     record = _recorded(storage, name)
     if record is None:
         known = ", ".join(run_names(storage)) or "none yet"
         raise SettingsError(f"no run '{name}' at {storage.path('runs')}; there are: {known}")
     outcome = read_outcome(storage, name)
-    holder = None if outcome else holder_of(storage, name)
+    holder = None if outcome else holders_of(storage, [name], say).get(name)
     return RunRecord(
         name=name,
         folder=storage.path(_folder(name)),
@@ -335,11 +338,14 @@ def read_run(storage: Storage, name: str) -> RunRecord:
     )
 
 
-def find_run(storage: Storage, wanted: str) -> RunRecord:
-    """The run that a person means, as `named` has it. Raises SettingsError that names the runs there are."""
+def find_run(storage: Storage, wanted: str, say: Callable[[str], object] = str) -> RunRecord:
+    """The run that a person means, as `named` has it; say: as for `read_run`.
+
+    Raises SettingsError that names the runs there are.
+    """
     if not storage.exists(f"{_folder(wanted)}/{_RECORD}"):
-        wanted = named(wanted, [run.name for run in list_runs(storage)]) or wanted
-    return read_run(storage, wanted)
+        wanted = named(wanted, [run.name for run in list_runs(storage, say)]) or wanted
+    return read_run(storage, wanted, say)
 
 
 def named(wanted: str, names: Sequence[str]) -> str | None:
@@ -355,16 +361,20 @@ def named(wanted: str, names: Sequence[str]) -> str | None:
     return found[0] if found else None
 
 
-def list_runs(storage: Storage) -> list[RunRecord]:
-    """All runs, oldest first; before them, as `damaged`, those whose files are not as they were written."""
+def list_runs(storage: Storage, say: Callable[[str], object] = str) -> list[RunRecord]:
+    """All runs, oldest first; before them, as `damaged`, those whose files are not as they were written.
+
+    say: as for `read_run`.
+    """
 
     def read(name: str) -> RunRecord:
         try:
-            return read_run(storage, name)
+            return read_run(storage, name, say)
         except DamagedError:
             return RunRecord(name, storage.path(_folder(name)), "damaged", "", "", {}, (), None, None)
 
-    return sorted(map(read, run_names(storage)), key=lambda run: run.created)
+    with ThreadPoolExecutor(_READERS) as pool:  # so that those to be watched are at the same time
+        return sorted(pool.map(read, run_names(storage)), key=lambda run: run.created)
 
 
 def provenance() -> dict[str, Any]:
@@ -407,7 +417,7 @@ def run_names(storage: Storage) -> list[str]:
 
 def runs_at_work(storage: Storage) -> list[str]:
     """The names of those that somebody holds, in order."""
-    return [name for name in run_names(storage) if holder_of(storage, name)]
+    return list(holders_of(storage, run_names(storage)))
 
 
 def _declare(loaded: Loaded, storage: Storage, name: str, fingerprint: str) -> None:

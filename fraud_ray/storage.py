@@ -8,8 +8,11 @@ file systems lack; those serve the partitions of others (`data.source`), read in
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
+import os
+import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,11 +24,14 @@ from typing import Any
 import obstore
 from obstore.exceptions import AlreadyExistsError, BaseError
 from obstore.store import LocalStore, ObjectStore, from_url
-from pydantic import TypeAdapter, ValidationError
+from pydantic import ByteSize, TypeAdapter, ValidationError
 
 from fraud_ray.errors import DamagedError, ServerError, SettingsError
 from fraud_ray.redaction import starred
 
+MAKE_ROOM = "make room there, or name another place, and give the same command again: it goes on from what is kept"
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_FULL_IN_WORDS = (*(f"os error {number})" for number in _FULL), *map(os.strerror, _FULL), "database or disk is full")
 _PIECE = 4 * 2**20  # bytes that are hashed at a time
 _SEAL = "sha256"  # of the other entries of a kept value
 
@@ -204,13 +210,33 @@ def damaged(what: str, fault: Exception) -> DamagedError:
     return DamagedError(f"{what} is damaged ({told}); put it back as it was, or remove what it belongs to")
 
 
-def unusable(what: str, fault: BaseException) -> ServerError:
-    """What a person can do about a folder, or a bucket, that does not let itself be read or written."""
+def unusable(what: str, fault: BaseException, where: str = "") -> ServerError:
+    """What a person can do about a folder, or a bucket, that does not let itself be read or written.
+
+    where: the path or URI, whose free space is said where that is what is missing.
+    """
     reason = next(iter(str(fault).splitlines()), type(fault).__name__)
+    if is_full(fault):
+        return ServerError(f"{what}: {reason}{free_space(where)}; {MAKE_ROOM}")
     return ServerError(
         f"{what}: {reason}; check the path, its permissions and its space and, for a bucket, the "
         "credentials in the environment"
     )
+
+
+def is_full(fault: BaseException) -> bool:
+    """Whether a fault says that a disk, or what of it one may use, is full."""
+    told = str(fault)
+    return getattr(fault, "errno", None) in _FULL or any(sign in told for sign in _FULL_IN_WORDS)
+
+
+def free_space(place: str) -> str:
+    """How much of a path's disk is free, in brackets, for messages; empty of a URI."""
+    if not place or "://" in place:
+        return ""
+    there = next(folder for folder in (Path(place), *Path(place).parents) if folder.exists())
+    usage = shutil.disk_usage(there)
+    return f" ({ByteSize(usage.free).human_readable()} of {ByteSize(usage.total).human_readable()} free at {there})"
 
 
 @contextmanager
@@ -225,4 +251,5 @@ def _reported(storage: Storage, key: str) -> Iterator[None]:
             f"{key!r} cannot lie below {storage.root}; write a name without '..', '//' and what is not printed"
         ) from None
     except (BaseError, OSError) as fault:
-        raise unusable(f"storage at {storage.path(key)}, below storage.root, cannot be used", fault) from fault
+        where = storage.path(key)
+        raise unusable(f"storage at {where}, below storage.root, cannot be used", fault, where) from fault

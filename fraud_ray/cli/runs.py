@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.text import Text
 
+from fraud_ray.cli.display import Display
 from fraud_ray.cli.options import RUN_WANTED, AsJson, ConfigOrDefaults, Overrides, storage_of
 from fraud_ray.cli.outcomes import code_in_words, print_outcome, version_in_words
 from fraud_ray.cli.tables import moment, number, print_facts, print_json, print_line, print_settings, print_table
@@ -30,7 +31,7 @@ def list_all(config: ConfigOrDefaults = None, overrides: Overrides = None, as_js
     from fraud_ray.runs import list_runs
 
     storage = storage_of(config, overrides)
-    found = list_runs(storage)
+    found = list_runs(storage, Display().note)
     if as_json:
         print_json([_summary(run) for run in found])
         return
@@ -57,7 +58,7 @@ def show(name: Name, config: ConfigOrDefaults = None, overrides: Overrides = Non
     """Show a run: who started it, with which code and settings, how far it got, and its figures."""
     from fraud_ray.runs import find_run
 
-    found = find_run(storage_of(config, overrides), name)
+    found = find_run(storage_of(config, overrides), name, Display().note)
     if as_json:
         print_json({**dataclasses.asdict(found), "changed": found.changed})
     else:
@@ -76,7 +77,8 @@ def compare(
     from fraud_ray.runs import differences, find_run
 
     storage = storage_of(config, overrides)
-    runs = one, other = find_run(storage, first), find_run(storage, second)
+    note = Display().note
+    runs = one, other = find_run(storage, first, note), find_run(storage, second, note)
     changed = differences(one.identity, other.identity)
     warning = _holdouts_differ(one, other, changed)
     if as_json:

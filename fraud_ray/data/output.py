@@ -129,7 +129,7 @@ def writing_whole(target: str, name: str, schema: pa.Schema, **encodings: Any) -
                 filesystem.delete_file(hidden)
             raise
     except OSError as fault:
-        raise unusable(f"{target}/{name} cannot be written", fault) from fault
+        raise unusable(f"{target}/{name} cannot be written", fault, target) from fault
 
 
 def _encodings(metadata: pq.FileMetaData | None, added: Sequence[pa.Field]) -> dict[str, Any]:

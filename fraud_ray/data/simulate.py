@@ -166,7 +166,7 @@ def _writing(where: str) -> Iterator[None]:
     try:
         yield
     except OSError as fault:
-        raise unusable(f"{where} cannot be written", fault) from fault
+        raise unusable(f"{where} cannot be written", fault, where) from fault
 
 
 def _result_of_the_same_call(

@@ -17,6 +17,7 @@ from mlflow.exceptions import MlflowException
 from fraud_ray.errors import ServerError, SettingsError
 from fraud_ray.redaction import refuse_misread, without_passwords
 from fraud_ray.settings import RegistrySettings
+from fraud_ray.storage import MAKE_ROOM, free_space, is_full
 
 FIRST_ANSWER_S = 5
 
@@ -55,10 +56,13 @@ def reported(uri: str) -> Iterator[None]:
     except (MlflowException, sqlalchemy.exc.SQLAlchemyError, OSError) as fault:
         reason = str(fault).strip().splitlines()[0]
         cause = re.search(r'Caused by \w+\("?\w+\([^()]*\): (.+?)"?\)+$', reason)
+        shown = without_passwords(uri)
+        if is_full(fault):
+            room = free_space(str(sqlite_file(uri) or ""))
+            raise ServerError(f"MLflow at {shown} cannot be written: {reason}{room}; {MAKE_ROOM}") from fault
         advice = "check registry.uri and that the server runs"
         if not _is_database(uri):
             advice += " (MLFLOW_TRACKING_TOKEN, or MLFLOW_TRACKING_USERNAME and _PASSWORD, say who asks)"
-        shown = without_passwords(uri)
         raise ServerError(f"MLflow at {shown} cannot be used: {cause[1] if cause else reason}; {advice}") from fault
 
 

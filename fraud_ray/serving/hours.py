@@ -65,7 +65,7 @@ def close_hour(target: str, hour: str, process: str) -> None:
     except FileNotFoundError:  # another process was faster
         return
     except OSError as fault:
-        raise unusable(f"{target} cannot be written", fault) from fault
+        raise unusable(f"{target} cannot be written", fault, target) from fault
 
 
 def close_left(target: str, now: datetime) -> None:

@@ -1,0 +1,103 @@
+"""Who works on a run, where clocks differ and disks are full."""
+
+from __future__ import annotations
+
+import subprocess
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import pytest
+
+from fraud_ray import lease
+from fraud_ray.errors import RunHeldError, ServerError
+from fraud_ray.lease import Holder, hold, holders_of
+from fraud_ray.storage import Storage
+
+KEY = "runs/march/lease/000001.json"
+
+
+@contextmanager
+def renewed_elsewhere(storage: Storage, behind_s: float) -> Iterator[None]:
+    """A living holder on another machine, whose clock is behind ours, or ahead of it."""
+    holder, ended = replace(Holder.this_process(), machine="another boot", host="elsewhere"), threading.Event()
+
+    def renew() -> None:
+        while True:
+            storage.put_json(KEY, asdict(replace(holder, heartbeat=time.time() - behind_s)))
+            if ended.wait(0.1):
+                return
+
+    renewing = threading.Thread(target=renew)
+    renewing.start()
+    try:
+        while not storage.exists(KEY):
+            time.sleep(0.01)
+        yield
+    finally:
+        ended.set()
+        renewing.join()
+
+
+@pytest.mark.faults("24", "a host whose clock is minutes ahead, or behind", "no lease of a living run is taken")
+@pytest.mark.parametrize("behind_s", [pytest.param(120, marks=pytest.mark.quick), 86_400, -120])
+def test_a_living_holder_keeps_its_run_whatever_the_clocks_say(
+    tmp_path: Path, behind_s: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lease, "SILENCE_S", 2.0)
+    storage, said = Storage.at(str(tmp_path)), list[str]()
+    with renewed_elsewhere(storage, behind_s):
+        with pytest.raises(RunHeldError, match="elsewhere"), hold(storage, "march", said.append):
+            pass
+        assert list(holders_of(storage, ["march"])) == ["march"]
+    assert len(said) == 1
+    assert said[0].endswith("elsewhere: watching for up to 2 s whether it lives")
+
+    # It is silent from now on, and loses the run, however young its last renewal is.
+    assert holders_of(storage, ["march"]) == {}
+    with hold(storage, "march") as taken:
+        assert taken.number == 2
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A disk of 1 MiB."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    done = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(folder)], capture_output=True, check=False
+    )
+    if done.returncode:
+        pytest.skip("only root mounts a small disk")
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)
+
+
+def fill(folder: Path) -> None:
+    with pytest.raises(OSError, match="No space left"), (folder / "ballast").open("wb", buffering=0) as file:
+        while True:
+            file.write(b"x" * 4096)
+
+
+@pytest.mark.faults("8", "the disk of storage.root is full", "path, cause, free space; no lease is held")
+@pytest.mark.quick
+def test_a_full_disk_is_named_with_what_is_free_and_holds_no_run(small_disk: Path) -> None:
+    storage = Storage.at(str(small_disk / "store"))
+    with pytest.raises(ServerError) as told, hold(storage, "march"):
+        fill(small_disk)
+        storage.put("runs/march/bundle/model.onnx", b"x" * 8192)
+    message = str(told.value)
+    assert message.startswith(f"storage at {small_disk}/store/runs/march/bundle/model.onnx, below storage.root, cannot")
+    assert "No space left on device" in message
+    assert "(0B of 1.0MiB free at " in message
+    assert message.endswith(
+        "make room there, or name another place, and give the same command again: it goes on from what is kept"
+    )
+    # This process lives, and holds nothing.
+    assert holders_of(storage, ["march"]) == {}
+    (small_disk / "ballast").unlink()
+    with hold(storage, "march") as again:
+        assert again.number == 2
