@@ -8,12 +8,13 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
 
-from fraud_ray.cluster import check_resources, check_storage, join_or_start
+from fraud_ray.cluster import check_resources, check_storage, join_or_start, local_path
 from fraud_ray.data.folds import at_newest_window
 from fraud_ray.data.simulate import simulate_if_absent
 from fraud_ray.data.source import Source, open_source
+from fraud_ray.errors import ServerError
 from fraud_ray.progress import Progress
-from fraud_ray.runs import Outcome, Run, StoppedAfter, open_run
+from fraud_ray.runs import Outcome, Run, StoppedAfter, open_run, read_outcome
 from fraud_ray.settings import Loaded, settings_hash
 from fraud_ray.storage import Storage
 
@@ -30,6 +31,8 @@ def run(loaded: Loaded, progress: Progress, until: str | None = None, retrain: b
     """
     began, settings, storage = time.monotonic(), loaded.settings, Storage.at(loaded.settings.storage.root)
     with ExitStack() as session:
+        if until != "simulate":
+            _refuse_dead_server(loaded, storage)
         simulate_if_absent(settings, progress, session)
         if until == "simulate":
             return Outcome(settings.data.path, settings.data.path, "stopped after simulate")
@@ -39,12 +42,8 @@ def run(loaded: Loaded, progress: Progress, until: str | None = None, retrain: b
         if run.concluded:
             return run.concluded
         run.began = began
-        from fraud_ray.registry.writer import (  # takes seconds to import, which a concluded run does without
-            check_server,
-            writing,
-        )
+        from fraud_ray.registry.writer import writing  # takes seconds to import, which a concluded run does without
 
-        check_server(settings.registry)
         session.enter_context(join_or_start(loaded.settings.cluster, progress))
         check_resources(loaded.settings, progress)
         check_storage(storage)
@@ -55,6 +54,24 @@ def run(loaded: Loaded, progress: Progress, until: str | None = None, retrain: b
             outcome = run.stopped(stopped)
             mlflow.tell("finish", "KILLED", "stopped", outcome.status)
             return outcome
+        except ServerError as fault:
+            raise ServerError(
+                f"{fault}\nWhat run '{run.name}' has done is kept: the same command goes on from there, with "
+                f"--name {run.name} also where newer data has come"
+            ) from fault
+
+
+def _refuse_dead_server(loaded: Loaded, storage: Storage) -> None:
+    """Raises ServerError before data is read, unless a run of a name that is settled is concluded and needs no MLflow.
+
+    A file of sqlite is there, or made while others work.
+    """
+    uri, name = loaded.settings.registry.uri, loaded.settings.run.name
+    if uri is None or local_path(uri) or (name and "{" not in name and read_outcome(storage, name)):
+        return
+    from fraud_ray.registry.tracking import connect
+
+    connect(loaded.settings.registry)
 
 
 def _train(run: Run, loaded: Loaded, source: Source, mlflow: Writer, retrain: bool) -> Outcome:

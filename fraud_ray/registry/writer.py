@@ -13,10 +13,9 @@ import yaml
 
 from fraud_ray.data.source import Source
 from fraud_ray.errors import RunHeldError
-from fraud_ray.registry.server import sqlite_file, uri_of
 from fraud_ray.registry.tracking import Dataset, TrackedRun, Tracking, connect
 from fraud_ray.runs import Run, read_run
-from fraud_ray.settings import Loaded, RegistrySettings
+from fraud_ray.settings import Loaded
 
 if TYPE_CHECKING:
     from fraud_ray.training.search import Trial
@@ -68,12 +67,6 @@ class Writer:
             told.result()
         self.told.clear()
         return value
-
-
-def check_server(registry: RegistrySettings) -> None:
-    """Raises ServerError where a store does not answer; a file of sqlite is there, or made while others work."""
-    if sqlite_file(uri_of(registry)) is None:
-        connect(registry)
 
 
 @contextmanager

@@ -8,14 +8,18 @@ from pathlib import Path
 
 import pytest
 
+from fraud_ray import pipeline
+from fraud_ray.errors import ServerError
+from fraud_ray.progress import Quiet
 from fraud_ray.registry import anchors
 from fraud_ray.registry.promotion import promote, record_registration, rollback
 from fraud_ray.registry.tracking import PARENT_TAG, RUN_TAG, TRIAL_TAG, Dataset, Tracking, connect
 from fraud_ray.registry.versions import list_versions, register
-from fraud_ray.settings import RegistrySettings
+from fraud_ray.settings import RegistrySettings, load_settings
 from fraud_ray.storage import Storage
-from tests.faults.registries import Lossy, proxy, server
+from tests.faults.registries import Lossy, free_port, proxy, server
 from tests.handmade import example, write_bundle
+from tests.line import local as small
 
 LOST = ("6", "the answer to a write in the registry is lost, and MLflow's client writes again")
 
@@ -71,6 +75,42 @@ def test_a_life_in_which_every_write_is_answered_at_the_second_time_leaves_no_tw
     assert all_runs(tracking, TRIAL_TAG) == ["t-1", "t-1"]
     assert anchors.verify(tracking, storage) == []
     assert {"POST /api/2.0/mlflow/runs/create", "POST /api/2.0/mlflow/model-versions/create"} <= set(proxied.asked)
+
+
+@pytest.mark.faults("5", "MLflow is away at the start", "found before data is read")
+@pytest.mark.quick
+def test_a_dead_server_is_found_before_data_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pipeline, "open_source", lambda data: pytest.fail("data is read"))
+    monkeypatch.setattr(pipeline, "simulate_if_absent", lambda *given: pytest.fail("data is made"))
+    loaded = load_settings(*small(tmp_path, tmp_path / "store", [f"registry.uri=http://127.0.0.1:{free_port()}"]))
+    with pytest.raises(ServerError, match=r"MLflow at http://127\.0\.0\.1:\d+ cannot be used: .*Connection refused"):
+        pipeline.run(loaded, Quiet())
+
+
+@pytest.mark.faults("5", "MLflow goes away while trials are logged, or at registering", "the same command finishes it")
+@pytest.mark.parametrize("at", ["runs/log-batch", "model-versions/create"])
+def test_a_run_whose_server_went_away_is_finished_by_the_same_command(
+    lossy: tuple[str, Lossy],
+    simulated: Path,
+    tmp_path: Path,
+    at: str,
+    monkeypatch: pytest.MonkeyPatch,
+    ray_session: None,
+) -> None:
+    uri, proxied = lossy
+    name = f"away-{at.partition('/')[0]}"
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
+    proxied.loses = lambda asked: any(at in before for before in proxied.asked)
+    told = [f"registry.uri={uri}", f"registry.experiment={name}", f"registry.model_name={name}", f"run.name={name}"]
+    loaded = load_settings(*small(simulated, tmp_path / "store", told))
+    with pytest.raises(ServerError, match=f"(?s)MLflow at {uri} cannot.*same command goes on.*--name {name}"):
+        pipeline.run(loaded, Quiet())
+    proxied.loses = lambda asked: False
+    assert pipeline.run(loaded, Quiet()).status == "registered"
+    tracking, storage = connect(loaded.settings.registry), Storage.at(loaded.settings.storage.root)
+    assert anchors.verify(tracking, storage) == []
+    assert [version.run for version in list_versions(tracking)] == [name]
+    assert all_runs(tracking, RUN_TAG) == [name]
 
 
 @pytest.fixture
