@@ -5,14 +5,16 @@ from __future__ import annotations
 import logging
 import os
 import re
+import secrets
 import signal
 import socket
 import sys
+import tempfile
 import threading
 import time
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -260,6 +262,7 @@ def _in_words(resources: Mapping[str, float]) -> str:
 def _start(cluster: ClusterSettings) -> None:
     import ray
 
+    keep_token_to_owner()
     try:
         ray.init(
             address="local",
@@ -270,6 +273,28 @@ def _start(cluster: ClusterSettings) -> None:
         )
     except OSError as fault:
         raise _no_folder(fault) from fault
+
+
+def keep_token_to_owner() -> None:
+    """Makes the file of Ray's token the owner's alone, which Ray itself makes so that all may read it.
+
+    The file is the documented one, ~/.ray/auth_token, unless the environment gives the token or another file.
+    """
+    if any(os.environ.get(name) for name in ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")):
+        return
+    file = Path.home() / ".ray/auth_token"
+    try:
+        file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if not file.exists():
+            handle, made = tempfile.mkstemp(dir=file.parent)  # 0600
+            with os.fdopen(handle, "w") as new:
+                new.write(secrets.token_hex(32))
+            with suppress(FileExistsError):  # another process was faster
+                os.link(made, file)
+            Path(made).unlink()
+        file.chmod(0o600)
+    except OSError:  # a home that cannot be written, of which Ray says what it needs
+        return
 
 
 def _no_folder(fault: OSError) -> SettingsError:
