@@ -508,6 +508,12 @@ def test_the_guide_names_every_object_that_it_asks_for() -> None:
     ] == []
 
 
+def test_the_guide_applies_on_the_server_which_does_not_miss_an_annotation_of_what_submit_made() -> None:
+    guide = (ROOT / "cluster/README.md").read_text()
+    overlays = [words for words in re.findall(r"kubectl apply ([^`\n]*)", guide) if " -k " in f" {words} "]
+    assert overlays and all(words.startswith("--server-side -k cluster/overlays/") for words in overlays)
+
+
 def test_image_lock_and_manifests_agree_on_ray_and_python() -> None:
     dockerfile = (ROOT / "cluster/image/Dockerfile").read_text()
     base = re.search(r"^FROM rayproject/ray:(\S+)-py(\d)(\d+)-\$\{VARIANT\}$", dockerfile, re.MULTILINE)
