@@ -15,6 +15,8 @@ import pytest
 from fraud_ray import lease
 from fraud_ray.errors import RunHeldError, ServerError
 from fraud_ray.lease import Holder, hold, holders_of
+from fraud_ray.registry.tracking import connect
+from fraud_ray.settings import RegistrySettings
 from fraud_ray.storage import Storage
 
 KEY = "runs/march/lease/000001.json"
@@ -73,7 +75,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     if done.returncode:
         pytest.skip("only root mounts a small disk")
     yield folder
-    subprocess.run(["umount", str(folder)], check=True)
+    subprocess.run(["umount", "--lazy", str(folder)], check=True)
 
 
 def fill(folder: Path) -> None:
@@ -101,3 +103,17 @@ def test_a_full_disk_is_named_with_what_is_free_and_holds_no_run(small_disk: Pat
     (small_disk / "ballast").unlink()
     with hold(storage, "march") as again:
         assert again.number == 2
+
+
+@pytest.mark.faults("8", "the disk of MLflow's sqlite is full", "path, cause, free space; no trace of SQLAlchemy")
+def test_a_full_disk_below_mlflow_is_named(small_disk: Path) -> None:
+    (small_disk / "ballast").write_bytes(b"x" * 400_000)
+    registry = RegistrySettings(uri=f"sqlite:///{small_disk}/mlflow.db")
+    with pytest.raises(ServerError) as told:
+        connect(registry)
+    message = str(told.value)
+    assert message.startswith(
+        f"MLflow at {registry.uri} cannot be written: (sqlite3.OperationalError) database or disk"
+    )
+    assert f"free at {small_disk}/mlflow.db)" in message
+    assert "\n" not in message

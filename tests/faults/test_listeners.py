@@ -18,7 +18,7 @@ from fraud_ray.settings import RegistrySettings, ServingSettings
 SECURITY = (Path(__file__).parents[2] / "cluster/SECURITY.md").read_text(encoding="utf-8")
 
 STARTED = """
-import json
+import json, os
 from pathlib import Path
 from fraud_ray.cluster import join_or_start
 from fraud_ray.settings import ClusterSettings
@@ -32,17 +32,21 @@ def sockets():
             if fields[3] == LISTENS and fields[1].partition(":")[0] not in LOOPBACK:
                 yield f"socket:[{fields[9]}]"
 
+def is_ours(pid):
+    while pid > 1 and pid != os.getpid():
+        pid = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+    return pid > 1
+
 def owners(inodes):
     for process in Path("/proc").glob("[0-9]*"):
         try:
-            if any(str(fd.readlink()) in inodes for fd in process.glob("fd/*")):
+            if is_ours(int(process.name)) and any(str(fd.readlink()) in inodes for fd in process.glob("fd/*")):
                 yield process.joinpath("cmdline").read_text().replace(chr(0), " ")[:300]
         except OSError:
             continue
 
-before = set(sockets())
 with join_or_start(ClusterSettings(cpus=1)):
-    found = sorted(set(owners(set(sockets()) - before)))
+    found = sorted(set(owners(set(sockets()))))
 print(json.dumps(found))
 """
 
@@ -72,18 +76,11 @@ def test_what_listens_beyond_loopback_is_named(tmp_path: Path) -> None:
     environment = {**os.environ, "HOME": str(tmp_path)}
     done = subprocess.run([sys.executable, "-c", STARTED], env=environment, capture_output=True, text=True, check=True)
     assert stat.S_IMODE((tmp_path / ".ray/auth_token").stat().st_mode) == 0o600
+    known = ("gcs_server", "raylet", "monitor.py", "dashboard.py", "ray::", " -c ")
     listening = json.loads(done.stdout.splitlines()[-1])
     for command in listening:
-        assert any(name in command for name in ("gcs_server", "raylet", "ray::", " -c ")), command
-    named = (
-        "`gcs_server`",
-        "`raylet`",
-        "workers",
-        "the driver",
-        "dashboard agent",
-        "runtime env agent",
-        "metrics export",
-    )
+        assert any(name in command for name in known), command
+    named = ("gcs_server", "raylet", "workers", "the driver", "runtime env agent", "metrics export", "monitor (44217)")
     assert [name for name in named if name not in SECURITY] == []
 
 
