@@ -131,9 +131,11 @@ class serving:  # noqa: N801 - a context manager
             process.wait(60)
 
 
-@pytest.mark.long
-def test_a_replica_killed_in_the_middle_changes_no_value(tmp_path):
-    config = world(tmp_path, 40, 5_000)
+@pytest.mark.parametrize(
+    "rows", [pytest.param(20_000, marks=pytest.mark.long), pytest.param(200_000, marks=pytest.mark.slow)]
+)
+def test_a_replica_killed_in_the_middle_changes_no_value(tmp_path, rows):
+    config = world(tmp_path, rows // 2_000, 2_000)
     settings = yaml.safe_load(config.read_text())
     parsed = Settings.model_validate(settings)
     definition = Definition.of(parsed)
@@ -152,5 +154,5 @@ def test_a_replica_killed_in_the_middle_changes_no_value(tmp_path):
                 replicas.processes[0].kill()
 
         found = replay(expected, Endpoint(urls, None), kill_in_the_middle)
-    assert (found.transactions, found.differing, found.first) == (200_000, 0, None)
+    assert (found.transactions, found.differing, found.first) == (rows, 0, None)
     assert found.again > 0, "a replica was asked that had been killed"

@@ -6,6 +6,7 @@ measures are the same functions over the same transactions, and only where they 
 
 from __future__ import annotations
 
+import asyncio
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from time import perf_counter
@@ -15,11 +16,12 @@ import pyarrow as pa
 
 from fraud_ray.errors import DataError
 from fraud_ray.serving.requests import Batch, RequestFault
-from fraud_ray.serving.stores import Answer, Key, Layout, Record, Store, StoreAwayError
+from fraud_ray.serving.stores import Answer, Key, Layout, Record, Store, StoreAwayError, Told
 from fraud_ray.windows.definition import Definition, Group
 from fraud_ray.windows.measures import calendar
 from fraud_ray.windows.past import Past, Row, missing, texts_of, values_of
 
+_ROWS_IN_TURN = 8  # of a request, after which another has its turn
 _MOST_AWAY = 100_000  # transactions that were answered while the store was away, which join when it is back
 
 Score = Callable[[int, Mapping[str, float]], tuple[float, bool, str]]
@@ -49,14 +51,16 @@ class History:
         answers: dict[int, Answer] = {}
         for at in sorted(range(len(batch)), key=batch.times.__getitem__):
             answers[at] = await self._answer(batch, at, {name: values[at] for name, values in of_time.items()}, score)
+            if len(answers) % _ROWS_IN_TURN == 0:  # a store in memory never waits, and others do
+                await asyncio.sleep(0)
         return [answers[at] for at in range(len(batch))]
 
-    async def label(self, id: str, label: int, known: int) -> bool:
-        """Tells a transaction's label; whether there is one of this id. known: since when, in microseconds since 1970.
+    async def label(self, labels: Sequence[Told]) -> list[bool]:
+        """Tells labels; for each whether there is a transaction of its id.
 
-        It counts by the delay rule of the windows. Raises StoreAwayError.
+        They count by the delay rule of the windows. Raises StoreAwayError.
         """
-        return await self.store.label(id, label, known)
+        return await self.store.label(labels)
 
     def named(self, answer: Answer) -> dict[str, float]:
         """An answer's window columns by name; NaN where there is none."""

@@ -12,7 +12,6 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from fraud_ray.data.keys import NEVER
-from fraud_ray.errors import SettingsError
 from fraud_ray.serving.history import History, Observe
 from fraud_ray.serving.stores import SPACE, Key, Layout, MemoryStore, Record, Store, open_store
 from fraud_ray.settings import ServingSettings
@@ -33,16 +32,13 @@ def newest_state(storage: Storage, key: str) -> State:
 async def prime(store: Store, storage: Storage, definition: Definition, state: State) -> int:
     """Lets a store have the transactions of a state; returns how many it did not have yet.
 
-    May be repeated, also with a later state. Raises StoreAwayError, and SettingsError where nothing says which it has.
+    May be repeated, also with a later state, but for data without ids, which is loaded once. Raises StoreAwayError.
     """
     there = await store.primed()
     if there == state.key:
         return 0
     if there is not None and definition.data.of_kind("id") is None:
-        raise SettingsError(
-            "the store has a past already, and the data declares no column of kind 'id' to tell which transactions are "
-            "new; name another database of it in serving.store, and switch to that"
-        )
+        return 0  # nothing says which of them it has
     groups = list(_pasts(storage, definition, state))
     return await store.prime(state.key, _records(groups), groups)
 
@@ -80,7 +76,7 @@ def _records(groups: list[tuple[Key, list[Row]]]) -> dict[str, Record]:
                 keys[row.id].append(key)
                 rows[row.id] = row
     in_time = sorted(rows, key=lambda id: rows[id].time)
-    return {id: Record(rows[id].time, tuple(keys[id]), None, rows[id].label) for id in in_time}
+    return {id: Record(rows[id].time, tuple(keys[id])) for id in in_time}
 
 
 class Histories:

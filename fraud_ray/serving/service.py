@@ -90,11 +90,8 @@ class Service:
                 None, f"version {served.version} computes no windows, so it learns nothing of labels", 409
             )
         labels = read_labels(served.data, sent, time.time(), self.settings.ahead_s)
-        known = [False] * len(labels)
-        for history in self.histories():
-            for at, told in enumerate(labels):
-                known[at] |= await history.label(*told)
-        return [id for (id, *_), is_known in zip(labels, known, strict=True) if not is_known]
+        known = [await history.label(labels) for history in self.histories()]
+        return [id for at, (id, *_) in enumerate(labels) if not any(of_one[at] for of_one in known)]
 
 
 def score_by_row(served: Served, batch: Batch) -> Score:

@@ -22,9 +22,10 @@ from redis.exceptions import RedisError
 from fraud_ray.redaction import refuse_misread, without_passwords
 from fraud_ray.serving.requests import UnavailableError
 from fraud_ray.windows.definition import DAY, Definition
-from fraud_ray.windows.past import NO_LABEL, Past, Row
+from fraud_ray.windows.past import Past, Row
 
 SPACE = "fraud_ray"  # begins the names of keys in a shared store
+Told = tuple[str, int, int]  # a transaction's id, its label, and since when it is known, in microseconds since 1970
 Key = tuple[int, str]  # position of the group in the definition, and the entity
 _PRIMED_ROWS = 512  # rows of an event while a store is primed
 _HELD_ROWS = 2_000_000  # of pasts that a replica holds beside the shared store, some fifty bytes each
@@ -49,7 +50,6 @@ class Record(msgspec.Struct, array_like=True, frozen=True, gc=False):
     time: int
     keys: tuple[Key, ...]
     answer: Answer | None = None
-    label: int = NO_LABEL
 
 
 class StoreAwayError(UnavailableError):
@@ -95,8 +95,8 @@ class Store(Protocol):
         """Adds a transaction, a row for each of its record's keys; returns the record that was there already, if there
         was one, and then adds nothing."""
 
-    async def label(self, id: str, label: int, known: int) -> bool:
-        """Gives a transaction its label; whether there is one of this id. known: since when, in microseconds."""
+    async def label(self, labels: Sequence[Told]) -> list[bool]:
+        """Gives transactions their labels; for each whether there is a transaction of its id."""
 
     async def close(self) -> None: ...
 
@@ -138,15 +138,13 @@ class MemoryStore:
         self._forget(record.time - self._layout.reach)
         return None
 
-    async def label(self, id: str, label: int, known: int) -> bool:
-        record = self._records.get(id)
-        if record is None:
-            return False
-        self._records[id] = msgspec.structs.replace(record, label=label)
-        for key in record.keys:
-            if key in self._pasts:
-                self._pasts[key].label(record.time, id, label, known)
-        return True
+    async def label(self, labels: Sequence[Told]) -> list[bool]:
+        for id, label, known in labels:
+            record = self._records.get(id)
+            for key in record.keys if record else ():
+                if record and key in self._pasts:
+                    self._pasts[key].label(record.time, id, label, known)
+        return [id in self._records for id, *_ in labels]
 
     async def close(self) -> None:
         return None
@@ -293,18 +291,18 @@ class ValkeyStore:
             there = await self._add([self._record(id or ""), *streams], self._arguments(written, record.time, events))
         return None if there is None else _records.decode(_bytes(there))
 
-    async def label(self, id: str, label: int, known: int) -> bool:
+    async def label(self, labels: Sequence[Told]) -> list[bool]:
         async with self._reached():
-            found = await self._client.get(self._record(id))
-            if found is None:
-                return False
-            record = _records.decode(_bytes(found))
-            events = [_encoder.encode(_Labelled(record.time, id, label, known))] * len(record.keys)
-            streams = [self._stream(key) for key in record.keys]
-            await self._add(["", *streams], self._arguments(b"", record.time, events))
-            labelled = _encoder.encode(msgspec.structs.replace(record, label=label))
-            await self._client.set(self._record(id), labelled, keepttl=True)
-        return True
+            found = await self._client.mget([self._record(id) for id, *_ in labels]) if labels else []
+            pipeline = self._client.pipeline(transaction=False)
+            for (id, label, known), there in zip(labels, found, strict=True):
+                if there is not None:
+                    record = _records.decode(_bytes(there))
+                    streams = [self._stream(key) for key in record.keys]
+                    events = [_encoder.encode(_Labelled(record.time, id, label, known))] * len(streams)
+                    await self._add(["", *streams], self._arguments(b"", record.time, events), pipeline)
+            await pipeline.execute()
+        return [there is not None for there in found]
 
     async def close(self) -> None:
         await self._client.aclose()
