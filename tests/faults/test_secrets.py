@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -14,7 +15,14 @@ from hypothesis import strategies as st
 from fraud_ray.cli.tables import as_yaml, print_json, print_line, print_next, print_table
 from fraud_ray.errors import SettingsError
 from fraud_ray.redaction import redacted, refuse_misread, starred, without_passwords
-from fraud_ray.settings import parse_settings
+from fraud_ray.registry.promotion import promote, record_registration
+from fraud_ray.registry.tracking import Dataset, connect
+from fraud_ray.registry.versions import register
+from fraud_ray.runs import Outcome, open_run
+from fraud_ray.settings import Loaded, RegistrySettings, parse_settings
+from fraud_ray.storage import Storage
+from tests.handmade import example as example_rows
+from tests.handmade import write_bundle
 
 schemes = st.sampled_from(["http", "https", "postgresql+psycopg2", "mysql", "redis", "rediss", "s3", "mssql+pyodbc"])
 passwords = st.text(st.characters(exclude_categories=("C", "Z")), min_size=1)
@@ -143,3 +151,30 @@ def test_what_is_kept_of_settings_parses_again() -> None:
     kept = parse_settings({**values, "folds": {"kind": "stratified"}}, "a test").recorded()
     assert kept["data"]["path"] == "s3://***@bucket/x"
     assert parse_settings(kept, "a test").recorded() == kept
+
+
+@pytest.mark.faults("22", "passwords in settings, commands, paths, reasons", "in no file, parameter, tag or record")
+@pytest.mark.quick
+def test_nothing_that_is_stored_holds_it(
+    tmp_path: Path, mlflow_template: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    uri = "postgresql://me:geheim@db/mlflow?sslpassword=geheim"
+    monkeypatch.setattr("sys.argv", ["fraud-ray", "run", "--set", f"registry.uri={uri}"])
+    shutil.copy(mlflow_template, tmp_path / "mlflow.db")
+    data = {"path": "s3://key:geheim@bucket/x", "columns": {"y": {"kind": "label"}, "x": {"kind": "numeric"}}}
+    values = {"data": data, "registry": {"uri": uri}, "run": {"name": "march"}, "folds": {"kind": "stratified"}}
+    settings, storage = parse_settings(values, "a test"), Storage.at(str(tmp_path))
+    tracking = connect(RegistrySettings(uri=f"sqlite:///{tmp_path}/mlflow.db", model_name="cards"))
+
+    run = tracking.start("march", settings.changed(), {"where": uri}, Dataset("x", settings.data.path, "abc", 1))
+    run.log_json({"where": [uri]}, "where.json")
+    run.finish("FAILED", "failed", f"MLflow at {uri} cannot be used")
+    record_registration(run, storage, register(run, write_bundle(tmp_path / "runs/march/bundle"), example_rows()))
+    promote(tracking, storage, 1, reason=f"see {uri}")
+    with open_run(Loaded(settings, "c"), storage, "abc") as kept:
+        kept.once("plan", lambda: {"data": settings.data.path}, dict)
+        kept.conclude(Outcome("march", uri, "rejected", plan=(f"of {uri}",)))
+    stored = [file for file in tmp_path.rglob("*") if file.is_file()]
+    assert len(stored) > 10
+    assert [file for file in stored if b"geheim" in file.read_bytes()] == []
+    assert b"***@db/mlflow" in (tmp_path / "runs/march/run.json").read_bytes()
