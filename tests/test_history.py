@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import heapq
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,13 +16,24 @@ import pytest
 import redis.asyncio as redis
 
 from fraud_ray.data.source import open_source
+from fraud_ray.errors import SettingsError
 from fraud_ray.serving.history import History
 from fraud_ray.serving.priming import NOTHING, prime
 from fraud_ray.serving.requests import Batch, RequestFault
-from fraud_ray.serving.stores import Answer, Layout, MemoryStore, NotPrimedError, Store, StoreAwayError, ValkeyStore
+from fraud_ray.serving.stores import (
+    Answer,
+    Layout,
+    MemoryStore,
+    NotPrimedError,
+    Record,
+    Store,
+    StoreAwayError,
+    ValkeyStore,
+)
 from fraud_ray.settings import Settings
 from fraud_ray.storage import Storage
 from fraud_ray.windows.definition import DAY, Definition
+from fraud_ray.windows.past import Row
 from fraud_ray.windows.state import Windowed, add_windows
 from tests.cards import COLUMNS, TIMED_COLUMNS, card_settings, days, timed, write_days, write_partition
 from tests.stores import Valkey, valkey
@@ -303,6 +314,55 @@ def test_nothing_is_lost_while_the_store_is_away(tmp_path, degraded, ray_session
         run(work(own))
 
 
+def test_those_that_the_store_missed_join_once_each_whoever_asks_meanwhile(tmp_path, ray_session):
+    world = world_of(tmp_path / "data", Storage.at(str(tmp_path / "root")), count=2)
+    layout = layout_of(world.definition, "missed")
+
+    async def work(server: Valkey) -> None:
+        history = History(layout, ValkeyStore(layout, server.url), degraded=True)
+        await history.store.prime(NOTHING, {}, ())
+        server.stop()
+        await history.answer(world.raw(slice(0, 20)), score)
+        server.start()
+        await asyncio.gather(*(history.answer(world.raw(slice(at, at + 1)), score) for at in range(20, 40)))
+        rest = await history.answer(world.raw(slice(40, 120)), score)
+        found = [history.named(answer)["card_n_3d"] for answer in rest]
+        assert found == world.expected("card_n_3d")[40:].tolist()
+        await history.store.close()
+
+    with valkey(tmp_path) as own:
+        run(work(own))
+
+
+def test_what_the_store_did_not_take_joins_later(tmp_path, ray_session):
+    world = world_of(tmp_path / "data", Storage.at(str(tmp_path / "root")), count=2)
+    layout = layout_of(world.definition, "not taken")
+
+    class Cut(MemoryStore):
+        """Goes away between reading and joining."""
+
+        cut = True
+
+        async def join(self, id: str | None, record: Record, rows: Sequence[Row]) -> Record | None:
+            if self.cut:
+                raise StoreAwayError("away")
+            return await super().join(id, record, rows)
+
+    async def work() -> None:
+        store = Cut(layout)
+        await store.prime(NOTHING, {}, ())
+        with pytest.raises(StoreAwayError):
+            await History(layout, store).answer(world.raw(slice(0, 1)), score)
+        history = History(layout, store, degraded=True)
+        answers = await history.answer(world.raw(slice(0, 1)), score)
+        store.cut = False
+        answers += await history.answer(world.raw(slice(1, 60)), score)
+        found = [history.named(answer)["card_n_3d"] for answer in answers]
+        assert found == world.expected("card_n_3d")[:60].tolist()
+
+    run(work())
+
+
 def test_a_store_that_lost_its_past_is_noticed(tmp_path, server, ray_session):
     world = world_of(tmp_path / "data", Storage.at(str(tmp_path / "root")), count=2)
     layout = layout_of(world.definition, "lost")
@@ -316,9 +376,18 @@ def test_a_store_that_lost_its_past_is_noticed(tmp_path, server, ray_session):
             await client.delete(*[key async for key in client.scan_iter("lost:*")])
         with pytest.raises(NotPrimedError, match="fraud-ray serve --prime"):
             await history.answer(world.raw(slice(60, 61)), score)
-        await store.prime("another", {}, ())
-        (answer,) = await history.answer(world.raw(slice(60, 61)), score)
-        assert history.named(answer)["card_n_3d"] == 1  # of the new past, not of what this replica remembers
+        for asked in (60, 100):  # the second time before anybody noticed, and with the same state
+            async with redis.Redis.from_url(server.url) as client:
+                await client.delete("lost:none", *[key async for key in client.scan_iter("lost:*")])
+            await store.prime("another", {}, ())
+            assert await store.primed() == "another"
+            _, pasts = await store.read(
+                None, [(0, card) for card in sorted({*world.raw(slice(0, 120)).columns["card"]})]
+            )
+            assert not any(map(len, pasts))
+            (answer,) = await history.answer(world.raw(slice(asked, asked + 1)), score)
+            assert history.named(answer)["card_n_3d"] == 1  # of the new past, not of what this replica remembers
+            await history.answer(world.raw(slice(61, 80)), score)
         await store.close()
 
     run(work())
@@ -348,6 +417,34 @@ def test_what_no_window_sees_any_more_is_dropped(tmp_path, open_store, server, r
         await store.close()
 
     run(work())
+
+
+def test_no_entity_that_is_seen_once_is_kept_for_good(tmp_path, ray_session):
+    definition = world_of(tmp_path / "data", Storage.at(str(tmp_path / "root")), count=2).definition
+    layout = layout_of(definition, "once")
+    reach, last = layout.reach // DAY, 4 * (layout.reach // DAY)
+
+    async def work() -> None:
+        store = MemoryStore(layout)
+        await store.prime(NOTHING, {}, ())
+        # Each day another card at another shop, from 1970 on.
+        seen, times = [f"c{day}" for day in range(last)], [day * DAY for day in range(last)]
+        columns = {"timestamp": times, "card": seen, "category": seen, "amount": [1.0] * last}
+        await History(layout, store).answer(batch_of(seen, columns), score)
+        keys = [(number, name) for number in range(len(definition.groups)) for name in seen]
+        _, pasts = await store.read(None, keys)
+        assert sum(map(len, pasts)) <= (reach + 2) * len(definition.groups)
+
+    run(work())
+
+
+@pytest.mark.parametrize("address", ["http://:secret@h/0", "redis://:secret@h/0?nope=1", "redis://:secret@h/cards"])
+def test_what_is_no_address_of_a_store_is_refused(tmp_path, address):
+    definition = Definition.of(card_settings(tmp_path, COLUMNS, windows={"columns": WINDOWS}))
+    assert definition is not None
+    with pytest.raises(SettingsError, match="is no address of a Valkey or Redis") as refused:
+        ValkeyStore(layout_of(definition, "nowhere"), address)
+    assert "secret" not in str(refused.value)
 
 
 def test_values_that_no_sum_holds_are_refused_and_data_without_ids_is_primed_once(tmp_path, ray_session):

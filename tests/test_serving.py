@@ -337,6 +337,12 @@ async def test_the_model_says_what_it_reads_and_what_it_waits_for(client, servic
         assert (await client.get(other)).status_code == 404
 
 
+@pytest.mark.asyncio
+async def test_nobody_is_sent_elsewhere_with_a_token(client):
+    for path in ("/score/", "/v2/", "/labels/"):
+        assert (await client.post(path, json={})).status_code == 404
+
+
 CHECKS = [not_a_server_error, status_code_conformance, response_schema_conformance]
 
 

@@ -111,7 +111,9 @@ def create_app(service: Service, tokens: Tokens | None, close: Callable[[], Awai
         route("/openapi.json", openapi),
         route("/docs", docs, is_open=True),
     ]
-    return Starlette(routes=routes, exception_handlers={HTTPException: nowhere(service.metrics)}, lifespan=lifespan)
+    app = Starlette(routes=routes, exception_handlers={HTTPException: nowhere(service.metrics)}, lifespan=lifespan)
+    app.router.redirect_slashes = False  # behind what ends TLS it would send callers, and their tokens, to http://
+    return app
 
 
 def _scores(scored: Scored, batch: Batch, form: Form) -> list[dict[str, Any]]:

@@ -98,15 +98,25 @@ class History:
             self._away.append((id, fresh, rows))
             return answer
         began = perf_counter()
-        there = await self.store.join(id, fresh, rows)
+        try:
+            there = await self.store.join(id, fresh, rows)
+        except StoreAwayError:
+            if not self._degraded:
+                raise
+            self._away.append((id, fresh, rows))
+            return answer
         self._observe("store", perf_counter() - began)
         return answer if there is None or there.answer is None else there.answer
 
     async def _catch_up(self) -> None:
         """Lets those join that were answered while the store was away."""
         while self._away:
-            await self.store.join(*self._away[0])
-            self._away.popleft()
+            waiting = self._away.popleft()  # no other request takes it too
+            try:
+                await self.store.join(*waiting)
+            except StoreAwayError:
+                self._away.appendleft(waiting)
+                raise
 
     def _keys(self, batch: Batch, at: int) -> list[Key]:
         """The pasts that a transaction looks at and joins."""

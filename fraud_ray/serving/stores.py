@@ -7,11 +7,14 @@ was given, whichever replica is asked, and is counted once. What no window can s
 
 from __future__ import annotations
 
+import re
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from secrets import token_hex
 from typing import Protocol
+from urllib.parse import urlsplit
 
 import msgspec
 import redis.asyncio as redis
@@ -19,6 +22,7 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
 
+from fraud_ray.errors import SettingsError
 from fraud_ray.redaction import refuse_misread, without_passwords
 from fraud_ray.serving.requests import UnavailableError
 from fraud_ray.windows.definition import DAY, Definition
@@ -155,13 +159,13 @@ class MemoryStore:
         return past
 
     def _forget(self, before: int) -> None:
-        """Drops what is older, two of each at most: more than one transaction brings."""
-        for _ in range(2):
+        """Drops what is older, more of it than one transaction brings."""
+        for _ in range(len(self._layout.definition.groups) + 1):
             id, oldest = next(iter(self._records.items()), (None, None))
             if id is not None and oldest is not None and oldest.time < before:
                 del self._records[id]
             key, past = next(iter(self._pasts.items()), (None, None))
-            if key is not None and past is not None and (past.newest or before) < before:
+            if key is not None and past is not None and past.newest is not None and past.newest < before:
                 del self._pasts[key]
 
 
@@ -224,9 +228,7 @@ class ValkeyStore:
         self._where = without_passwords(url)
         self._space = f"{layout.space}:{layout.definition.fingerprint()[:16]}"
         self._keep = str(layout.reach // 1_000)
-        self._client = redis.Redis.from_url(
-            url, socket_timeout=1.0, socket_connect_timeout=1.0, retry=Retry(NoBackoff(), 1)
-        )
+        self._client = _client_of(url)
         self._add = self._client.register_script(_ADD)
         self._primed: bytes | None = None
         self._held: OrderedDict[Key, _Held] = OrderedDict()  # used longest ago first
@@ -235,7 +237,7 @@ class ValkeyStore:
     async def primed(self) -> str | None:
         async with self._reached():
             state = await self._client.get(f"{self._space}:primed")
-        return None if state is None else _bytes(state).decode()
+        return None if state is None else _bytes(state).decode().partition(":")[0]
 
     async def prime(self, state: str, records: Mapping[str, Record], pasts: Iterable[tuple[Key, Sequence[Row]]]) -> int:
         async with self._reached():
@@ -255,8 +257,8 @@ class ValkeyStore:
                     written += 1
                 if len(pipeline) >= _CHUNK:
                     await pipeline.execute()
-            # Last: it says that all is there.
-            pipeline.set(f"{self._space}:primed", state)
+            # Last: it says that all is there; each time another, so that replicas notice that all was lost before.
+            pipeline.set(f"{self._space}:primed", f"{state}:{token_hex(8)}")
             await pipeline.execute()
         return written
 
@@ -354,6 +356,22 @@ class ValkeyStore:
 
     def _record(self, id: str) -> str:
         return f"{self._space}:id:{id}"
+
+
+def _client_of(url: str) -> redis.Redis:
+    """Raises SettingsError for what is no address of a store."""
+    try:
+        client = redis.Redis.from_url(url, socket_timeout=1.0, socket_connect_timeout=1.0, retry=Retry(NoBackoff(), 1))
+        client.connection_pool.make_connection()  # connects nothing, and knows what the address may hold
+        # Another path would be read as database 0.
+        is_one = url.startswith("unix:") or re.fullmatch(r"/?|/\d+", urlsplit(url).path) is not None
+    except (TypeError, ValueError):
+        is_one = False
+    if not is_one:
+        raise SettingsError(
+            f"serving.store is no address of a Valkey or Redis: {without_passwords(url)}; write redis://HOST:PORT/DB"
+        )
+    return client
 
 
 def _new(rows: list[Row], past: Past) -> list[Row]:
