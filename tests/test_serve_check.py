@@ -101,6 +101,11 @@ def test_the_first_value_that_differs_is_shown_whole(tmp_path):
     assert found["first"]["column"] == "probability" and found["first"]["transaction"]["transaction_id"]
 
 
+def test_what_is_no_endpoint_is_refused_before_anything_is_scored(tmp_path):
+    done = serve_check(world(tmp_path, 1, 60), "--url", "notaurl")
+    assert done.returncode == 2 and "'notaurl' is no URL of an endpoint" in done.stderr
+
+
 class serving:  # noqa: N801 - a context manager
     """Replicas of one past; their URLs, and `processes`."""
 

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from fraud_ray.windows.state import State
 
 _WAITING = 2_048  # connections that the system holds until they are accepted
+_IDLE_S = 75  # for which a connection is kept: longer than ingresses hold theirs, so that none sends into a closed one
 _LONGEST_S = 30  # until requests that are under way are given up, when the server is ended
 
 
@@ -180,6 +181,7 @@ async def _serve(
         log_level="warning",
         access_log=False,
         server_header=False,
+        timeout_keep_alive=_IDLE_S,
         timeout_graceful_shutdown=_LONGEST_S,
     )
     await uvicorn.Server(config).serve(sockets=[bound])

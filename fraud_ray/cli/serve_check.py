@@ -63,6 +63,7 @@ def serve_check(
     settings = settings_of(config, overrides)
     uri = model or f"models:/{settings.registry.model_name}@champion"
     display = Display()
+    given = Endpoint(url, token) if url else None
     with ExitStack() as held, stdout_for_the_result():
         scratch = Path(held.enter_context(tempfile.TemporaryDirectory()))
         opened = open_uri(uri, settings.registry, Storage.at(settings.storage.root), scratch / "model")
@@ -83,9 +84,9 @@ def serve_check(
                 f"{counted(len(expected.sent), 'transaction')} of {counted(len(partitions.partitions), 'partition')}"
             )
         named = f"models:/{opened.version.name}/{opened.version.version}" if opened.version else uri
-        urls = url or [held.enter_context(_serving(config, overrides, named, scratch / "log"))]
+        endpoint = given or Endpoint([held.enter_context(_serving(config, overrides, named, scratch / "log"))], None)
         with display.stage("replay") as stage:
-            found = replay(expected, Endpoint(urls, token if url else None), stage.update)
+            found = replay(expected, endpoint, stage.update)
             stage.say(f"{found.transactions / found.seconds:,.0f} transactions/s")
     if as_json:
         print_json(found.to_json())

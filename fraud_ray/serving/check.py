@@ -27,7 +27,7 @@ from fraud_ray.cluster import join_unless_few
 from fraud_ray.data.kinds import Reading
 from fraud_ray.data.listing import parquet_name
 from fraud_ray.data.source import Source, list_partitions, open_source, read_partition, table_name
-from fraud_ray.errors import DataError, ServerError
+from fraud_ray.errors import DataError, ServerError, SettingsError
 from fraud_ray.progress import Progress, Update
 from fraud_ray.scoring.partitions import Model, score_partitions
 from fraud_ray.settings import ClusterSettings, DataSettings
@@ -146,6 +146,10 @@ class Endpoint:
     """
 
     def __init__(self, urls: Sequence[str], token: str | None) -> None:
+        """Raises SettingsError for what is no URL."""
+        for url in urls:
+            if urllib.parse.urlsplit(url).scheme not in {"http", "https"} or not urllib.parse.urlsplit(url).netloc:
+                raise SettingsError(f"'{url}' is no URL of an endpoint; name one such as http://127.0.0.1:8000")
         self._urls = itertools.cycle([url.rstrip("/") for url in urls])
         self._token, self.again = token, 0
         self._held: dict[str, http.client.HTTPConnection] = {}
