@@ -152,7 +152,7 @@ def test_the_process_that_finds_reasons_ends_with_a_server_that_was_killed():
 
 def children_of(process: int) -> str:
     """The command lines of a process's children."""
-    ran = subprocess.run(["ps", "-o", "args=", "--ppid", str(process)], capture_output=True, text=True)
+    ran = subprocess.run(["ps", "-ww", "-o", "args=", "--ppid", str(process)], capture_output=True, text=True)
     return ran.stdout
 
 

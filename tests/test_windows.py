@@ -23,7 +23,7 @@ from hypothesis import strategies as st
 from fraud_ray.data.contract import ContractViolation
 from fraud_ray.data.keys import known_since
 from fraud_ray.data.source import Source, open_source
-from fraud_ray.errors import DataError
+from fraud_ray.errors import DamagedError, DataError
 from fraud_ray.scoring.raw import read_labels
 from fraud_ray.settings import Settings
 from fraud_ray.storage import Storage
@@ -543,7 +543,7 @@ def test_a_definition_survives_json_and_knows_when_another_gives_other_values(tm
     assert Definition.from_json(stored).fingerprint() == definition.fingerprint()
     assert definition_of(windowed_settings(tmp_path, buckets=9)).fingerprint() == definition.fingerprint()
     assert definition_of(windowed_settings(tmp_path, label_delay_days=3)).fingerprint() != definition.fingerprint()
-    with pytest.raises(ValueError, match="these windows have format 99, this version reads 1"):
+    with pytest.raises(DamagedError, match="windows have format 99, and this version of fraud_ray reads 1"):
         Definition.from_json({**stored, "format": 99})
 
 
