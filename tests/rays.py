@@ -47,7 +47,7 @@ def head(cwd: Path, environment: Mapping[str, str], cpus: int = 2) -> Iterator[H
         command, cwd=cwd, env=known, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
     ) as process:
         try:
-            _wait_for(f"{url}/api/gcs_healthz", process)
+            wait_for(f"{url}/api/gcs_healthz", process)
             yield Head(url, token, {**known, "RAY_API_SERVER_ADDRESS": url})
         finally:
             process.send_signal(signal.SIGTERM)
@@ -66,7 +66,8 @@ def free_ports(count: int) -> list[int]:
         return [one.getsockname()[1] for one in sockets]
 
 
-def _wait_for(url: str, process: subprocess.Popen[bytes], seconds: float = 90) -> None:
+def wait_for(url: str, process: subprocess.Popen[bytes], seconds: float = 90) -> None:
+    """Until what a process serves there answers."""
     deadline = time.monotonic() + seconds
     while process.poll() is None and time.monotonic() < deadline:
         try:

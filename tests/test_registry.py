@@ -10,7 +10,6 @@ import socket
 import subprocess
 import sys
 import time
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -35,6 +34,7 @@ from fraud_ray.runs import open_run
 from fraud_ray.settings import Loaded, RegistrySettings, StorageSettings, locate_registry, parse_settings
 from fraud_ray.storage import Storage
 from tests.handmade import THRESHOLD, example, expected, write_bundle
+from tests.rays import wait_for
 
 METRICS = {"f1_score": 0.9, "average_precision": 0.8}
 names = (f"name-{number}" for number in itertools.count())
@@ -418,14 +418,3 @@ def test_the_pages_show_the_store_and_a_server_behaves_as_the_file_does(tracking
     finally:
         process.terminate()
         process.wait(timeout=30)
-
-
-def wait_for(url: str, process: subprocess.Popen[bytes], limit_s: float = 90) -> None:
-    deadline = time.monotonic() + limit_s
-    while time.monotonic() < deadline and process.poll() is None:
-        try:
-            with urllib.request.urlopen(url, timeout=2):
-                return
-        except OSError:
-            time.sleep(0.2)
-    raise AssertionError(f"{url} did not answer")

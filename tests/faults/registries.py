@@ -8,8 +8,6 @@ import signal
 import socket
 import subprocess
 import threading
-import time
-import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -17,20 +15,13 @@ from pathlib import Path
 
 from fraud_ray.registry.server import ui_command
 from fraud_ray.settings import RegistrySettings
-
-_LIMIT_S = 90
-
-
-def free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return found.getsockname()[1]
+from tests.rays import free_ports, wait_for
 
 
 @contextmanager
 def server(file: Path) -> Iterator[int]:
     """A server on an sqlite store; yields its port."""
-    port = free_port()
+    (port,) = free_ports(1)
     command = ui_command(RegistrySettings(uri=f"sqlite:///{file}"), port)
     environment = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}  # else it starts eight processes more
     process = subprocess.Popen(
@@ -42,22 +33,11 @@ def server(file: Path) -> Iterator[int]:
         start_new_session=True,
     )
     try:
-        _wait_for(f"http://127.0.0.1:{port}/api/2.0/mlflow/experiments/get-by-name?experiment_name=Default", process)
+        wait_for(f"http://127.0.0.1:{port}/api/2.0/mlflow/experiments/get-by-name?experiment_name=Default", process)
         yield port
     finally:
         os.killpg(process.pid, signal.SIGKILL)
         process.wait(timeout=30)
-
-
-def _wait_for(url: str, process: subprocess.Popen[bytes]) -> None:
-    deadline = time.monotonic() + _LIMIT_S
-    while time.monotonic() < deadline and process.poll() is None:
-        try:
-            with urllib.request.urlopen(url, timeout=2):
-                return
-        except OSError:
-            time.sleep(0.2)
-    raise AssertionError(f"{url} did not answer")
 
 
 class Lossy:

@@ -17,9 +17,10 @@ from fraud_ray.registry.tracking import PARENT_TAG, RUN_TAG, TRIAL_TAG, Dataset,
 from fraud_ray.registry.versions import list_versions, register
 from fraud_ray.settings import RegistrySettings, load_settings
 from fraud_ray.storage import Storage
-from tests.faults.registries import Lossy, free_port, proxy, server
+from tests.faults.registries import Lossy, proxy, server
 from tests.handmade import example, write_bundle
 from tests.line import local as small
+from tests.rays import free_ports
 
 LOST = ("6", "the answer to a write in the registry is lost, and MLflow's client writes again")
 
@@ -82,7 +83,8 @@ def test_a_life_in_which_every_write_is_answered_at_the_second_time_leaves_no_tw
 def test_a_dead_server_is_found_before_data_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pipeline, "open_source", lambda data: pytest.fail("data is read"))
     monkeypatch.setattr(pipeline, "simulate_if_absent", lambda *given: pytest.fail("data is made"))
-    loaded = load_settings(*small(tmp_path, tmp_path / "store", [f"registry.uri=http://127.0.0.1:{free_port()}"]))
+    (port,) = free_ports(1)
+    loaded = load_settings(*small(tmp_path, tmp_path / "store", [f"registry.uri=http://127.0.0.1:{port}"]))
     with pytest.raises(ServerError, match=r"MLflow at http://127\.0\.0\.1:\d+ cannot be used: .*Connection refused"):
         pipeline.run(loaded, Quiet())
 
