@@ -18,7 +18,7 @@ import redis.asyncio as redis
 from fraud_ray.data.source import open_source
 from fraud_ray.errors import SettingsError
 from fraud_ray.serving.history import History
-from fraud_ray.serving.priming import NOTHING, prime
+from fraud_ray.serving.priming import NOTHING, Histories, prime
 from fraud_ray.serving.requests import Batch, RequestFault
 from fraud_ray.serving.stores import (
     Answer,
@@ -30,7 +30,7 @@ from fraud_ray.serving.stores import (
     StoreAwayError,
     ValkeyStore,
 )
-from fraud_ray.settings import Settings
+from fraud_ray.settings import ServingSettings, Settings
 from fraud_ray.storage import Storage
 from fraud_ray.windows.definition import DAY, Definition
 from fraud_ray.windows.past import Row
@@ -332,6 +332,28 @@ def test_those_that_the_store_missed_join_once_each_whoever_asks_meanwhile(tmp_p
 
     with valkey(tmp_path) as own:
         run(work(own))
+
+
+def test_what_a_check_began_in_a_shared_store_goes_with_it_and_nothing_else(tmp_path, server, ray_session):
+    storage = Storage.at(str(tmp_path / "root"))
+    world = world_of(tmp_path / "data", storage, count=2)
+
+    async def work() -> None:
+        other = ValkeyStore(layout_of(world.definition, "another"), server.url)
+        await other.prime(NOTHING, {}, ())
+        histories = Histories(ServingSettings(store=server.url), storage, lambda *_: None, fresh="of-a-check")
+        assert await histories.primed(world.definition, None)
+        history = histories.of(world.definition)
+        assert history is not None
+        await history.answer(world.raw(slice(0, 40)), score)
+        async with redis.Redis.from_url(server.url) as client:
+            assert len([key async for key in client.scan_iter("of-a-check:*")]) > 40
+            await histories.close()
+            assert [key async for key in client.scan_iter("of-a-check:*")] == []
+        assert await other.primed() == NOTHING
+        await other.close()
+
+    run(work())
 
 
 def test_what_the_store_did_not_take_joins_later(tmp_path, ray_session):

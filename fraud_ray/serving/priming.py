@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import defaultdict
 from collections.abc import Iterator
+from contextlib import suppress
 from itertools import groupby
 from operator import itemgetter
 
@@ -13,7 +14,17 @@ import pyarrow.compute as pc
 
 from fraud_ray.data.keys import NEVER
 from fraud_ray.serving.history import History, Observe
-from fraud_ray.serving.stores import SPACE, Key, Layout, MemoryStore, Record, Store, open_store
+from fraud_ray.serving.stores import (
+    SPACE,
+    Key,
+    Layout,
+    MemoryStore,
+    Record,
+    Store,
+    StoreAwayError,
+    ValkeyStore,
+    open_store,
+)
 from fraud_ray.settings import ServingSettings
 from fraud_ray.storage import Storage
 from fraud_ray.windows.definition import DAY, Definition, Group
@@ -115,8 +126,13 @@ class Histories:
         return tuple(self._by_definition.values())
 
     async def close(self) -> None:
+        """Lets go of the stores, without what was begun there for a check."""
         for history in self.all():
-            await history.store.close()
+            store = history.store
+            if self._fresh is not None and isinstance(store, ValkeyStore):
+                with suppress(StoreAwayError):
+                    await store.clear()
+            await store.close()
 
     def _load(self, store: Store, definition: Definition, state: str) -> None:
         asyncio.run(prime(store, self._storage, definition, newest_state(self._storage, state)))

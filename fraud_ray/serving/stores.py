@@ -306,6 +306,13 @@ class ValkeyStore:
             await pipeline.execute()
         return [there is not None for there in found]
 
+    async def clear(self) -> None:
+        """Removes all that it holds of these windows. Raises StoreAwayError."""
+        async with self._reached():
+            keys = [key async for key in self._client.scan_iter(f"{self._space}:*", count=_CHUNK)]
+            for begin in range(0, len(keys), _CHUNK):
+                await self._client.unlink(*keys[begin : begin + _CHUNK])
+
     async def close(self) -> None:
         await self._client.aclose()
 
