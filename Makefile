@@ -17,7 +17,7 @@ test-long: .venv/installed
 
 # Faults caused for real; writes the table of what held.
 test-faults: .venv/installed
-	FRAUD_RAY_FAULTS_TABLE=tests/faults/README.md $(BIN)/python -m pytest -m faults tests/faults $(PYTEST_OPTIONS)
+	$(BIN)/python -m pytest -p tests.faults.table -m faults $(PYTEST_OPTIONS)
 
 # The same tests on the oldest Ray and MLflow that pyproject.toml allows.
 test-oldest: .venv-oldest/installed

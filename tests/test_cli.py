@@ -418,6 +418,10 @@ app()
 """
 
 
+@pytest.mark.faults(
+    "23", "SIGINT, SIGTERM, also twice, and where Python loses it", "the lease is free; resumable; 130, 143"
+)
+@pytest.mark.quick
 @pytest.mark.parametrize("how", ["sent", "lost in a destructor", "swallowed"])
 @pytest.mark.parametrize(("number", "exit_code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_releases_the_lease_and_leaves_the_run_resumable(

@@ -187,6 +187,7 @@ def test_the_handbooks_final_fold_beats_the_published_network(ray_session: None,
     assert outcome.status == "registered"
 
 
+@pytest.mark.faults("4", "SIGKILL of the driver in the search", "finished trials are not repeated, one version")
 @pytest.mark.long
 def test_a_driver_killed_in_the_search_repeats_no_finished_trial(simulated: Path, store: Path) -> None:
     config, overrides = local(

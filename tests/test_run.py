@@ -215,6 +215,8 @@ def said(process: subprocess.Popen[str]) -> str:
     return process.stdout.readline().strip()
 
 
+@pytest.mark.faults("4", "SIGKILL of who holds a run", "the next one takes it over at once")
+@pytest.mark.quick
 def test_a_run_that_a_living_process_holds_is_refused_and_a_killed_one_is_taken_over(storage: Storage) -> None:
     with contender(storage) as process:
         assert said(process) == "held"

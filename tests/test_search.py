@@ -265,6 +265,7 @@ def same(one: Fitted, other: Fitted) -> bool:
     return all(torch.equal(one.weights[name], other.weights[name]) for name in other.weights)
 
 
+@pytest.mark.faults("1", "SIGKILL of a rank in the refit", "the same weights as undisturbed")
 @pytest.mark.long
 def test_training_goes_on_after_a_worker_was_killed(
     ray_session: None, folds: list[PreparedFold], storage: Storage
@@ -309,6 +310,7 @@ def refitting(folder: Path, epochs: int) -> subprocess.Popen[str]:
     return subprocess.Popen(command, env=environment, cwd=REPOSITORY, text=True, **pipes)
 
 
+@pytest.mark.faults("4", "SIGKILL of the driver in the refit", "no epoch is trained again, the same weights")
 @pytest.mark.long
 def test_a_fit_goes_on_after_its_driver_was_killed_and_ends_as_one_that_was_not(
     ray_session: None, folds: list[PreparedFold], tmp_path: Path
@@ -331,6 +333,7 @@ def test_a_fit_goes_on_after_its_driver_was_killed_and_ends_as_one_that_was_not(
     assert same(fitted, whole)
 
 
+@pytest.mark.faults("23", "SIGINT in the refit", "ended within seconds, nothing reserved")
 @pytest.mark.long
 def test_an_interrupt_ends_a_fit_at_once_and_leaves_nothing_reserved(tmp_path: Path) -> None:
     with refitting(tmp_path, 100_000) as driver:
