@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from sklearn.linear_model import LogisticRegression
-from sklearn.metrics import average_precision_score, precision_recall_fscore_support, roc_auc_score
+from sklearn.metrics import average_precision_score, precision_recall_fscore_support, roc_auc_score, roc_curve
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
@@ -39,6 +39,8 @@ from fraud_ray.decision.evaluate import (
     evaluate,
     precision_at_k,
 )
+from fraud_ray.decision.false_positives import at_false_positive_rates
+from fraud_ray.decision.names import metric_name
 from fraud_ray.errors import FraudRayError
 from fraud_ray.settings import DecisionSettings
 
@@ -249,6 +251,7 @@ def test_an_evaluation_holds_every_figure_and_survives_json():
         "precision",
         "recall",
         "f1_score",
+        "false_positive_rate",
         "brier",
         "brier_skill",
         "calibration_error",
@@ -278,6 +281,26 @@ def test_money_is_counted_where_an_amount_is_declared():
     assert "money_saved" not in evaluate(scores, rows, 0.5, DecisionSettings(bootstrap_repeats=0)).metrics
 
 
+def test_recall_at_a_false_positive_rate_and_the_ratio_of_the_groups_rates_are_those_of_the_roc_curve():
+    rows, rng = simulated(5_000), np.random.default_rng(3)
+    scores = np.clip(rows.roles["true_probability"] + rng.normal(0, 0.02, 5_000), 0, 1).round(3)  # with ties
+    place = np.array([name or "" for name in rows.slices["place"]])
+    settings = DecisionSettings(recall_at_fpr=(0.05, 0.2), slices=("place",), bootstrap_repeats=0)
+    metrics = evaluate(scores, rows, 0.5, settings).metrics
+    false, caught, thresholds = roc_curve(rows.label, scores, drop_intermediate=False)
+    for rate in (0.05, 0.2):
+        at = int(np.flatnonzero(false <= rate)[-1])
+        assert metrics[f"recall_at_fpr_{rate}"] == pytest.approx(caught[at])
+        legitimate = [(place == name) & (rows.label == 0) for name in ("shop", "fuel", "")]
+        rates = [(scores[group] >= thresholds[at]).mean() for group in legitimate]
+        assert metrics[f"fpr_ratio_place_at_fpr_{rate}"] == pytest.approx(min(rates) / max(rates))
+    assert metric_name("recall_at_fpr_0.05") == "recall at FPR 0.05"
+    tied = at_false_positive_rates(
+        np.ones(4), np.array([1, 0, 0, 0]), (0.05,), {"place": np.array(["a", "b", "a", "b"])}
+    )
+    assert tied == {"recall_at_fpr_0.05": 0.0}
+
+
 def test_what_needs_an_undeclared_role_is_left_out():
     rows = simulated(500)
     bare = Rows(rows.features, rows.codes, rows.label)
@@ -290,7 +313,7 @@ def test_what_needs_an_undeclared_role_is_left_out():
 @pytest.mark.parametrize(
     ("label", "defined"),
     [
-        (0, {"precision", "brier", "calibration_error"}),
+        (0, {"precision", "false_positive_rate", "brier", "calibration_error"}),
         (1, {"precision", "recall", "f1_score", "brier", "calibration_error"}),
     ],
 )

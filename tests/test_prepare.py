@@ -61,10 +61,17 @@ def of_days(tables: list[pa.Table], first: date, last: date) -> pa.Table:
     return whole.filter((stamps >= np.datetime64(first)) & (stamps < np.datetime64(last + timedelta(days=1))))
 
 
+def in_words(amount: float | None) -> str:
+    if amount is None:
+        return ""
+    return "below 10" if amount < 10 else "10 to below 25.5" if amount < 25.5 else "25.5 and above"
+
+
 def test_each_fold_has_the_encoder_of_its_own_fit_rows_and_both_sides_in_order(tmp_path, storage, ray_session):
     tables = write_days(tmp_path / "data", 12)
     ways = FEW | {"numeric_encodings": EVERY_WAY, "ratios": {"reach": ["distance", "amount"]}, "calendar": True}
-    settings, source, folds = planned(tmp_path / "data", decision={"slices": ["category"]}, prepare=ways)
+    decision = {"slices": ["category", "amount"], "slice_edges": {"amount": [10, 25.5]}}
+    settings, source, folds = planned(tmp_path / "data", decision=decision, prepare=ways)
     result = prepare(source, folds, settings, storage, quiet)
     assert not result.cached
     columns = feature_columns(settings.data, settings.prepare)
@@ -92,6 +99,9 @@ def test_each_fold_has_the_encoder_of_its_own_fit_rows_and_both_sides_in_order(t
             for role, name in (names | {"true_probability": "probability"}).items():
                 np.testing.assert_array_equal(got.roles[role], expected[name].to_numpy())
             assert got.slices["category"].tolist() == [c or "" for c in expected["category"].to_pylist()]
+            ranges = [in_words(amount) for amount in expected["amount"].to_pylist()]
+            assert got.slices["amount"].tolist() == ranges
+            assert len(set(ranges)) == 3
 
 
 def test_a_partition_becomes_one_part_of_each_side_and_the_part_tells_what_is_in_it(tmp_path, storage, ray_session):

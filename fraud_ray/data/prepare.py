@@ -8,8 +8,10 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from dataclasses import asdict, dataclass, replace
 from functools import partial
+from itertools import pairwise
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -67,7 +69,9 @@ def prepare(source: Source, folds: Folds, settings: Settings, storage: Storage, 
         return _prepared(found.entry, True, f"cached {cache.in_words(found.entry.age)} ago")
     columns = feature_columns(settings.data, settings.prepare)
     ratios = tuple(Ratio(name, *of, settings.prepare.numeric_encodings) for name, of in settings.prepare.ratios.items())
-    job = Job(source.root, settings.data, columns, ratios, folds, settings.decision.slices)
+    job = Job(
+        source.root, settings.data, columns, ratios, folds, settings.decision.slices, settings.decision.slice_edges
+    )
     placed = list(enumerate(source.partitions))
     to_fit = [(i, partition) for i, partition in placed if job.reads_to_fit(i)]
     to_encode = [(i, partition) for i, partition in placed if job.reads_to_encode(i)]
@@ -138,6 +142,7 @@ def prepared_key(source: Source, settings: Settings) -> str:
         settings.folds.model_dump(mode="json"),
         settings.prepare.model_dump(mode="json"),
         settings.decision.slices,
+        *([settings.decision.slice_edges] if settings.decision.slice_edges else []),
         *([settings.data.repeats] if settings.data.repeats != "refuse" else []),
     ]
     return hashlib.sha256(json.dumps(relevant, sort_keys=True).encode()).hexdigest()
@@ -145,7 +150,10 @@ def prepared_key(source: Source, settings: Settings) -> str:
 
 @dataclass(frozen=True)
 class Job:
-    """What both passes need to know; goes to every task. slices: columns carried beside holdout rows."""
+    """What both passes need to know; goes to every task.
+
+    slices: columns carried beside holdout rows; edges: where the ranges of those begin that are numbers.
+    """
 
     root: str
     data: DataSettings
@@ -153,6 +161,7 @@ class Job:
     ratios: tuple[Ratio, ...]
     folds: Folds
     slices: tuple[str, ...]
+    edges: Mapping[str, tuple[float, ...]]
 
     def reads_to_fit(self, partition: int) -> bool:
         """Whether the fit pass needs a partition: for fit rows, or to count what a removal leaves of a holdout."""
@@ -260,10 +269,21 @@ def _carried(table: pa.Table, job: Job) -> dict[str, pa.ChunkedArray]:
             # Where some may be missing, all are text: integers with gaps would come as rounded floats.
             values = pc.fill_null(strings(values), "")
         carried[rows.ROLE + role] = values
-    carried |= {rows.SLICE + name: pc.fill_null(strings(table[name]), "") for name in job.slices}
+    for name in job.slices:
+        of_slice = ranges(table[name], job.edges[name]) if name in job.edges else strings(table[name])
+        carried[rows.SLICE + name] = pc.fill_null(of_slice, "")
     # A champion may read the timestamp where this run does not.
     raw = dict.fromkeys([*(column.name for column in job.columns), *filter(None, [job.data.of_kind("timestamp")])])
     return carried | {rows.RAW + name: table[name] for name in raw}
+
+
+def ranges(numbers: pa.ChunkedArray, edges: Sequence[float]) -> pa.Array:
+    """In which range, in words, each number lies; null where it is missing. edges: where ranges begin, rising."""
+    values = pc.cast(numbers, pa.float64(), safe=False).to_numpy()
+    between = [f"{low:g} to below {high:g}" for low, high in pairwise(edges)]
+    names = np.array([f"below {edges[0]:g}", *between, f"{edges[-1]:g} and above"], object)
+    found = names[np.searchsorted(edges, values, side="right")]
+    return pa.array(found, pa.string(), mask=np.isnan(values))
 
 
 def _to_json(folds: Sequence[rows.PreparedFold]) -> dict[str, Any]:

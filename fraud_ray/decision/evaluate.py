@@ -9,6 +9,7 @@ from sklearn.metrics import average_precision_score, brier_score_loss, roc_auc_s
 
 from fraud_ray.decision.bootstrap import intervals
 from fraud_ray.decision.cuts import Array, Bool, Cuts, Float64, Holdout, checked, equal_bins, fraud_amounts, reliability
+from fraud_ray.decision.false_positives import at_false_positive_rates
 from fraud_ray.progress import counted
 from fraud_ray.settings import DecisionSettings
 from fraud_ray.values import Value
@@ -26,7 +27,7 @@ class Confusion:
 
 @dataclass(frozen=True)
 class SliceEvaluation:
-    """The metrics of the rows with one value of one categorical column; the value "" stands for missing."""
+    """The metrics of the rows with one value, or in one range, of one column; the value "" stands for missing."""
 
     column: str
     value: str
@@ -79,6 +80,8 @@ def evaluate(probabilities: Array, rows: Holdout, threshold: float, settings: De
     if entity is not None and timestamp is not None:
         k = settings.card_precision_at
         metrics[f"card_precision_at_{k}"] = card_precision_at_k(scores, fraud, entity, timestamp, k)
+    groups = {column: rows.slices[column] for column in settings.slices}
+    metrics |= at_false_positive_rates(scores, fraud, settings.recall_at_fpr, groups)
     truth = rows.roles.get("true_probability")
     return Evaluation(
         rows=len(scores),
@@ -92,8 +95,8 @@ def evaluate(probabilities: Array, rows: Holdout, threshold: float, settings: De
         confusion=confusion,
         slices=tuple(
             part
-            for column in settings.slices
-            for part in evaluate_slices(scores, fraud, threshold, column, rows.slices[column])
+            for column, values in groups.items()
+            for part in evaluate_slices(scores, fraud, threshold, column, values)
         ),
     )
 
@@ -101,7 +104,7 @@ def evaluate(probabilities: Array, rows: Holdout, threshold: float, settings: De
 def evaluate_slices(
     scores: Array, labels: Array, threshold: float, column: str, values: Array
 ) -> list[SliceEvaluation]:
-    """One evaluation a value of a categorical column, values (rows,) of str or None; largest slices first."""
+    """One evaluation a value of a column, values (rows,) of str or None; largest slices first."""
     names, of_row = np.unique(["" if value is None else value for value in values], return_inverse=True)
     order = np.argsort(of_row, kind="stable")
     found = []
@@ -122,10 +125,10 @@ def confusion_at(scores: Float64, fraud: Bool, threshold: float) -> Confusion:
 def rate_metrics(scores: Float64, fraud: Bool, confusion: Confusion) -> dict[str, float]:
     """Ranking, threshold and calibration metrics by name; those undefined on these rows are left out.
 
-    Brier's skill is 1 - Brier / Brier of the base rate. Precision needs an alert, recall and F1 a fraud, the ranking
-    metrics and the skill both classes.
+    Brier's skill is 1 - Brier / Brier of the base rate. Precision needs an alert, recall and F1 a fraud, the false
+    positive rate a legitimate row, the ranking metrics and the skill both classes.
     """
-    frauds, alerts = confusion.tp + confusion.fn, confusion.tp + confusion.fp
+    frauds, alerts, legitimate = confusion.tp + confusion.fn, confusion.tp + confusion.fp, confusion.fp + confusion.tn
     base_rate = frauds / len(fraud)
     has_both_classes = 0 < frauds < len(fraud)
     metrics: dict[str, float] = {}
@@ -137,6 +140,8 @@ def rate_metrics(scores: Float64, fraud: Bool, confusion: Confusion) -> dict[str
     if frauds:
         metrics["recall"] = confusion.tp / frauds
         metrics["f1_score"] = 2 * confusion.tp / (alerts + frauds)
+    if legitimate:
+        metrics["false_positive_rate"] = confusion.fp / legitimate
     metrics["brier"] = float(brier_score_loss(fraud, scores, pos_label=True))
     if has_both_classes:
         metrics["brier_skill"] = 1 - metrics["brier"] / (base_rate * (1 - base_rate))

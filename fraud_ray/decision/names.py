@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 
 # In the order in which people are shown them; precision at k and the like follow.
@@ -11,18 +12,19 @@ METRICS = {
     "precision": "precision",
     "recall": "recall",
     "f1_score": "F1",
+    "false_positive_rate": "false positive rate",
     "amount_recall": "fraud amount caught",
     "money_saved": "money saved",
     "brier": "Brier score",
     "brier_skill": "Brier skill",
     "calibration_error": "calibration error",
 }
-AT_THRESHOLD = {"precision", "recall", "f1_score", "amount_recall", "money_saved"}
+AT_THRESHOLD = {"precision", "recall", "f1_score", "false_positive_rate", "amount_recall", "money_saved"}
 
 
 def metric_name(name: str) -> str:
     """A metric as a sentence names it."""
-    return METRICS.get(name, name.replace("_", " "))
+    return METRICS.get(name, re.sub(r"\bfpr\b", "FPR", name.replace("_", " ")))
 
 
 def in_order(names: Iterable[str]) -> list[str]:

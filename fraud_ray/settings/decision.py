@@ -61,6 +61,9 @@ class DecisionSettings(Frozen):
     """k of precision at k."""
     card_precision_at: PositiveInt = 100
     """k of Card Precision: cards that are looked at each day."""
+    recall_at_fpr: tuple[Share, ...] = ()
+    """False positive rates at which recall is reported, and by column of `slices` the ratio of the lowest rate of a
+    slice to the highest."""
     bootstrap_repeats: NonNegativeInt = 200
     """Resamples behind each interval; 0: none."""
     confidence: Share = 0.95
@@ -68,7 +71,10 @@ class DecisionSettings(Frozen):
     importance_rows: NonNegativeInt = 20_000
     """Rows of a selection holdout on which each column's importance is measured, all frauds among them; 0: none."""
     slices: tuple[str, ...] = ()
-    """Categorical columns whose values are evaluated one by one."""
+    """Columns whose values are evaluated one by one: categorical ones, and those of `slice_edges`."""
+    slice_edges: dict[str, Annotated[tuple[float, ...], Field(min_length=1)]] = Field(default={})
+    """Where the ranges of a number in `slices` begin: with `{customer_age: [50]}` they are `below 50` and `50 and
+    above`."""
     seed: NonNegativeInt = 42
     """Seed of the bootstrap."""
 

@@ -195,9 +195,18 @@ class Settings(Frozen):
             for column in columns:
                 if column not in self.data.features or self.data.columns[column].kind == "categorical":
                     raise ValueError(f"prepare.ratios.{name} names '{column}', which is no number that the model reads")
+        numbers, edges = {"numeric", "amount"}, self.decision.slice_edges
         for name in self.decision.slices:
-            if name not in self.data.columns or self.data.columns[name].kind != "categorical":
+            kind = self.data.columns[name].kind if name in self.data.columns else None
+            if kind in numbers and name not in edges:
+                raise ValueError(f"decision.slices names '{name}', a number: say where its ranges begin in slice_edges")
+            if kind not in {"categorical", *numbers}:
                 raise ValueError(f"decision.slices names '{name}', which is no categorical column of data.columns")
+        for name, of_column in edges.items():
+            if name not in self.decision.slices or self.data.columns[name].kind not in numbers:
+                raise ValueError(f"decision.slice_edges.{name} is of no number in decision.slices; name it there")
+            if list(of_column) != sorted(set(of_column)):
+                raise ValueError(f"decision.slice_edges.{name}: {list(of_column)} should rise")
         for name, options in self.search.space.items():
             self._searchable(name, options)
         return self
