@@ -241,6 +241,12 @@ def test_an_outcome_is_figures_checks_version_and_where_it_lies(capsys: pytest.C
         "leaves search.space",
     ):
         assert text in shown
+    assert "Beside others" not in shown
+    published = [{"name": "rules", "source": "in use", "figures": {"average_precision": 0.5, "precision_at_100": 0.25}}]
+    print_outcome(outcome(evaluation={**EVALUATION, "published": published}))
+    shown = " ".join(capsys.readouterr().out.split())
+    assert re.search("Beside others .* average precision .* precision at 100 .* Source", shown)
+    assert re.search("this run .* 0.9000 .* rules .* 0.5000 .* 0.2500 .* in use", shown)
 
 
 def test_the_time_of_earlier_starts_is_told_apart(capsys: pytest.CaptureFixture[str]) -> None:

@@ -14,6 +14,7 @@ import pytest
 from fraud_ray.data.contract import SHOWN_CAUSES, Census, ContractViolation, Violation, check, validate
 from fraud_ray.data.keys import buckets_of
 from fraud_ray.data.source import open_source
+from fraud_ray.errors import DataError
 from fraud_ray.settings import DataSettings
 from tests.cards import (
     FIRST_DAY,
@@ -297,6 +298,9 @@ def test_validation_counts_partitions_in_their_order_and_tells_how_far_it_is(tmp
     assert census.frauds == sum(np.sum(t["is_fraud"]) for t in tables) + np.sum(card_table(rows=7)["is_fraud"])
     assert told == sorted(told)
     assert told[-1] == (2 * 307, 2 * 307)
+    assert validate(open_source(data), data.model_copy(update={"expected_rows": 307}), NO_LISTENER).rows == 307
+    with pytest.raises(DataError, match=r"holds 307 rows, and data\.expected_rows says 1,308: it is not whole"):
+        validate(open_source(data), data.model_copy(update={"expected_rows": 1308}), NO_LISTENER)
 
 
 def test_an_entity_that_is_text_in_one_partition_and_a_number_in_the_others_is_a_violation(tmp_path, ray_session):

@@ -189,6 +189,10 @@ def spans(low: float, high: float) -> str:
     return f"{low:.4f} … {high:.4f}"
 
 
+PUBLISHED = [
+    {"name": "forest", "source": "a book", "figures": {"average_precision": 0.658, "auc_roc": 0.867}},
+    {"name": "rules", "source": "in use", "figures": {"card_precision_at_100": 0.29}},
+]
 CASES: dict[str, dict[str, Any]] = {
     "registered": {},
     "rejected": {"gate": {"min_f1": 0.99, "max_calibration_error": 0.5}},
@@ -204,7 +208,7 @@ CASES: dict[str, dict[str, Any]] = {
     "no skill": {"skill": 0.0, "threshold": 0.03},
     "no alert": {"threshold": 1.0},
     "all are alerts": {"threshold": 0.0},
-    "one epoch": {"train": {"epochs": 1}, "decision": {"bootstrap_repeats": 0}},
+    "one epoch": {"train": {"epochs": 1}, "decision": {"bootstrap_repeats": 0, "published": PUBLISHED}},
 }
 
 
@@ -289,6 +293,16 @@ def test_the_numbers_on_the_page_are_the_runs(made: Made, case: str) -> None:
     unit = "a day" if case != "as in seed.yaml" else "per 1,000 rows"
     shown = f"{a_day:,.0f}" if a_day >= 100 or a_day == round(a_day) else f"{a_day:.1f}"
     assert f"raises {alerts:,} alerts, {shown} {unit}" in text
+
+
+def test_figures_that_others_published_stand_beside_the_runs(made: Made) -> None:
+    values, page = made("one epoch")
+    cells, own = Cells(page), values.evaluation.metrics
+    assert cells.row("Whose") == ("Whose", "ROC AUC", "Average precision", "Card precision at 100", "Source")
+    assert cells.row("this run") == ("this run", f"{own['auc_roc']:.4f}", f"{own['average_precision']:.4f}", "", "")
+    assert cells.row("forest") == ("forest", "0.8670", "0.6580", "", "a book")
+    assert cells.row("rules") == ("rules", "", "", "0.2900", "in use")
+    assert "this run" not in made("registered")[1]
 
 
 def test_a_rejected_page_says_what_would_help_and_every_page_what_other_thresholds_do(made: Made) -> None:

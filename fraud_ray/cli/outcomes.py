@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from rich.text import Text
 
 from fraud_ray.cli.tables import number, print_line, print_table
-from fraud_ray.decision.names import AT_THRESHOLD, in_order, metric_name, rate
+from fraud_ray.decision.names import AT_THRESHOLD, beside_published, in_order, metric_name, rate
 from fraud_ray.progress import counted
 
 if TYPE_CHECKING:
@@ -85,6 +85,11 @@ def _print_metrics(evaluation: Mapping[str, Any]) -> None:
         right={"Value", "Best possible"},
         title=f"{counted(evaluation['rows'], 'holdout row')}, {counted(evaluation['frauds'], 'fraud')}",
     )
+    names, lines = beside_published(evaluation["metrics"], evaluation.get("published") or ())
+    if lines:
+        titles = [metric_name(name) for name in names]
+        rows = [[whose, *map(number, values), source] for whose, values, source in lines]
+        print_table(["Beside others", *titles, "Source"], rows, right=titles)
 
 
 def _print_thresholds(rejection: Mapping[str, Any]) -> None:

@@ -166,8 +166,14 @@ def validate(source: Source, data: DataSettings, update: Update, delay_days: int
     """Checks every partition on Ray Data and counts what it holds.
 
     delay_days: for how many days, up to the newest of the source, labels may be missing. update: gets rows done and
-    rows in all, of both passes where ids are declared. Raises ContractViolation that lists what all partitions break.
+    rows in all, of both passes where ids are declared. Raises ContractViolation that lists what all partitions break,
+    and DataError at once for another number of rows than is expected.
     """
+    if data.expected_rows not in (None, source.rows):
+        raise DataError(
+            f"{source.root} holds {counted(source.rows, 'row')}, and data.expected_rows says {data.expected_rows:,}: "
+            "it is not whole, or not the data that is meant. Bring that data, or change data.expected_rows"
+        )
     found: dict[int, tuple[list[Violation], Summary | None, Facts]] = {}
     checks_ids = data.repeats == "refuse" and data.of_kind("id") is not None
     done, total = 0, source.rows * (2 if checks_ids else 1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from sklearn.metrics import average_precision_score, brier_score_loss, roc_auc_score
@@ -43,6 +44,7 @@ class Evaluation(Value):
     metrics: by name, without those undefined on these rows; intervals: (low, high) by metric; best_possible:
     average_precision and f1_score of the true probability on the same rows, None where it is not declared. importance:
     what average precision on a selection holdout loses by each column that is shuffled, the largest loss first.
+    published: what others reached, as the settings have it: `name`, `source` and `figures` by metric.
     """
 
     rows: int
@@ -54,6 +56,7 @@ class Evaluation(Value):
     confusion: Confusion
     slices: tuple[SliceEvaluation, ...]
     importance: dict[str, float] = field(default_factory=dict)
+    published: tuple[dict[str, Any], ...] = ()
 
     def __repr__(self) -> str:
         shown = [name for name in ("average_precision", "f1_score") if name in self.metrics]
@@ -98,6 +101,7 @@ def evaluate(probabilities: Array, rows: Holdout, threshold: float, settings: De
             for column, values in groups.items()
             for part in evaluate_slices(scores, fraud, threshold, column, values)
         ),
+        published=tuple(one.model_dump() for one in settings.published),
     )
 
 

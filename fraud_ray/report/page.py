@@ -15,7 +15,7 @@ from fraud_ray.data.rows import PreparedFold
 from fraud_ray.decision.curves import Curves
 from fraud_ray.decision.evaluate import Evaluation, SliceEvaluation
 from fraud_ray.decision.gate import GateDecision
-from fraud_ray.decision.names import AT_THRESHOLD, in_order, metric_name, rate
+from fraud_ray.decision.names import AT_THRESHOLD, beside_published, in_order, metric_name, rate
 from fraud_ray.decision.rejection import Cutoff, cutoffs
 from fraud_ray.progress import counted
 from fraud_ray.redaction import without_passwords
@@ -95,6 +95,12 @@ class ReportValues:
             (_label(name), evaluation.metrics[name], evaluation.intervals.get(name), best.get(name))
             for name in in_order(evaluation.metrics)
         ]
+
+    @property
+    def beside_others(self) -> tuple[list[str], list[tuple[str, list[float | None], str]]]:
+        """Labels of the metrics that others have published, and whose values, by metric, with their source."""
+        names, lines = beside_published(self.evaluation.metrics, self.evaluation.published)
+        return [_label(name) for name in names], lines
 
     @cached_property
     def cutoffs(self) -> tuple[Cutoff, ...]:

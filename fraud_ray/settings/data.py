@@ -113,6 +113,9 @@ class DataSettings(Frozen):
     csv: CsvSettings = CsvSettings()
     columns: dict[str, ColumnSettings]
     """The declared columns by name; all others are ignored."""
+    expected_rows: PositiveInt | None = Field(default=None, json_schema_extra=NO_EFFECT)
+    """Rows that the data holds, repeats left out, where that is known as of a public data set: any other number breaks
+    the contract. null: not checked."""
     repeats: Literal["refuse", "last"] = "refuse"
     """Rows of the same id (kind `id`), over all partitions: `refuse`: they break the contract; `last`: the last one by
     timestamp, then path, counts, and the others are left out."""

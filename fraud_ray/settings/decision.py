@@ -48,6 +48,15 @@ ThresholdRule = Annotated[
 ]
 
 
+class Published(Frozen):
+    name: str
+    """Whose figures they are: a model's, or those of the rules in use."""
+    source: str
+    """Where they can be read, and on which rows they were measured where those are others."""
+    figures: Annotated[dict[str, float], Field(min_length=1)]
+    """Values by the names that metrics have in a run's JSON, such as average_precision."""
+
+
 class DecisionSettings(Frozen):
     calibration: Literal["none", "platt", "isotonic"] = "platt"
     """How scores become probabilities; fitted on the selection holdouts."""
@@ -77,6 +86,8 @@ class DecisionSettings(Frozen):
     above`."""
     seed: NonNegativeInt = 42
     """Seed of the bootstrap."""
+    published: tuple[Published, ...] = Field(default=(), json_schema_extra=NO_EFFECT)
+    """Figures that others reached on the same holdout, which a run shows beside its own."""
 
 
 class SliceGate(Frozen):
