@@ -114,7 +114,7 @@ def _train(run: Run, loaded: Loaded, source: Source, mlflow: Writer, retrain: bo
     run.stop_after("drift")
 
     prepared = run.stage("prepare", partial(prepare, data, folds, settings, storage))
-    claim(storage, run.name, prepared.key, prepared.writer, is_new=not prepared.cached)
+    claim(storage, run.name, prepared.key, prepared.writer, not prepared.cached, run.progress.note)
     find = partial(search, prepared.selection, settings, storage, run.key("search"), mlflow.tell_trial)
     read = partial(SearchOutcome.from_json, storage=storage)
     found = run.stage("search", lambda update: mlflow.settled(find(update)), read)  # else trials would never be told

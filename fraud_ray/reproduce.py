@@ -29,7 +29,7 @@ from fraud_ray.model.bundle import Bundle, network_logits
 from fraud_ray.progress import Progress, counted
 from fraud_ray.registry import audit
 from fraud_ray.registry.promotion import bundle_hashes
-from fraud_ray.runs import RunRecord, differences, find_run, provenance
+from fraud_ray.runs import RunRecord, differences, find_runs, provenance
 from fraud_ray.settings import ClusterSettings, DecisionSettings, Settings, parse_settings
 from fraud_ray.storage import Storage, damaged
 from fraud_ray.training.build import network_shape
@@ -84,7 +84,7 @@ def reproduce(storage: Storage, name: str, progress: Progress, cluster: ClusterS
     cluster: where to, if not as the run did. Raises SettingsError for a run that is not concluded, DataError where its
     data are gone.
     """
-    recorded = find_run(storage, name)
+    [recorded] = find_runs(storage, name, say=progress.note)
     name = recorded.name
     if recorded.outcome is None:
         raise SettingsError(f"run '{name}' is {recorded.state}: only one that is concluded can be reproduced")

@@ -19,7 +19,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import Any, TypeVar
@@ -316,36 +316,34 @@ def read_outcome(storage: Storage, name: str) -> Outcome | None:
 def read_run(storage: Storage, name: str, say: Callable[[str], object] = str) -> RunRecord:
     """A run with its settings, state and outcome.
 
-    say: is told where a holder on another machine has to be watched. Raises SettingsError that names the runs there
-    are, and DamagedError for one whose files are not as written.
+    say: is told where a holder on another machine has to be watched. Raises as `read_record`.
+    """
+    return _with_holders(storage, [_read(storage, name)], say)[0]
+
+
+def read_record(storage: Storage, name: str) -> dict[str, Any]:
+    """What a run was declared with.
+
+    Raises SettingsError that names the runs there are, and DamagedError for one whose files are not as written.
     """
     record = _recorded(storage, name)
     if record is None:
         known = ", ".join(run_names(storage)) or "none yet"
         raise SettingsError(f"no run '{name}' at {storage.path('runs')}; there are: {known}")
-    outcome = read_outcome(storage, name)
-    holder = None if outcome else holders_of(storage, [name], say).get(name)
-    return RunRecord(
-        name=name,
-        folder=storage.path(_folder(name)),
-        state=outcome.status if outcome else "running" if holder else "unfinished",
-        config=record["config"],
-        created=record["created"],
-        record=record,
-        stages=tuple(Path(key).stem for key in storage.keys(f"{_folder(name)}/stages")),
-        outcome=outcome,
-        holder=None if holder is None else str(holder),
-    )
+    return record
 
 
-def find_run(storage: Storage, wanted: str, say: Callable[[str], object] = str) -> RunRecord:
-    """The run that a person means, as `named` has it; say: as for `read_run`.
+def find_runs(storage: Storage, *wanted: str, say: Callable[[str], object] = str) -> list[RunRecord]:
+    """The runs that a person means, as `named` has each; say: as for `read_run`.
 
     Raises SettingsError that names the runs there are.
     """
-    if not storage.exists(f"{_folder(wanted)}/{_RECORD}"):
-        wanted = named(wanted, [run.name for run in list_runs(storage, say)]) or wanted
-    return read_run(storage, wanted, say)
+
+    def meant(one: str) -> str:
+        is_exact = storage.exists(f"{_folder(one)}/{_RECORD}")
+        return one if is_exact else named(one, [run.name for run in _read_all(storage)]) or one
+
+    return _with_holders(storage, [_read(storage, meant(one)) for one in wanted], say)
 
 
 def named(wanted: str, names: Sequence[str]) -> str | None:
@@ -366,15 +364,7 @@ def list_runs(storage: Storage, say: Callable[[str], object] = str) -> list[RunR
 
     say: as for `read_run`.
     """
-
-    def read(name: str) -> RunRecord:
-        try:
-            return read_run(storage, name, say)
-        except DamagedError:
-            return RunRecord(name, storage.path(_folder(name)), "damaged", "", "", {}, (), None, None)
-
-    with ThreadPoolExecutor(_READERS) as pool:  # so that those to be watched are at the same time
-        return sorted(pool.map(read, run_names(storage)), key=lambda run: run.created)
+    return _with_holders(storage, _read_all(storage), say)
 
 
 def provenance() -> dict[str, Any]:
@@ -415,9 +405,44 @@ def run_names(storage: Storage) -> list[str]:
     return [parts[1] for parts in keys if len(parts) == 3 and parts[2] == _RECORD]
 
 
-def runs_at_work(storage: Storage) -> list[str]:
-    """The names of those that somebody holds, in order."""
-    return list(holders_of(storage, run_names(storage)))
+def runs_at_work(storage: Storage, say: Callable[[str], object] = str) -> list[str]:
+    """The names of those that somebody holds, in order; say: as for `read_run`."""
+    return list(holders_of(storage, run_names(storage), say))
+
+
+def _read(storage: Storage, name: str) -> RunRecord:
+    """As `read_run`, but that nobody looks whether somebody works on it."""
+    record, outcome = read_record(storage, name), read_outcome(storage, name)
+    return RunRecord(
+        name=name,
+        folder=storage.path(_folder(name)),
+        state=outcome.status if outcome else "unfinished",
+        config=record["config"],
+        created=record["created"],
+        record=record,
+        stages=tuple(Path(key).stem for key in storage.keys(f"{_folder(name)}/stages")),
+        outcome=outcome,
+        holder=None,
+    )
+
+
+def _read_all(storage: Storage) -> list[RunRecord]:
+    """As `list_runs`, but that nobody looks who works on them."""
+
+    def read(name: str) -> RunRecord:
+        try:
+            return _read(storage, name)
+        except DamagedError:
+            return RunRecord(name, storage.path(_folder(name)), "damaged", "", "", {}, (), None, None)
+
+    with ThreadPoolExecutor(_READERS) as pool:
+        return sorted(pool.map(read, run_names(storage)), key=lambda run: run.created)
+
+
+def _with_holders(storage: Storage, runs: Sequence[RunRecord], say: Callable[[str], object]) -> list[RunRecord]:
+    """The runs with who works on those without an outcome; all that have to be watched are at the same time."""
+    held = holders_of(storage, [run.name for run in runs if run.state == "unfinished"], say)
+    return [replace(run, state="running", holder=str(held[run.name])) if run.name in held else run for run in runs]
 
 
 def _declare(loaded: Loaded, storage: Storage, name: str, fingerprint: str) -> None:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from datetime import timedelta
+from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from fraud_ray.cli.display import Display
 from fraud_ray.cli.options import AsJson, ConfigOrDefaults, Overrides, storage_of
 from fraud_ray.cli.tables import print_json, print_line, print_table
 from fraud_ray.progress import counted
@@ -57,10 +59,12 @@ def prune(
     scoring at work computes is as young as the scoring, and needs an age above 0.
     """
     from fraud_ray.data import cache
+    from fraud_ray.runs import runs_at_work
     from fraud_ray.windows import kept
 
     storage, age = storage_of(config, overrides), timedelta(days=days)
-    pruned, of_windows = cache.prune(storage, age), kept.prune(storage, age)
+    at_work = lru_cache(partial(runs_at_work, say=Display().note))  # those on other machines are watched once
+    pruned, of_windows = cache.prune(storage, age, at_work), kept.prune(storage, age, at_work)
     entries: list[Entry | Kept] = [*pruned.entries, *of_windows.entries]
     files = pruned.files + of_windows.files
     kept_for = sorted({*pruned.kept_for, *of_windows.kept_for})

@@ -56,9 +56,9 @@ def list_all(config: ConfigOrDefaults = None, overrides: Overrides = None, as_js
 @app.command()
 def show(name: Name, config: ConfigOrDefaults = None, overrides: Overrides = None, as_json: AsJson = False) -> None:
     """Show a run: who started it, with which code and settings, how far it got, and its figures."""
-    from fraud_ray.runs import find_run
+    from fraud_ray.runs import find_runs
 
-    found = find_run(storage_of(config, overrides), name, Display().note)
+    [found] = find_runs(storage_of(config, overrides), name, say=Display().note)
     if as_json:
         print_json({**dataclasses.asdict(found), "changed": found.changed})
     else:
@@ -74,11 +74,9 @@ def compare(
     as_json: AsJson = False,
 ) -> None:
     """Compare two runs: the settings that differ, and their metrics side by side, with intervals."""
-    from fraud_ray.runs import differences, find_run
+    from fraud_ray.runs import differences, find_runs
 
-    storage = storage_of(config, overrides)
-    note = Display().note
-    runs = one, other = find_run(storage, first, note), find_run(storage, second, note)
+    runs = one, other = find_runs(storage_of(config, overrides), first, second, say=Display().note)
     changed = differences(one.identity, other.identity)
     warning = _holdouts_differ(one, other, changed)
     if as_json:

@@ -11,7 +11,7 @@ removes what it wrote. An entry that replaces another leaves the old parts to wh
 from __future__ import annotations
 
 import uuid
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import cached_property, partial
@@ -170,11 +170,14 @@ def note_use(storage: Storage, run: str, key: str, writer: str) -> None:
     storage.put_json(f"runs/{run}/{_USES}", {"key": key, "writer": writer})
 
 
-def claim(storage: Storage, run: str, key: str, writer: str, is_new: bool) -> None:
-    """`note_use`; and if the entry is new, removes what it replaced, which may be of no use to anybody now."""
+def claim(storage: Storage, run: str, key: str, writer: str, is_new: bool, say: Callable[[str], object] = str) -> None:
+    """`note_use`; and if the entry is new, removes what it replaced, which may be of no use to anybody now.
+
+    say: is told where a run on another machine has to be watched for that.
+    """
     note_use(storage, run, key, writer)
     if is_new:
-        prune(storage, None, only=key, but=run)
+        prune(storage, None, partial(runs_at_work, say=say), only=key, but=run)
 
 
 Kept = TypeVar("Kept")
@@ -190,11 +193,18 @@ class Pruned(Generic[Kept]):
     kept_for: tuple[str, ...]
 
 
-def prune(storage: Storage, max_staleness: timedelta | None, only: str = "", but: str = "") -> Pruned[Entry]:
+def prune(
+    storage: Storage,
+    max_staleness: timedelta | None,
+    at_work: Callable[[Storage], Iterable[str]] = runs_at_work,
+    only: str = "",
+    but: str = "",
+) -> Pruned[Entry]:
     """Removes entries of this age or more, and what broken-off, damaged and replaced ones left.
 
     Nothing goes that a run at work reads. A run that has not come to its data yet may be about to read, or to write,
-    any of them, and keeps them all. only: a key, for that one alone; but: a run that does not count, as it asks.
+    any of them, and keeps them all. at_work: gives the names of runs at work, and is asked after the files were listed,
+    so that no file is younger; only: a key, for that one alone; but: a run that does not count, as it asks.
     """
     entries = [entry for entry in (read_entry(storage, only),) if entry] if only else list_entries(storage)
     manifests = {_manifest(entry.key) for entry in entries}
@@ -203,16 +213,16 @@ def prune(storage: Storage, max_staleness: timedelta | None, only: str = "", but
     whole = {entry.writer for entry in entries} - {entry.writer for entry in old}
     if not old and all(key.split("/")[2] in whole for key in found):
         return Pruned((), 0, ())
-    at_work = [run for run in runs_at_work(storage) if run != but]
-    uses = [storage.get_json(f"runs/{run}/{_USES}") for run in at_work]
+    working = [run for run in at_work(storage) if run != but]
+    uses = [storage.get_json(f"runs/{run}/{_USES}") for run in working]
     used = {use["writer"] for use in uses if use is not None}
     if None in uses:
-        return Pruned((), 0, tuple(at_work))
+        return Pruned((), 0, tuple(working))
     gone = tuple(entry for entry in old if entry.writer not in used)
     storage.delete([_manifest(entry.key) for entry in gone])  # first: from here on nobody finds them
     left = [key for key in found if key.split("/")[2] not in whole | used]
     storage.delete(left)
-    return Pruned(gone, len(left) + len(gone), tuple(at_work))
+    return Pruned(gone, len(left) + len(gone), tuple(working))
 
 
 def age_of(made: datetime) -> timedelta:

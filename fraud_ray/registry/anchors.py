@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 
 from mlflow.entities import Run as MlflowRun
@@ -32,11 +32,16 @@ class Registry:
     run: TrackedRun | None = None
 
     def knows(self, record: Record) -> bool:
-        """Whether the record, or a later one, is anchored, or it is announced, anywhere in the store."""
+        """Whether the record, or a later one, is anchored or announced, anywhere in the store."""
+        return self.unknown_since(record) is None
+
+    def unknown_since(self, newest: Record) -> int | None:
+        """The first of the records, up to the newest, that is not, nor a later one, known here; None where all are."""
         model = registered_model(self.tracking)
-        if model and self._holds(model.tags, record):
-            return True
-        return any(self._holds(tags, record) for _, tags in _tags(self.tracking)[0])
+        if model and self._told_up_to(newest, [model.tags]) == newest.number:
+            return None
+        told = self._told_up_to(newest, [tags for _, tags in _tags(self.tracking)[0]])
+        return None if told == newest.number else told + 1
 
     def announce(self, record: Record) -> None:
         """Tells of a record that is written next."""
@@ -47,11 +52,12 @@ class Registry:
             with self.tracking.reported():
                 self.tracking.client.set_registered_model_tag(self.tracking.registry.model_name, key, value)
 
-    def _holds(self, tags: Mapping[str, str], record: Record) -> bool:
-        if any((a.number, a.sha256) == (record.number, record.sha256) for a in _anchors(tags, prefix=ANNOUNCED_TAG)):
-            return True
-        later = (a for a in _anchors(tags) if a.chain == record.chain and a.number >= record.number)
-        return any(audit.confirms(self.storage, anchor) for anchor in later)
+    def _told_up_to(self, newest: Record, places: Iterable[Mapping[str, str]]) -> int:
+        """The number of the last record that tags name as it is, up to the newest; 0 where they name none."""
+        found = [a for tags in places for p in (ANCHOR_TAG, ANNOUNCED_TAG) for a in _anchors(tags, prefix=p)]
+        of_chain = sorted((a for a in found if a.chain == newest.chain), key=lambda a: a.number, reverse=True)
+        told = next((a.number for a in of_chain if audit.confirms(self.storage, a)), 0)
+        return min(told, newest.number)
 
 
 def anchor(tracking: Tracking, storage: Storage) -> None:
@@ -93,9 +99,9 @@ def verify(tracking: Tracking, storage: Storage) -> list[Fault]:
         trials = tracking.runs(f"tags.`{TRIAL_TAG}` != ''")
     anchors = [anchor for where, tags in told for anchor in _anchors(tags, where)]
     announced = [anchor for where, tags in told for anchor in _anchors(tags, where, ANNOUNCED_TAG)]
-    faults = audit.verify(storage, anchors, announced)
+    faults = audit.verify(storage, anchors, announced, without_passwords(tracking.uri))
     if model and all(fault.what == "not anchored" for fault in faults):
-        faults += _unrecorded(model, storage)
+        faults += _unrecorded(model, storage, {fault.number for fault in faults})
     twins = [
         *_twins("MLflow run", ((run.data.tags[RUN_TAG], run.info.run_id) for run in runs)),
         *_twins("MLflow run of a trial", ((_trial(run), run.info.run_id) for run in trials)),
@@ -140,9 +146,10 @@ def _twins(what: str, found: Iterable[tuple[str, str]]) -> list[Fault]:
     ]
 
 
-def _unrecorded(model: RegisteredModel, storage: Storage) -> list[Fault]:
+def _unrecorded(model: RegisteredModel, storage: Storage, cut_short: Collection[int]) -> list[Fault]:
+    """Aliases that are not where the last move put them, unless its record is one of those cut short."""
     last = audit.last(storage, model.name, *MOVES)
-    if last is None:
+    if last is None or last.number in cut_short:
         return []
     faults = []
     for alias in (CHAMPION, CHALLENGER):

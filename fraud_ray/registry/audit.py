@@ -16,9 +16,10 @@ import hmac
 import json
 import os
 import uuid
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -28,10 +29,15 @@ from fraud_ray.runs import now, provenance
 from fraud_ray.storage import Storage
 
 Event = Literal["run", "register", "promote", "rollback"]
+What = (
+    Literal["edited", "removed", "cut off", "unconfirmed", "unrecorded", "twice"]
+    | Literal["not anchored", "forged", "another registry's"]
+)
 
 KEY, KEY_FILE = "FRAUD_RAY_AUDIT_KEY", "FRAUD_RAY_AUDIT_KEY_FILE"
 _SIGNATURE, _UNKNOWN = "signature", "unknown_to_registry"
 _READERS = 16
+_CUT_SHORT = "its writer was cut short before the registry confirmed it, which the next command does"
 _REQUIRED = {"number", "chain", "previous", "event", "run", "model"}
 
 
@@ -62,6 +68,12 @@ class Record:
         return (self.facts["model"] or {}).get("name")
 
     @property
+    def registry(self) -> str | None:
+        """Where its writer's registry was, without passwords; None where it does not say."""
+        settings = self.facts.get("settings") or {}
+        return self.facts.get("registry") or settings.get("registry", {}).get("uri")
+
+    @property
     def version(self) -> int | None:
         """The version that it is about."""
         return (self.facts["model"] or {}).get("version")
@@ -86,15 +98,15 @@ class Fault:
     """A record that is not what was written, or what else is not as it should be. number: the record's; 0: of none."""
 
     number: int
-    what: Literal["edited", "removed", "cut off", "unconfirmed", "unrecorded", "twice", "not anchored", "forged"]
+    what: What
     reason: str
 
 
 class Witness(Protocol):
     """The registry, as a writer needs it."""
 
-    def knows(self, record: Record) -> bool:
-        """Whether it was told of the record, or of a later one, before."""
+    def unknown_since(self, newest: Record) -> int | None:
+        """The first of the records, up to the newest, that it was not told of, nor of a later one; None: of none."""
 
     def announce(self, record: Record) -> None:
         """Tells it of a record that is written next."""
@@ -126,8 +138,8 @@ def append(
             **provenance(),
             **told,
         }
-        if before and witness and not witness.knows(before):
-            content[_UNKNOWN] = before.number  # for good, as this record is anchored and holds its hash
+        if before and witness and (first := witness.unknown_since(before)):
+            content[_UNKNOWN] = first  # with those after it; for good, as this record is anchored and holds its hash
         written = _signed(starred(json.loads(json.dumps(content, default=str))), key)
         record = Record(number, _sha256(written), json.loads(written))
         if witness:
@@ -203,11 +215,14 @@ def confirms(storage: Storage, anchor: Anchor) -> bool:
     return content is not None and _sha256(content) == anchor.sha256
 
 
-def verify(storage: Storage, anchors: Iterable[Anchor], announced: Iterable[Anchor] = ()) -> list[Fault]:
+def verify(
+    storage: Storage, anchors: Iterable[Anchor], announced: Iterable[Anchor] = (), registry: str | None = None
+) -> list[Fault]:
     """Every record that is not as it was written, is gone, or was not written by us, in order; empty where all is well.
 
     anchors: what the registry says of this chain and of others; those of others count where they lay in this storage.
-    announced: what it was told of before it was written. With a key, signatures count, from the first record that has
+    announced: what it was told of before it was written. registry: where it is, without passwords; records that it does
+    not know, and that say of another one, are named apart. With a key, signatures count, from the first record that has
     one.
     """
     records, announced, key = _records(storage), list(announced), signing_key()
@@ -232,12 +247,16 @@ def verify(storage: Storage, anchors: Iterable[Anchor], announced: Iterable[Anch
         faults.append(Fault(length, "unconfirmed", reason))
     else:
         tail = [record for number, record in records.items() if number > (furthest.number if furthest else 0)]
-        faults += [_unanchored(record, are_told) for record in tail if record.facts]
-    faults += [
-        Fault(record.facts[_UNKNOWN], "forged", f"when record {number} was written, the registry knew nothing of it")
-        for number, record in records.items()
-        if _UNKNOWN in record.facts
-    ]
+        known = {(anchor.number, anchor.sha256) for anchor in are_told}
+        cut_short = [record for record in tail if (record.number, record.sha256) in known]
+        faults += [Fault(record.number, "not anchored", _CUT_SHORT) for record in cut_short]
+        untold = [record for record in tail if record not in cut_short]
+        faults += _unknown(untold, registry, "the registry was never told of it")
+    for number, record in records.items():
+        if _UNKNOWN in record.facts:
+            unknown = [records[one] for one in range(record.facts[_UNKNOWN], number) if one in records]
+            told = f"when record {number} was written, its registry knew nothing of it"
+            faults += _unknown(unknown, record.registry, told)
     faults += _wrongly_signed(records, key) if key else []
     by_number = {fault.number: fault for fault in reversed(faults)}  # what was found first says most
     return [by_number[number] for number in sorted(by_number)]
@@ -248,12 +267,20 @@ def signed(storage: Storage) -> int:
     return sum(_SIGNATURE in record.facts for record in read_all(storage))
 
 
-def _unanchored(record: Record, announced: list[Anchor]) -> Fault:
-    if any((anchor.number, anchor.sha256) == (record.number, record.sha256) for anchor in announced):
-        reason = "its writer was cut short before the registry confirmed it, which the next command does"
-        return Fault(record.number, "not anchored", reason)
-    reason = "the registry was never told of it: it was written past fraud-ray, or with another registry.uri"
-    return Fault(record.number, "forged", reason)
+def _unknown(records: Sequence[Record], registry: str | None, told: str) -> Iterator[Fault]:
+    """Records that a registry does not know: forged, or by their own words another's.
+
+    registry: where it is; None: nobody knows.
+    """
+    readable = [record for record in records if record.facts]
+    for named, those in groupby(readable, lambda record: record.registry):
+        if registry is None or named in (None, registry):
+            yield from (Fault(one.number, "forged", f"{told}: it was written past fraud-ray") for one in those)
+        else:
+            first, *others = (one.number for one in those)
+            up_to = f", as of all up to {others[-1]}" if others else ""
+            reason = f"{told}{up_to}; its own is {named}, as it says: verify it with that as registry.uri"
+            yield Fault(first, "another registry's", reason)
 
 
 def _wrongly_signed(records: dict[int, Record], key: bytes) -> list[Fault]:

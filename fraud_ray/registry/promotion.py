@@ -29,7 +29,7 @@ from fraud_ray.registry.versions import (
     list_versions,
     registered_model,
 )
-from fraud_ray.runs import Outcome, read_run
+from fraud_ray.runs import Outcome, read_record
 from fraud_ray.settings import Settings, settings_hash
 from fraud_ray.storage import Storage
 
@@ -66,7 +66,7 @@ def record_run(
     """
     assert outcome.evaluation is not None, "a run that came to its outcome has figures"
     assert outcome.gate is not None, "and a decision"
-    started = read_run(storage, outcome.name).record
+    started = read_record(storage, outcome.name)
     facts = {
         "run": outcome.name,
         "status": outcome.status,
@@ -204,6 +204,8 @@ def _complete(tracking: Tracking, storage: Storage) -> Record | None:
     model = registered_model(tracking)
     last = audit.last(storage, model.name, "promote", "rollback") if model else None
     if model is None or last is None:
+        return None
+    if last.registry != without_passwords(tracking.uri):  # a move in another registry
         return None
     made = _champions(model)
     # A move of another chain, and so of another storage, came later.

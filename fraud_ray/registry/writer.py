@@ -14,7 +14,7 @@ import yaml
 from fraud_ray.data.source import Source
 from fraud_ray.errors import RunHeldError
 from fraud_ray.registry.tracking import Dataset, TrackedRun, Tracking, connect
-from fraud_ray.runs import Run, read_run
+from fraud_ray.runs import Run, read_record
 from fraud_ray.settings import Loaded
 
 if TYPE_CHECKING:
@@ -85,7 +85,7 @@ def writing(loaded: Loaded, source: Source, run: Run) -> Iterator[Writer]:
 
 
 def _start(loaded: Loaded, source: Source, run: Run) -> TrackedRun:
-    settings, record = loaded.settings, read_run(run.storage, run.name).record
+    settings, record = loaded.settings, read_record(run.storage, run.name)
     tags = {"fraud_ray.config": loaded.config, "fraud_ray.folder": run.folder, "mlflow.user": record["user"]} | _SOURCE
     if record["git"]:
         tags["mlflow.source.git.commit"] = record["git"]["commit"]

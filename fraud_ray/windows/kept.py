@@ -7,14 +7,14 @@ are read by the run, or the scoring, that they were made for: whoever wants them
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import ClassVar
 
 from fraud_ray.data.cache import Pruned, age_of
 from fraud_ray.model.scorer import INFO
-from fraud_ray.runs import read_outcome, read_run, run_names, runs_at_work
+from fraud_ray.runs import read_outcome, read_record, run_names, runs_at_work
 from fraud_ray.settings import parse_settings
 from fraud_ray.storage import Storage, Stored
 from fraud_ray.windows.definition import Definition
@@ -50,13 +50,15 @@ def list_kept(storage: Storage) -> list[Kept]:
     return sorted(kept, key=lambda one: one.made)
 
 
-def prune(storage: Storage, max_staleness: timedelta) -> Pruned[Kept]:
+def prune(
+    storage: Storage, max_staleness: timedelta, at_work: Callable[[Storage], Iterable[str]] = runs_at_work
+) -> Pruned[Kept]:
     """Removes what is of this age or more; of a state that is needed only the partitions beside it.
 
     Needed are the state of a run's model, unless the gate rejected it, the one that scoring by it goes on from, and the
-    latest of all windows. What a run at work reads stays as it is.
+    latest of all windows. What a run at work reads stays as it is; at_work: gives the names of those.
     """
-    readers = dict(_read_at_work(storage))
+    readers = dict(_read_by(storage, at_work(storage)))
     old = [one for one in list_kept(storage) if one.age >= max_staleness]
     idle = [one for one in old if one.key not in readers]
     needed = set(_needed(storage)) if idle else set()
@@ -77,13 +79,13 @@ def _is_of_state(stored: Stored) -> bool:
     return stored.key.split("/")[2] in ("state", "manifest.json")
 
 
-def _read_at_work(storage: Storage) -> Iterator[tuple[str, str]]:
-    """Key of the windows of each run at work that declares any, and the run."""
-    for name in runs_at_work(storage):
-        run = read_run(storage, name)
-        definition = Definition.of(parse_settings(run.record["settings"], f"{run.folder}/run.json"))
+def _read_by(storage: Storage, runs: Iterable[str]) -> Iterator[tuple[str, str]]:
+    """Key of the windows of each of these runs that declares any, and the run."""
+    for name in runs:
+        record = read_record(storage, name)
+        definition = Definition.of(parse_settings(record["settings"], storage.path(f"runs/{name}/run.json")))
         if definition is not None:
-            yield history_key(run.record["fingerprint"], definition), name
+            yield history_key(record["fingerprint"], definition), name
 
 
 def _needed(storage: Storage) -> Iterator[str]:

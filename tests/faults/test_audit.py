@@ -17,7 +17,7 @@ from fraud_ray.errors import SettingsError
 from fraud_ray.registry import anchors, audit
 from fraud_ray.registry.promotion import promote, record_registration
 from fraud_ray.registry.tracking import Tracking, connect
-from fraud_ray.registry.versions import register
+from fraud_ray.registry.versions import existing_model, register
 from fraud_ray.settings import RegistrySettings
 from fraud_ray.storage import Storage
 from tests.handmade import example, write_bundle
@@ -77,6 +77,27 @@ def test_a_forged_record_at_the_end_stays_named(kept: tuple[Tracking, Storage]) 
     assert named(kept) == [(3, "forged")]
     Path(storage.path("audit/00000004.json")).unlink()
     assert (4, "cut off") in named(kept)
+
+
+@pytest.mark.faults("21", "one storage is used with two registries", "records are named as another registry's")
+def test_a_record_of_another_registry_is_no_forgery_and_no_move_of_this_one(
+    kept: tuple[Tracking, Storage], tmp_path: Path, mlflow_template: Path
+) -> None:
+    first, storage = kept
+    promote(first, storage, 2)
+    shutil.copy(mlflow_template, tmp_path / "other.db")
+    second = connect(first.registry.model_copy(update={"uri": f"sqlite:///{tmp_path}/other.db"}))
+    run = second.start("may", {})
+    record_registration(run, storage, register(run, write_bundle(tmp_path / "runs/may/bundle"), example()))
+    before, after = (1, "another registry's"), (4, "another registry's")
+    assert (named((first, storage)), named((second, storage))) == ([before, after], [before])
+    told = [fault.reason for fault in anchors.verify(first, storage)]
+    assert told[0].startswith("when record 4 was written, its registry knew nothing of it, as of all up to 3; its own")
+    assert told[1].endswith(f"{tmp_path}/other.db, as it says: verify it with that as registry.uri")
+    assert not promote(second, storage, 1).completed  # it is the champion already; the last move was the first one's
+    assert existing_model(second).aliases == {"champion": 1}
+    forge(storage)
+    assert (5, "forged") in named((second, storage))
 
 
 @pytest.mark.faults("21", "SIGKILL between a record and its anchor", "'not anchored', until the next command")

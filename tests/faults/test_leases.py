@@ -9,15 +9,21 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import yaml
+from typer.testing import CliRunner
 
 from fraud_ray import lease
+from fraud_ray.cli import app
 from fraud_ray.errors import RunHeldError, ServerError
 from fraud_ray.lease import Holder, hold, holders_of
 from fraud_ray.registry.tracking import connect
+from fraud_ray.runs import open_run
 from fraud_ray.settings import RegistrySettings
 from fraud_ray.storage import Storage
+from tests.test_run import FINGERPRINT, loaded
 
 KEY = "runs/march/lease/000001.json"
 
@@ -62,6 +68,30 @@ def test_a_living_holder_keeps_its_run_whatever_the_clocks_say(
     assert holders_of(storage, ["march"]) == {}
     with hold(storage, "march") as taken:
         assert taken.number == 2
+
+
+@pytest.mark.faults("24", "several runs are held elsewhere", "all are watched at the same time, which is said")
+def test_runs_that_are_held_elsewhere_are_watched_once_and_all_at_the_same_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waited: list[float] = []
+    clock = SimpleNamespace(sleep=waited.append, monotonic=lambda: sum(waited), time=time.time)
+    monkeypatch.setattr(lease, "time", clock)
+    storage, settings = Storage.at(str(tmp_path / "root")), {"storage": {"root": str(tmp_path / "root")}}
+    gone = asdict(replace(Holder.this_process(), machine="another boot", host="elsewhere"))
+    for name in ("april", "march", "may"):
+        with open_run(loaded(name, **settings), storage, FINGERPRINT) as run:
+            storage.put(run.key("kept"), b"")
+        storage.put_json(f"runs/{name}/lease/000002.json", gone)
+    storage.put("prepared/key/broken off/part", b"")
+    config = tmp_path / "config.yaml"
+    config.write_text(yaml.safe_dump(loaded("april", **settings).settings.resolved()))
+    for command in (("runs", "list"), ("runs", "compare", "march", "april"), ("cache", "prune", "--older-than", "0")):
+        waited.clear()
+        told = CliRunner().invoke(app, [*command, "-c", str(config)])
+        assert (told.exit_code, sum(waited)) == (0, lease.SILENCE_S)
+        watched = [line for line in told.stderr.splitlines() if "watching for up to 20 s whether it lives" in line]
+        assert len(watched) == (2 if command[1] == "compare" else 3)
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from fraud_ray.errors import SettingsError
-from fraud_ray.runs import find_run
+from fraud_ray.runs import find_runs
 from fraud_ray.settings import load_settings
 from fraud_ray.settings.text import DEEPEST, MOST_BYTES
 from fraud_ray.storage import Storage
@@ -79,7 +79,7 @@ def test_anchors_and_merges_stay(tmp_path: Path):
 @pytest.mark.parametrize("name", ["../x", "..", "a//b", "a\nb", "a/../../b"])
 def test_names_stay_in_the_storage(name, tmp_path):
     storage = Storage.at(str(tmp_path))
-    for read in (find_run, load_state):
+    for read in (find_runs, load_state):
         with pytest.raises(SettingsError, match=r"cannot lie below .*; write a name without") as found:
             read(storage, name)
         assert len(str(found.value).splitlines()) == 1

@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 from fraud_ray.cli import app
 from fraud_ray.errors import DamagedError, SettingsError
-from fraud_ray.runs import find_run, list_runs, open_run
+from fraud_ray.runs import find_runs, list_runs, open_run
 from fraud_ray.scoring.partitions import open_model
 from fraud_ray.settings import RegistrySettings
 from fraud_ray.storage import Storage
@@ -45,10 +45,10 @@ def test_a_run_whose_files_are_damaged_is_named(file, content, tmp_path: Path):
             storage.put(run.key("kept"), b"")
     storage.put(f"runs/april/{file}", content)
     assert [(run.name, run.state) for run in list_runs(storage)] == [("april", "damaged"), ("march", "unfinished")]
-    assert find_run(storage, "march").state == "unfinished"
+    assert find_runs(storage, "march")[0].state == "unfinished"
     told = rf"runs/april/{file} is damaged .*; put it back"
     with pytest.raises(DamagedError, match=told):
-        find_run(storage, "april")
+        find_runs(storage, "april")
     with pytest.raises(DamagedError, match=told), open_run(loaded("april"), storage, FINGERPRINT):
         pass
     config = tmp_path / "config.yaml"
