@@ -25,7 +25,7 @@ from fraud_ray.settings import Settings, TrainSettings, parse_settings
 from fraud_ray.storage import Storage
 from fraud_ray.training.build import network_shape
 from fraud_ray.training.search import SearchOutcome, Trial, concurrency, search, selection_logits
-from fraud_ray.training.space import EstimatorSearcher, enumerate_space
+from fraud_ray.training.space import EstimatorSearcher, as_given, enumerate_space
 from fraud_ray.training.trainer import Fitted, load_fitted, refit
 from tests.line import REPOSITORY
 from tests.prepared import FEATURES, made_fold
@@ -88,6 +88,10 @@ def test_random_draws_keep_to_their_ranges_are_distinct_and_the_same_for_the_sam
     points = enumerate_space(settings)
     assert points == enumerate_space(settings)
     assert len({str(point) for point in points}) == 50
+    given = points.pop(0)
+    assert (given["learning_rate"], given["batch_size"], given["dropout"]) == (0.001, 256, 0.3), (
+        "train's own come first"
+    )
     for point in points:
         assert 0.0005 <= point["learning_rate"] <= 0.02
         assert point["batch_size"] == int(point["batch_size"])
@@ -96,7 +100,7 @@ def test_random_draws_keep_to_their_ranges_are_distinct_and_the_same_for_the_sam
 
 
 def test_a_small_space_has_no_more_random_trials_than_points() -> None:
-    assert len(enumerate_space(made_settings({"dropout": [0.0, 0.1]}, algorithm="random", trials=9))) == 2
+    assert len(enumerate_space(made_settings({"dropout": [0.0, 0.1]}, algorithm="random", trials=9))) == 3
 
 
 CONDITIONAL = {
@@ -131,9 +135,12 @@ def test_the_estimator_keeps_to_conditions_learns_from_known_trials_and_survives
     def score(point: dict[str, Any]) -> float:
         return float(np.log10(point["learning_rate"]) + (point["optimizer"] == "adamw"))
 
-    drawn = enumerate_space(made_settings(space, algorithm="random", trials=30))
+    drawn = enumerate_space(made_settings(space, algorithm="random", trials=31))[1:]
     known = [(point, score(point)) for point in drawn]
     estimator = EstimatorSearcher(made_settings(space, algorithm="tpe"), "score", known)
+    given = {"learning_rate": 0.001, "optimizer": "adamw", "weight_decay": 0.01, "members": 1}
+    assert estimator.suggest("as given") == {"point": given}
+    estimator.on_trial_complete("as given", {"score": -2.0})
     suggested = []
     for number in range(12):
         point = estimator.suggest(str(number))["point"]
@@ -146,7 +153,7 @@ def test_the_estimator_keeps_to_conditions_learns_from_known_trials_and_survives
 
 def test_a_range_of_an_integer_that_may_be_null_gives_integers() -> None:
     space = {"embedding_size": {"low": 2, "high": 64, "log": True}}
-    points = enumerate_space(made_settings(space, algorithm="random", trials=9))
+    points = enumerate_space(made_settings(space, algorithm="random", trials=10))[1:]
     assert all(type(point["embedding_size"]) is int for point in points)
 
 
@@ -180,12 +187,13 @@ def test_optuna_with_early_stopping_fills_its_trials_and_goes_on_with_what_it_kn
     ray_session: None, folds: list[PreparedFold], storage: Storage
 ) -> None:
     space = {"learning_rate": RATES, "hidden_sizes": [[16], [32]], "batch_size": {"low": 64, "high": 512}}
-    chosen = {"algorithm": "tpe", "scheduler": "asha", "grace_epochs": 1}
+    chosen = {"algorithm": "tpe", "grace_epochs": 1}
     first, _ = searched(folds, made_settings(space, **chosen, trials=3), storage, "runs/tpe")
     assert len(first.trials) == 3
     more, told = searched(folds, made_settings(space, **chosen, trials=5), storage, "runs/tpe")
     assert (more.reused, len(more.trials)) == (3, 5)
     assert {t.id for t in first.trials} < {t.id for t in more.trials} == {t.id for t in told}
+    assert sum(t.hyperparameters == as_given(made_settings(space)) for t in more.trials) == 1, "once"
     assert all(t.hyperparameters["hidden_sizes"] in ([16], [32]) for t in more.trials)
 
 

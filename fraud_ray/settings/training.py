@@ -187,9 +187,9 @@ class SearchSettings(Frozen):
     algorithm: Literal["grid", "random", "tpe"] = "grid"
     """grid: every combination of the lists; random; tpe: Optuna's estimator."""
     trials: PositiveInt = 16
-    """random, tpe: trials to run."""
-    scheduler: Literal["none", "asha"] = "none"
-    """How weak trials are stopped early."""
+    """random, tpe: trials to run, of which the first is `train` as given."""
+    scheduler: Literal["auto", "none", "asha"] = "auto"
+    """How weak trials are stopped early; auto: asha for random and tpe, none for grid."""
     grace_epochs: PositiveInt = 5
     """asha: epochs before a trial can be stopped by the scheduler."""
     concurrency: PositiveInt | None = Field(default=None, json_schema_extra=NO_EFFECT)
@@ -201,6 +201,10 @@ class SearchSettings(Frozen):
     trials on one)."""
     seed: NonNegativeInt = 42
     """Seed of the draws."""
+
+    @property
+    def stops_weak_trials(self) -> bool:
+        return self.scheduler == "asha" or (self.scheduler == "auto" and self.algorithm != "grid")
 
     @property
     def in_words(self) -> str:

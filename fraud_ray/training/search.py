@@ -261,7 +261,7 @@ def _run_tune(
         metric=METRIC,
         mode="max",
         scheduler=ASHAScheduler(time_attr="epoch", max_t=epochs, grace_period=min(search.grace_epochs, epochs))
-        if search.scheduler == "asha"
+        if search.stops_weak_trials
         else None,
         search_alg=algorithm,
         num_samples=samples,

@@ -1,6 +1,7 @@
 """Which points of a search space are tried: all of a grid, random draws, or what Optuna's estimator suggests.
 
-A point holds the hyperparameters whose conditions hold in it; all others keep their values of `train`.
+A point holds the hyperparameters whose conditions hold in it; all others keep their values of `train`. Draws and
+suggestions come after the values of `train` itself, so that no search ends below them.
 """
 
 from __future__ import annotations
@@ -8,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import typing
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -30,18 +31,20 @@ def in_words(hyperparameters: Hyperparameters) -> str:
 
 
 def enumerate_space(settings: Settings) -> list[Hyperparameters]:
-    """The distinct points of a grid, or of `search.trials` random draws; one empty point for an empty space."""
+    """The distinct points of a grid, or `search.trials`: the settings' own and random draws; one empty point for an
+    empty space."""
     search = settings.search
     if search.algorithm == "grid" or not search.space:
         return _grid(settings)
     generator = np.random.default_rng(search.seed)
-    points: dict[str, Hyperparameters] = {}
+    given = as_given(settings)
+    points: dict[str, Hyperparameters] = {trial_id(given): given}
     # A small space of lists may hold fewer distinct points than trials asked for.
     for _ in range(100 * search.trials):
-        point = compose(settings, lambda name, options: _draw(name, options, generator))
-        points.setdefault(trial_id(point), point)
         if len(points) == search.trials:
             break
+        point = compose(settings, lambda name, options: _draw(name, options, generator))
+        points.setdefault(trial_id(point), point)
     return list(points.values())
 
 
@@ -54,30 +57,33 @@ def compose(settings: Settings, choose: Callable[[str, Options], Any]) -> Hyperp
     return point
 
 
+def as_given(settings: Settings) -> Hyperparameters:
+    """The values that `train` itself has of what is searched, as JSON gives them back."""
+    own = settings.train.model_dump(mode="json")
+    return compose(settings, lambda name, _: own[name])
+
+
 class EstimatorSearcher(Searcher):
     """Tune's view of Optuna's tree-structured Parzen estimator, which knows the trials given from the start."""
 
-    def __init__(self, settings: Settings, metric: str, known: Iterable[tuple[Hyperparameters, float]]) -> None:
+    def __init__(self, settings: Settings, metric: str, known: Sequence[tuple[Hyperparameters, float]]) -> None:
         import optuna
 
         super().__init__(metric=metric, mode="max")
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         self.settings = settings
-        space = settings.search.space
-        told = [
-            optuna.trial.create_trial(
-                params={name: _as_parameter(value, space[name]) for name, value in point.items()},
-                distributions={name: _distribution(name, space[name]) for name in point},
-                value=score,
-            )
-            for point, score in known
-        ]
+        told = [trial for point, score in known for trial in self._trials(point, score)]
         sampler = optuna.samplers.TPESampler(seed=settings.search.seed + len(told))
         self.study = optuna.create_study(direction="maximize", sampler=sampler)
         self.study.add_trials(told)
+        given = as_given(settings)
+        self.first: Hyperparameters | None = None if any(point == given for point, _ in known) else given
         self.asked: dict[str, Any] = {}
 
     def suggest(self, trial_id: str) -> dict[str, Any]:
+        if self.first is not None:
+            self.asked[trial_id], self.first = self.first, None
+            return {"point": self.asked[trial_id]}
         asked = self.asked[trial_id] = self.study.ask()
 
         def choose(name: str, options: Options) -> Any:
@@ -93,8 +99,22 @@ class EstimatorSearcher(Searcher):
         from optuna.trial import TrialState
 
         score = (result or {}).get(self.metric)
-        failed = error or score is None
-        self.study.tell(self.asked.pop(trial_id), None if failed else score, TrialState.FAIL if failed else None)
+        failed, asked = error or score is None, self.asked.pop(trial_id)
+        if isinstance(asked, dict):
+            self.study.add_trials([] if failed else self._trials(asked, score))
+        else:
+            self.study.tell(asked, None if failed else score, TrialState.FAIL if failed else None)
+
+    def _trials(self, point: Hyperparameters, score: Any) -> list[Any]:
+        """A point as Optuna is told of it; none where the settings' own values lie outside of the space."""
+        import optuna
+
+        space = self.settings.search.space
+        if any(_lies_outside(value, space[name]) for name, value in point.items()):
+            return []
+        params = {name: _as_parameter(value, space[name]) for name, value in point.items()}
+        distributions = {name: _distribution(name, space[name]) for name in point}
+        return [optuna.trial.create_trial(params=params, distributions=distributions, value=score)]
 
     def save(self, checkpoint_path: str) -> None:
         """Keeps nothing: a search goes on from its ledger."""
@@ -143,6 +163,12 @@ def _distribution(name: str, options: Options) -> Any:
 def _positions(options: Listed) -> list[int]:
     """What Optuna chooses from: its categories cannot be lists."""
     return list(range(len(options.values)))
+
+
+def _lies_outside(value: Any, options: Options) -> bool:
+    if isinstance(options, Listed):
+        return value not in options.plain
+    return value is None or not options.low <= value <= options.high
 
 
 def _as_parameter(value: Any, options: Options) -> Any:
