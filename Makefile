@@ -2,6 +2,8 @@
 PYTHON ?= python3
 BIN := .venv/bin
 PYTEST_OPTIONS ?=
+# Two files at a time: tests wait for servers and for Ray more than they compute, and each side shares one Ray.
+PYTEST := python -m pytest -n 2 --dist loadfile
 
 .PHONY: run test test-long test-faults test-oldest lint lock audit sbom clean
 
@@ -9,11 +11,11 @@ run: .venv/installed
 	$(BIN)/fraud-ray run -c configs/local.yaml
 
 test: .venv/installed
-	$(BIN)/python -m pytest $(PYTEST_OPTIONS)
+	$(BIN)/$(PYTEST) $(PYTEST_OPTIONS)
 
 # Stores, nodes and recoveries, each with servers or clusters of its own to start.
 test-long: .venv/installed
-	$(BIN)/python -m pytest -m long $(PYTEST_OPTIONS)
+	$(BIN)/$(PYTEST) -m long $(PYTEST_OPTIONS)
 
 # Faults caused for real; writes the table of what held.
 test-faults: .venv/installed
@@ -21,7 +23,7 @@ test-faults: .venv/installed
 
 # The same tests on the oldest Ray and MLflow that pyproject.toml allows.
 test-oldest: .venv-oldest/installed
-	.venv-oldest/bin/python -m pytest $(PYTEST_OPTIONS)
+	.venv-oldest/bin/$(PYTEST) $(PYTEST_OPTIONS)
 
 lint: .venv/installed
 	$(BIN)/ruff check
