@@ -88,7 +88,8 @@ def answer(task: Any, timeout_s: float | None = None) -> Any:
 
 
 def refuse_relative_folders(settings: Settings) -> None:
-    """Raises SettingsError where a Ray job would store in its own working folder, which ends with it."""
+    """Raises SettingsError where a job would store, or simulate, in its own working folder, which ends with it."""
+    refuse_relative("data.path", settings.data.path)
     refuse_relative("storage.root", settings.storage.root)
     refuse_relative("registry.uri", settings.registry.uri)
 
@@ -99,8 +100,8 @@ def refuse_relative(name: str, place: str | None) -> None:
     if path and not path.is_absolute():
         option = name if name.startswith("--") else f"--set {name}"
         raise SettingsError(
-            f"{name} is {place}, relative to the working folder of this Ray job, which is temporary: everything "
-            f"there would be lost with the job. Give an absolute path on a shared volume, or a URI: {option}=…"
+            f"{name} is {place}, relative to the working folder of this job, which is temporary and each node's own: "
+            f"everything there would be lost with it. Give an absolute path on a shared volume, or a URI: {option}=…"
         )
 
 

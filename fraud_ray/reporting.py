@@ -20,13 +20,13 @@ from fraud_ray.registry.writer import Writer
 from fraud_ray.report.page import ReportValues, render
 from fraud_ray.report.panels import draw_drift
 from fraud_ray.report.pictures import alert_unit
-from fraud_ray.runs import Outcome, Run, read_run
+from fraud_ray.runs import REPORT, Outcome, Run, read_run
 from fraud_ray.settings import Settings
 from fraud_ray.training.assemble import read_curves
 from fraud_ray.training.search import SearchOutcome
 from fraud_ray.training.trainer import Fitted
 
-DRIFT, REPORT = "drift.svg", "report.html"  # in the run's folder
+DRIFT = "drift.svg"  # in the run's folder
 
 
 def tell_of_drift(drift: Drift, run: Run, mlflow: Writer, action: str) -> str:

@@ -38,7 +38,7 @@ T = TypeVar("T")
 
 FINGERPRINT = "data fingerprint"
 LATEST = "latest"
-_RECORD = "run.json"
+REPORT, _RECORD = "report.html", "run.json"  # in a run's folder
 _READERS = 16
 _PACKAGES = (
     *("fraud_ray", "ray", "torch", "numpy", "pandas", "pyarrow", "scikit-learn", "optuna"),
@@ -357,6 +357,15 @@ def named(wanted: str, names: Sequence[str]) -> str | None:
     if len(found) > 1:
         raise SettingsError(f"'{wanted}' may be any of {', '.join(found)}; write more of the name")
     return found[0] if found else None
+
+
+def read_report(storage: Storage, wanted: str) -> str:
+    """The page of the run that is meant, as `find_runs` has it. Raises SettingsError where it has none."""
+    [run] = find_runs(storage, wanted)
+    page = storage.get(f"{_folder(run.name)}/{REPORT}")
+    if page is None:
+        raise SettingsError(f"run '{run.name}' at {run.folder} is {run.state} and has no report; its end writes one")
+    return page.decode()
 
 
 def list_runs(storage: Storage, say: Callable[[str], object] = str) -> list[RunRecord]:

@@ -49,8 +49,8 @@ class Stored:
 class Storage:
     """Objects by key below `root`: an absolute path, or a URI such as s3://bucket/prefix.
 
-    A put is visible whole or not at all. Cheap to send to another process. Raises ServerError when the store does
-    not answer.
+    A put is visible whole or not at all, and makes the folder; what only reads makes none. Cheap to send to another
+    process. Raises ServerError when the store does not answer.
     """
 
     root: str
@@ -63,6 +63,20 @@ class Storage:
     @property
     def is_local(self) -> bool:
         return "://" not in self.root
+
+    @property
+    def is_there(self) -> bool:
+        """Whether anything was stored: a folder is made by the first put; a bucket counts as there."""
+        return not self.is_local or Path(self.root).exists()
+
+    def required(self) -> Storage:
+        """This one; raises SettingsError where it is not there."""
+        if not self.is_there:
+            raise SettingsError(
+                f"there is no storage at {self.root}: a run makes it. If it lies elsewhere, storage.root says where; "
+                "if on a cluster, the same command with --to kuberay runs there"
+            )
+        return self
 
     def path(self, key: str) -> str:
         """The absolute path or URI of a key."""
@@ -85,7 +99,7 @@ class Storage:
         """The content, or None where the key is absent."""
         with _reported(self, key):
             try:
-                return bytes(obstore.get(_open(self.root), key).bytes())
+                return bytes(obstore.get(_existing(self), key).bytes())
             except FileNotFoundError:
                 return None
 
@@ -93,7 +107,7 @@ class Storage:
         """Hash of the content, in hexadecimal, read piece by piece; None where the key is absent."""
         with _reported(self, key):
             try:
-                stream = obstore.get(_open(self.root), key).stream(min_chunk_size=_PIECE)
+                stream = obstore.get(_existing(self), key).stream(min_chunk_size=_PIECE)
             except FileNotFoundError:
                 return None
             digest = hashlib.sha256()
@@ -109,7 +123,7 @@ class Storage:
     def exists(self, key: str) -> bool:
         with _reported(self, key):
             try:
-                obstore.head(_open(self.root), key)
+                obstore.head(_existing(self), key)
             except FileNotFoundError:
                 return False
             return True
@@ -121,12 +135,15 @@ class Storage:
     def listed(self, prefix: str) -> list[Stored]:
         """What lies below a prefix (a folder)."""
         with _reported(self, prefix):
-            entries = (entry for page in obstore.list(_open(self.root), prefix) for entry in page)
-            return [Stored(entry["path"], entry["size"], entry["last_modified"]) for entry in entries]
+            try:
+                entries = (entry for page in obstore.list(_existing(self), prefix) for entry in page)
+                return [Stored(entry["path"], entry["size"], entry["last_modified"]) for entry in entries]
+            except FileNotFoundError:
+                return []
 
     def delete(self, keys: list[str]) -> None:
         with _reported(self, ", ".join(keys[:1])):
-            obstore.delete(_open(self.root), keys)
+            obstore.delete(_existing(self), keys)
 
     def fetch(self, folder: str, into: Path) -> Path:
         """Copies a folder's objects into a local folder, which it returns."""
@@ -202,6 +219,13 @@ def _hash(value: dict[str, Any]) -> str:
 @lru_cache(maxsize=16)
 def _open(root: str) -> ObjectStore:
     return from_url(root) if "://" in root else LocalStore(root, mkdir=True)
+
+
+def _existing(storage: Storage) -> ObjectStore:
+    """As `_open`; raises FileNotFoundError for a folder that is not there."""
+    if not storage.is_there:
+        raise FileNotFoundError(storage.root)
+    return _open(storage.root)
 
 
 def damaged(what: str, fault: Exception) -> DamagedError:

@@ -17,7 +17,6 @@ import pytest
 import yaml
 from mlflow import MlflowClient
 
-from tests.kube.render import render, with_components
 from tests.line import REPOSITORY, local
 from tests.rays import BIN, Head, head
 
@@ -70,7 +69,7 @@ def test_a_submitted_job_is_read_and_stopped_and_its_run_could_go_on(
     line = ("--", "exec", "python", "jobs/pipeline.py", "-c", "configs/local.yaml", "--name", "april")
     lost = ray(ray_up, *submit, "--submission-id", "lost", *line)
     assert lost.returncode == 1
-    assert "storage.root is .fraud_ray, relative to the working folder of this Ray job" in lost.stdout
+    assert "data.path is data/simulated, relative to the working folder of this job" in lost.stdout
 
     overrides = local(simulated, store, [*SEARCH, "train.epochs=60"])[1]
     begun = ray(ray_up, *submit, "--no-wait", "--submission-id", "april-1", *line, *sets(overrides))
@@ -132,18 +131,13 @@ def test_a_rendered_rayjob_that_is_killed_and_stopped_in_the_search_finishes_wit
     assert logged["gate.min_f1"] == str(submitted["gate"]["min_f1"])
 
 
-def test_the_rendered_scoring_job_scores_every_row_with_the_champion(
-    ray_up: Head, simulated: Path, march: Path, kubectl: Path, tmp_path: Path
+def test_a_ray_job_scores_every_row_with_the_champion(
+    ray_up: Head, simulated: Path, march: Path, tmp_path: Path
 ) -> None:
-    root = with_components(REPOSITORY, "dev", ("scoring",), tmp_path / "repository")
-    job = next(d.body for d in render(kubectl, root, "dev", tmp_path) if d.name == "fraud-score")
-    job["spec"]["entrypoint"] = (
-        job["spec"]["entrypoint"]
-        .replace("/mnt/fraud_ray/incoming", str(simulated))
-        .replace("/mnt/fraud_ray/scores", str(tmp_path / "scores"))
-        + f" --set registry.uri=sqlite:///{march}/mlflow.db"
-    )
-    done = _submit_as_kuberay(ray_up, job, "score")
+    words = f"--model models:/{MODEL}@champion --input {simulated} --output {tmp_path / 'scores'}"
+    where = f"--set storage.root={march} --set registry.uri=sqlite:///{march}/mlflow.db"
+    entrypoint = f"exec python jobs/score.py -c configs/cluster.yaml {words} {where}"
+    done = _submit_as_kuberay(ray_up, {"spec": {"entrypoint": entrypoint}}, "score")
     assert _ended(ray_up, done) == "SUCCEEDED", _log(ray_up, done)
     scored = pq.read_table(tmp_path / "scores", partitioning=None)
     assert set(scored["model_version"].to_pylist()) == {f"{MODEL}/1"}

@@ -31,18 +31,16 @@ VARIANTS = [
     ("dev", ()),
     ("dev", ("tensorboard",)),
     ("dev", ("kueue",)),
-    ("dev", ("scoring",)),
     ("dev", ("serving",)),
     ("production", ()),
     ("production", ("kueue", "tensorboard")),
-    ("production", ("scoring", "raycronjob")),
+    ("production", ("raycronjob",)),
     ("production", ("serving",)),
     ("production", ("serving", "valkey-external", "storage-external")),
     ("openshift", ()),
     ("openshift", ("kueue", "tensorboard")),
     ("openshift", ("serving", "monitoring")),
     ("dev", ("openshift",)),
-    ("dev", ("scoring", "kueue")),
 ]
 
 # What the person who deploys makes, as cluster/README.md says.
@@ -247,7 +245,7 @@ COMPONENT = "app.kubernetes.io/component"
 
 
 def test_a_drain_waits_for_every_head_of_a_run_and_for_no_other(kubectl: Path, tmp_path: Path) -> None:
-    root = with_components(ROOT, "production", ("scoring", "raycronjob"), tmp_path / "repository")
+    root = with_components(ROOT, "production", ("raycronjob",), tmp_path / "repository")
     documents = render(kubectl, root, "production", tmp_path)
     budget = only(documents, "PodDisruptionBudget", "ray-head").body["spec"]
     assert budget["minAvailable"] >= 1000, "an eviction is allowed where more heads are ready"
@@ -259,7 +257,7 @@ def test_a_drain_waits_for_every_head_of_a_run_and_for_no_other(kubectl: Path, t
         if "headGroupSpec" in pod.field
         and budget["selector"]["matchLabels"].items() <= {**pod.labels, "ray.io/node-type": "head"}.items()
     }
-    assert waited_for == {"fraud", "fraud-score"}, "the RayJobs, and the RayCronJob, which is called fraud too"
+    assert waited_for == {"fraud"}, "the RayJob, and the RayCronJob, which is called so too"
 
 
 def test_the_interactive_cluster_and_the_cron_job_are_the_runs(kubectl: Path, tmp_path: Path) -> None:
@@ -279,17 +277,10 @@ def test_the_interactive_cluster_and_the_cron_job_are_the_runs(kubectl: Path, tm
     assert schedule["suspend"]
 
 
-def test_scoring_runs_on_a_cluster_like_the_runs(kubectl: Path, tmp_path: Path) -> None:
-    root = with_components(ROOT, "production", ("scoring",), tmp_path / "repository")
-    documents = render(kubectl, root, "production", tmp_path)
-    run, score = (only(documents, "RayJob", name).body["spec"] for name in ("fraud", "fraud-score"))
-    assert {**score, "entrypoint": run["entrypoint"]} == run
-    assert score["entrypoint"].startswith("exec python jobs/score.py -c configs/cluster.yaml --model ")
-
-
 NAME = "app.kubernetes.io/name"
 SERVING, VALKEY = (Peer("ml-pipelines", {NAME: f"fraud-{name}"}) for name in ("serving", "valkey"))
 MLFLOW, RAY = Peer("mlops", {NAME: "mlflow"}), Peer("ml-pipelines", {"ray.io/is-ray-node": "yes"})
+COMMAND = Peer("ml-pipelines", {COMPONENT: "command"})
 STRANGER, OUTSIDE = Peer("ml-pipelines"), Peer(None)
 CALLER = Peer("ingress", {}, {"fraud-ray/scores": "true"})
 
@@ -433,6 +424,8 @@ REACHED = [
     (SERVING, VALKEY, 6379),
     (SERVING, MLFLOW, 5000),
     (SERVING, OUTSIDE, 443),
+    (COMMAND, MLFLOW, 5000),
+    (COMMAND, OUTSIDE, 443),
 ]
 NOT_REACHED = [
     *((source, SERVING, 8000) for source in (STRANGER, RAY, VALKEY, Peer("ingress"))),
@@ -442,6 +435,8 @@ NOT_REACHED = [
     (SERVING, RAY, 8265),
     (SERVING, OUTSIDE, 80),
     (STRANGER, MLFLOW, 5000),
+    *((COMMAND, target, port) for target, port in ((RAY, 8265), (RAY, 6379), (VALKEY, 6379))),
+    (RAY, COMMAND, 8000),
 ]
 
 
@@ -451,7 +446,7 @@ def test_only_what_has_to_reaches_scoring_online(serving: list[Document]) -> Non
 
 
 def test_with_storage_on_s3_no_pod_of_a_run_mounts_a_volume(kubectl: Path, tmp_path: Path) -> None:
-    root = with_components(ROOT, "production", ("storage-external", "serving", "scoring"), tmp_path / "repository")
+    root = with_components(ROOT, "production", ("storage-external", "serving"), tmp_path / "repository")
     documents = render(kubectl, root, "production", tmp_path)
     assert "PersistentVolumeClaim" not in {document.kind for document in documents}
     for pod in [pod for document in documents for pod in pods(document)]:
@@ -483,7 +478,7 @@ def test_on_openshift_no_pod_asks_for_a_user_or_a_group(kubectl: Path, tmp_path:
 
 
 def test_however_a_job_ends_its_cluster_is_gone_within_a_minute(kubectl: Path, tmp_path: Path) -> None:
-    root = with_components(ROOT, "production", ("scoring", "raycronjob"), tmp_path / "repository")
+    root = with_components(ROOT, "production", ("raycronjob",), tmp_path / "repository")
     documents = render(kubectl, root, "production", tmp_path)
     jobs = [d.body["spec"] for d in documents if d.kind == "RayJob"]
     for job in (*jobs, only(documents, "RayCronJob").body["spec"]["jobTemplate"]):
@@ -491,14 +486,12 @@ def test_however_a_job_ends_its_cluster_is_gone_within_a_minute(kubectl: Path, t
         assert "deletionStrategy" not in job, "Kueue and the shutdown exclude it"
 
 
-def test_kueue_holds_every_job_back_until_it_admits_it(kubectl: Path, tmp_path: Path) -> None:
-    root = with_components(ROOT, "production", ("kueue", "scoring"), tmp_path / "repository")
-    jobs = [document.body for document in render(kubectl, root, "production", tmp_path) if document.kind == "RayJob"]
-    assert len(jobs) == 2
-    for job in jobs:
-        assert job["spec"]["suspend"]
-        assert job["metadata"]["labels"]["kueue.x-k8s.io/queue-name"] == "fraud"
-        assert len(job["spec"]["rayClusterSpec"]["workerGroupSpecs"]) <= 7
+def test_kueue_holds_a_run_back_until_it_admits_it(kubectl: Path, tmp_path: Path) -> None:
+    root = with_components(ROOT, "production", ("kueue",), tmp_path / "repository")
+    job = only(render(kubectl, root, "production", tmp_path), "RayJob").body
+    assert job["spec"]["suspend"]
+    assert job["metadata"]["labels"]["kueue.x-k8s.io/queue-name"] == "fraud"
+    assert len(job["spec"]["rayClusterSpec"]["workerGroupSpecs"]) <= 7
 
 
 def test_the_guide_names_every_object_that_it_asks_for() -> None:

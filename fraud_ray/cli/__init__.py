@@ -10,6 +10,7 @@ import importlib.metadata
 import io
 import sys
 from collections.abc import Sequence
+from contextlib import nullcontext, redirect_stdout
 from typing import Annotated, NoReturn
 
 import typer
@@ -32,7 +33,9 @@ from fraud_ray.cli import (
     settings,
     ui,
 )
+from fraud_ray.cli.elsewhere import Working
 from fraud_ray.cli.faults import Commands
+from fraud_ray.submission.streams import Marked, is_in_pod
 
 app = typer.Typer(
     cls=Commands,
@@ -68,16 +71,16 @@ def _fraud_ray(
 app.command()(init.init)
 app.command()(run.run)
 app.command()(run.retrain)
-app.command()(backtest.backtest)
+app.command(cls=Working)(backtest.backtest)
 app.command()(data.simulate)
-app.command()(data.validate)
-app.command()(drift.drift)
-app.command()(score.score)
+app.command(cls=Working)(data.validate)
+app.command(cls=Working)(drift.drift)
+app.command(cls=Working)(score.score)
 app.command()(serve.serve)
 app.command(name="serve-check")(serve_check.serve_check)
 app.command(name="settings")(settings.show)
 app.add_typer(runs.app, name="runs")
-app.command()(reproduce.reproduce)
+app.command(cls=Working)(reproduce.reproduce)
 app.add_typer(models.app, name="models")
 app.add_typer(audit.app, name="audit")
 app.add_typer(cache.app, name="cache")
@@ -89,10 +92,13 @@ app.add_typer(jobs.app, name="jobs")
 def main(arguments: Sequence[str] | None = None, in_job: bool = False) -> NoReturn:
     """Runs a command and ends the process with its exit code; arguments: by default the process's own.
 
-    in_job: it is a Ray job, whose working folder and disk end with it; relative places to store in are refused.
+    in_job: it is a Ray job, whose working folder and disk end with it; relative places to store in are refused. So they
+    are in a pod of `--to kuberay`.
     """
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a terminal that cannot encode a user's text gets a question mark
             stream.reconfigure(errors="replace")
-    app(args=arguments, prog_name="fraud-ray", obj=in_job)
+    in_pod = is_in_pod()
+    with redirect_stdout(Marked(sys.stdout)) if in_pod else nullcontext():
+        app(args=arguments, prog_name="fraud-ray", obj=in_job or in_pod)
     raise SystemExit(0)

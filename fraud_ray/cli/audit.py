@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.text import Text
 
+from fraud_ray.cli.elsewhere import Elsewhere
 from fraud_ray.cli.options import AsJson, ConfigOrDefaults, Overrides, registry_of, storage_of
 from fraud_ray.cli.tables import as_yaml, moment, print_json, print_line, print_table
 from fraud_ray.errors import EXIT_FAULT
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 app = typer.Typer(no_args_is_help=True, help="Show the audit record, and verify that nobody changed it.")
 
 
-@app.command()
+@app.command(cls=Elsewhere)
 def show(
     number: Annotated[int | None, typer.Argument(metavar="[N]", help="A record's number; by default all.")] = None,
     config: ConfigOrDefaults = None,
@@ -44,7 +45,7 @@ def show(
         print_records(found, f"no audit records yet at {storage.path('audit')}")
 
 
-@app.command()
+@app.command(cls=Elsewhere)
 def verify(config: ConfigOrDefaults = None, overrides: Overrides = None, as_json: AsJson = False) -> None:
     """Look for records that were edited, removed or cut off at the end, moves past the record, and runs made twice.
 
@@ -54,7 +55,7 @@ def verify(config: ConfigOrDefaults = None, overrides: Overrides = None, as_json
     from fraud_ray.registry.audit import KEY, newest, signed, signing_key
 
     storage, tracking = registry_of(config, overrides)
-    faults = anchors.verify(tracking, storage)
+    faults = anchors.verify(tracking, storage.required())
     if as_json:
         print_json([dataclasses.asdict(fault) for fault in faults])
     elif faults:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from fraud_ray.cli.display import Display
+from fraud_ray.cli.elsewhere import Elsewhere
 from fraud_ray.cli.options import AsJson, ConfigOrDefaults, Overrides, storage_of
 from fraud_ray.cli.tables import print_json, print_line, print_table
 from fraud_ray.progress import counted
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 app = typer.Typer(no_args_is_help=True, help="List and prune the prepared data that runs share, and window states.")
 
 
-@app.command(name="list")
+@app.command(name="list", cls=Elsewhere)
 def list_all(config: ConfigOrDefaults = None, overrides: Overrides = None, as_json: AsJson = False) -> None:
     """List what is kept, oldest first."""
     from fraud_ray.data.cache import in_words, list_entries
@@ -43,7 +44,7 @@ def list_all(config: ConfigOrDefaults = None, overrides: Overrides = None, as_js
     )
 
 
-@app.command()
+@app.command(cls=Elsewhere)
 def prune(
     days: Annotated[
         float, typer.Option("--older-than", min=0, metavar="DAYS", help="Age from which an entry goes; 0: all go.")

@@ -43,10 +43,14 @@ def drift(
     Bounds are settings (drift.max_ks and others); drift.days picks the newest days.
     Ends with exit code 5 if anything has drifted.
     """
+    from fraud_ray.cluster import join_unless_few, refuse_relative
+
     if out is not None and out.suffix not in {".svg", ".png"}:
         raise typer.BadParameter("ends with neither .svg nor .png", param_hint="--out")
     settings = load(context, config, overrides).settings
     if out is not None:
+        if context.obj:
+            refuse_relative("--out", str(out))
         from fraud_ray.data.output import refuse_to_write_into
 
         refuse_to_write_into("data", settings.data.path, str(out))
@@ -54,7 +58,6 @@ def drift(
             refuse_to_write_into("reference", against, str(out))
 
     from fraud_ray.cli.display import Display, stdout_for_the_result
-    from fraud_ray.cluster import join_unless_few
     from fraud_ray.data.baseline import measure_drift
     from fraud_ray.data.repeats import without_repeats
     from fraud_ray.data.source import open_source
@@ -105,9 +108,9 @@ def _reference(against: str, settings: Settings) -> Baseline | Source:
         assert profile is not None, "it is there"
         return Baseline(f"the bundle at {against} ({opened.note})", profile, opened.graph)
     from fraud_ray.registry.champion import open_champion
-    from fraud_ray.registry.tracking import connect
+    from fraud_ray.registry.tracking import connect_existing
 
-    known = open_champion(connect(settings.registry), Storage.at(settings.storage.root))
+    known = open_champion(connect_existing(settings.registry), Storage.at(settings.storage.root))
     found = known.baseline if known else None
     if found is None:
         raise SettingsError(

@@ -14,7 +14,8 @@ from fraud_ray.cli.options import Name as RunName
 from fraud_ray.cli.tables import print_facts, print_json, print_line, print_next, print_settings, print_table
 
 if TYPE_CHECKING:
-    from fraud_ray.submission.kuberay import Attempt, KubeRayJobs
+    from fraud_ray.submission.commands import CommandJobs, Sent
+    from fraud_ray.submission.kuberay import Attempt
 
 app = typer.Typer(no_args_is_help=True, help="List, show, follow and stop submitted jobs.")
 
@@ -66,21 +67,29 @@ def submit(
 
 @app.command(name="list")
 def list_all(config: ConfigOfCluster, overrides: Overrides = None, as_json: AsJson = False) -> None:
-    """List all jobs, oldest first."""
-    found = _jobs(config, overrides).attempts()
+    """List all jobs, oldest first; then commands that run in pods, as batch scoring with --to kuberay does."""
+    jobs = _jobs(config, overrides)
+    found, sent = jobs.attempts(), jobs.sent()
     if as_json:
-        print_json([{k: v for k, v in _as_values(attempt).items() if k != "settings"} for attempt in found])
+        told = [{k: v for k, v in _as_values(attempt).items() if k != "settings"} for attempt in found]
+        print_json([*told, *map(_as_values, sent)])
         return
-    rows = ([attempt.name, attempt.run, attempt.state, _time(attempt)] for attempt in found)
-    print_table(["Job", "Run", "State", "Created (UTC)"], rows, empty="no jobs yet")
+    rows = [[attempt.name, attempt.run, attempt.state, _time(attempt)] for attempt in found]
+    rows += [[one.name, one.line, one.state, _time(one)] for one in sent]
+    print_table(["Job", "Run or command", "State", "Created (UTC)"], rows, empty="no jobs yet")
 
 
 @app.command()
 def show(name: Name, config: ConfigOfCluster, overrides: Overrides = None, as_json: AsJson = False) -> None:
     """Show a job: its state, and the settings that it was submitted with, every default filled in."""
+    from fraud_ray.submission.commands import Sent
+
     _, found = _find(name, config, overrides)
     if as_json:
         print_json(_as_values(found))
+        return
+    if isinstance(found, Sent):
+        print_facts({"job": found.name, "command": found.line, "state": found.state, "created": _time(found)})
         return
     facts = {"job": found.name, "run": found.run, "state": found.state, "created": _time(found)}
     print_facts({**facts, **({"message": found.message} if found.message else {})})
@@ -95,8 +104,10 @@ def logs(
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on until the job ends.")] = False,
 ) -> None:
     """Print what a job's run has printed."""
+    from fraud_ray.submission.commands import Sent
+
     jobs, found = _find(name, config, overrides)
-    for piece in jobs.logs(found, follow):
+    for piece in jobs.printed(found.name, follow) if isinstance(found, Sent) else jobs.logs(found, follow):
         sys.stdout.write(piece)
         sys.stdout.flush()
 
@@ -104,29 +115,36 @@ def logs(
 @app.command()
 def stop(name: Name, config: ConfigOfCluster, overrides: Overrides = None) -> None:
     """Stop a job. Its run keeps what it concluded: submitted again under the same name, it goes on from there."""
+    from fraud_ray.submission.commands import Sent
+
     jobs, found = _find(name, config, overrides)
+    if isinstance(found, Sent):
+        jobs.end(found.name)
+        print_line(f"stopping {found.name}")
+        return
     jobs.stop(found)
     print_line(f"stopping {found.name}; run '{found.run}' goes on from here when it is submitted again")
 
 
-def _as_values(attempt: Attempt) -> dict[str, Any]:
-    """An attempt as JSON types."""
+def _as_values(attempt: Attempt | Sent) -> dict[str, Any]:
+    """An attempt, or a command, as JSON types."""
     return {**dataclasses.asdict(attempt), "created": attempt.created and attempt.created.isoformat()}
 
 
-def _jobs(config: Path, overrides: list[str] | None) -> KubeRayJobs:
-    from fraud_ray.submission.kuberay import KubeRayJobs
+def _jobs(config: Path, overrides: list[str] | None) -> CommandJobs:
+    from fraud_ray.submission.commands import CommandJobs
     from fraud_ray.submission.render import render_overlay
 
-    return KubeRayJobs(render_overlay(settings_of(config, overrides).cluster.overlay))
+    return CommandJobs(render_overlay(settings_of(config, overrides).cluster.overlay))
 
 
-def _find(name: str, config: Path, overrides: list[str] | None) -> tuple[KubeRayJobs, Attempt]:
+def _find(name: str, config: Path, overrides: list[str] | None) -> tuple[CommandJobs, Attempt | Sent]:
     from fraud_ray.submission.kuberay import find
 
     jobs = _jobs(config, overrides)
-    return jobs, find(jobs, name)
+    sent = (one for one in jobs.sent() if one.name == name)
+    return jobs, next(sent, None) or find(jobs, name)
 
 
-def _time(attempt: Attempt) -> str:
+def _time(attempt: Attempt | Sent) -> str:
     return f"{attempt.created:%Y-%m-%d %H:%M:%S}" if attempt.created else "not yet"

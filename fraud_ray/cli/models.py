@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from fraud_ray.cli.audit import print_records
+from fraud_ray.cli.elsewhere import Elsewhere, Working
 from fraud_ray.cli.options import AsJson, Config, ConfigOrDefaults, Overrides, registry_of, settings_of
 from fraud_ray.cli.outcomes import code_in_words, print_gate
 from fraud_ray.cli.tables import (
@@ -35,7 +36,7 @@ Reason = Annotated[str, typer.Option("--reason", metavar="TEXT", help="Why, for 
 app = typer.Typer(no_args_is_help=True, help="List, show, compare, promote and roll back registered versions.")
 
 
-@app.command(name="list")
+@app.command(name="list", cls=Elsewhere)
 def list_all(config: ConfigOrDefaults = None, overrides: Overrides = None, as_json: AsJson = False) -> None:
     """List all versions, the newest first."""
     from fraud_ray.registry.history import history
@@ -48,7 +49,7 @@ def list_all(config: ConfigOrDefaults = None, overrides: Overrides = None, as_js
         _print_versions(histories, tracking.registry.model_name)
 
 
-@app.command()
+@app.command(cls=Elsewhere)
 def show(
     version: Annotated[str, typer.Argument(metavar="VERSION|@ALIAS", help="A number, or an alias such as @champion.")],
     config: ConfigOrDefaults = None,
@@ -70,7 +71,7 @@ def show(
         _print_version(found, tags)
 
 
-@app.command()
+@app.command(cls=Elsewhere)
 def promote(
     version: Annotated[
         int | None, typer.Argument(metavar="[VERSION]", help="Its number; by default the challenger's.")
@@ -87,7 +88,7 @@ def promote(
     _print_move(promotion.promote(tracking, storage, version, reason), as_json)
 
 
-@app.command()
+@app.command(cls=Elsewhere)
 def rollback(
     reason: Reason = "", config: ConfigOrDefaults = None, overrides: Overrides = None, as_json: AsJson = False
 ) -> None:
@@ -98,7 +99,7 @@ def rollback(
     _print_move(promotion.rollback(tracking, storage, reason), as_json)
 
 
-@app.command()
+@app.command(cls=Elsewhere)
 def export(
     output: Annotated[str, typer.Option("--output", metavar="DIR", help="Folder or URI to write it below.")],
     version: Annotated[
@@ -128,7 +129,7 @@ def export(
         print_notes([opened.note] if opened.note else [])
 
 
-@app.command()
+@app.command(cls=Working)
 def compare(
     config: Config,
     labels: Annotated[

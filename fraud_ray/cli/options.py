@@ -75,10 +75,10 @@ def settings_of(config: Path, overrides: list[str] | None) -> Settings:
 
 
 def storage_of(config: Path | None, overrides: list[str] | None) -> Storage:
-    """Where the runs lie that a command is about."""
+    """Where the runs lie that a command is about; raises SettingsError where there is none yet."""
     from fraud_ray.storage import Storage
 
-    return Storage.at(sections_of(config, overrides)[0].root)
+    return Storage.at(sections_of(config, overrides)[0].root).required()
 
 
 def registry_of(config: Path | None, overrides: list[str] | None) -> tuple[Storage, Tracking]:

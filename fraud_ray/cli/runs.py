@@ -3,14 +3,25 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.text import Text
 
 from fraud_ray.cli.display import Display
-from fraud_ray.cli.options import RUN_WANTED, AsJson, ConfigOrDefaults, Overrides, storage_of
+from fraud_ray.cli.elsewhere import Bringing, Elsewhere
+from fraud_ray.cli.options import (
+    RUN_WANTED,
+    AsJson,
+    ConfigOrDefaults,
+    Overrides,
+    registry_of,
+    sections_of,
+    storage_of,
+)
 from fraud_ray.cli.outcomes import code_in_words, print_outcome, version_in_words
 from fraud_ray.cli.tables import moment, number, print_facts, print_json, print_line, print_settings, print_table
 from fraud_ray.decision.names import in_order, metric_name
@@ -25,7 +36,7 @@ Name = Annotated[str, typer.Argument(metavar="NAME", help=RUN_WANTED)]
 _COLOURS = {"registered": "green", "rejected": "red", "damaged": "red", "running": "cyan"}
 
 
-@app.command(name="list")
+@app.command(name="list", cls=Elsewhere)
 def list_all(config: ConfigOrDefaults = None, overrides: Overrides = None, as_json: AsJson = False) -> None:
     """List all runs, oldest first."""
     from fraud_ray.runs import list_runs
@@ -53,7 +64,7 @@ def list_all(config: ConfigOrDefaults = None, overrides: Overrides = None, as_js
     )
 
 
-@app.command()
+@app.command(cls=Elsewhere)
 def show(name: Name, config: ConfigOrDefaults = None, overrides: Overrides = None, as_json: AsJson = False) -> None:
     """Show a run: who started it, with which code and settings, how far it got, and its figures."""
     from fraud_ray.runs import find_runs
@@ -65,7 +76,29 @@ def show(name: Name, config: ConfigOrDefaults = None, overrides: Overrides = Non
         _print_run(found)
 
 
-@app.command()
+@app.command(cls=Bringing)
+def report(
+    name: Name,
+    output: Annotated[
+        str, typer.Option("-o", "--output", metavar="FILE", help="Where to write it; -: print it.", show_default=False)
+    ],
+    config: ConfigOrDefaults = None,
+    overrides: Overrides = None,
+) -> None:
+    """Write a run's page, as its storage has it; where that is not at hand, as MLflow has it."""
+    from fraud_ray.runs import read_report
+    from fraud_ray.storage import Storage
+
+    storage = Storage.at(sections_of(config, overrides)[0].root)
+    page = read_report(storage, name) if storage.is_there else registry_of(config, overrides)[1].report_of(name)
+    if output == "-":
+        sys.stdout.write(page)
+    else:
+        Path(output).write_text(page, encoding="utf-8")
+        print_line(f"the report is in {output}")
+
+
+@app.command(cls=Elsewhere)
 def compare(
     first: Annotated[str, typer.Argument(metavar="A", help=RUN_WANTED)],
     second: Annotated[str, typer.Argument(metavar="B", help="Another one's.")],

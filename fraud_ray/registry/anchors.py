@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from mlflow.entities import Run as MlflowRun
 
+from fraud_ray.errors import SettingsError
 from fraud_ray.redaction import without_passwords
 from fraud_ray.registry import audit
 from fraud_ray.registry.audit import Anchor, Event, Fault, Record
@@ -58,6 +59,24 @@ class Registry:
         of_chain = sorted((a for a in found if a.chain == newest.chain), key=lambda a: a.number, reverse=True)
         told = next((a.number for a in of_chain if audit.confirms(self.storage, a)), 0)
         return min(told, newest.number)
+
+
+def require_own(tracking: Tracking, storage: Storage) -> None:
+    """Refuses to change a registry whose audit record lies in another storage: there would be two, and neither whole.
+
+    A storage is known by its chain, which is made with its first record, and of which the registered model has a tag.
+    Raises SettingsError; not for a model that has no record yet.
+    """
+    model = registered_model(tracking)
+    told, newest = _anchors(model.tags) if model else [], audit.newest(storage)
+    if model and told and (newest is None or newest.chain not in {anchor.chain for anchor in told}):
+        places = ", ".join(dict.fromkeys(anchor.root for anchor in told))
+        raise SettingsError(
+            f"{model.name}, at {without_passwords(tracking.uri)}, keeps its audit record in the storage {places}, and "
+            f"the one here, {storage.root}, has {'another' if newest else 'none'}: what is changed from here, that "
+            "record would not know. Name that storage with storage.root, or, where it is a cluster's, give the same "
+            "command with --to kuberay (for a run: fraud-ray submit)"
+        )
 
 
 def anchor(tracking: Tracking, storage: Storage) -> None:

@@ -17,7 +17,7 @@ from fraud_ray.decision.comparison import Comparison
 from fraud_ray.errors import SettingsError
 from fraud_ray.redaction import without_passwords
 from fraud_ray.registry import audit
-from fraud_ray.registry.anchors import Registry, anchor, anchor_in_run
+from fraud_ray.registry.anchors import Registry, anchor, anchor_in_run, require_own
 from fraud_ray.registry.audit import Record
 from fraud_ray.registry.tracking import TrackedRun, Tracking, unless_gone
 from fraud_ray.registry.versions import (
@@ -173,6 +173,7 @@ def _move(
     version: int | None = None,
     reason: str = "",
 ) -> Move:
+    require_own(tracking, storage.required())
     cut_short = _complete(tracking, storage)
     if cut_short and cut_short.event == event and version in (None, cut_short.version):
         return _told(cut_short, completed=True)

@@ -39,13 +39,20 @@ def ui_command(registry: RegistrySettings, port: int = 5000) -> list[str]:
     """
     uri = uri_of(registry)
     if not _is_database(uri):
-        raise SettingsError(f"registry.uri is a tracking server, which shows its own pages: open {uri} in a browser")
+        way = "--to kuberay forwards them to this machine" if service_of(uri) else f"open {uri} in a browser"
+        raise SettingsError(f"registry.uri is a tracking server, {uri}, which shows its own pages: {way}")
     folder = _artifact_folder(uri)
     return [
         *(sys.executable, "-m", "mlflow", "server", "--backend-store-uri", uri),
         *(("--default-artifact-root", folder.as_uri()) if folder else ()),
         *("--no-serve-artifacts", "--workers", "1", "--host", "127.0.0.1", "--port", str(port)),
     ]
+
+
+def service_of(uri: str) -> tuple[str, str] | None:
+    """Name and namespace of the Service of Kubernetes that a URI names, which pods alone resolve; None of others."""
+    found = re.fullmatch(r"([^.]+)\.([^.]+)\.svc(\..+)?", urlsplit(uri).hostname or "")
+    return (found[1], found[2]) if found else None
 
 
 @contextmanager
@@ -63,6 +70,8 @@ def reported(uri: str) -> Iterator[None]:
         advice = "check registry.uri and that the server runs"
         if not _is_database(uri):
             advice += " (MLFLOW_TRACKING_TOKEN, or MLFLOW_TRACKING_USERNAME and _PASSWORD, say who asks)"
+        if service_of(uri):
+            advice += "; only pods of its cluster know that name: the same command with --to kuberay runs in one"
         raise ServerError(f"MLflow at {shown} cannot be used: {cause[1] if cause else reason}; {advice}") from fault
 
 

@@ -9,11 +9,13 @@ from __future__ import annotations
 import json
 import numbers
 import re
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
@@ -25,6 +27,7 @@ from mlflow.exceptions import MlflowException
 from fraud_ray.errors import SettingsError
 from fraud_ray.redaction import redacted, starred, without_passwords
 from fraud_ray.registry.server import open_experiment, reported, sqlite_file, uri_of
+from fraud_ray.runs import REPORT, named
 from fraud_ray.settings import RegistrySettings, dotted
 
 Status = Literal["FINISHED", "FAILED", "KILLED"]
@@ -122,6 +125,22 @@ class Tracking:
     def runs(self, condition: str) -> list[Run]:
         """The experiment's runs for which a condition holds."""
         return list(every(lambda token: self.client.search_runs([self.experiment_id], condition, page_token=token)))
+
+    def report_of(self, wanted: str) -> str:
+        """The page that a run of the pipeline left here, for where its storage is not at hand.
+
+        wanted: as `runs.named` has it. Raises SettingsError that names the runs there are.
+        """
+        with self.reported():
+            found = {run.data.tags[RUN_TAG]: run.info.run_id for run in reversed(self.runs(f"tags.`{RUN_TAG}` != ''"))}
+            name = named(wanted, list(found))
+            if name is None:
+                there = ", ".join(found) or "none yet"
+                raise SettingsError(f"no run '{wanted}' in MLflow at {without_passwords(self.uri)}; there are: {there}")
+            if REPORT not in [file.path for file in self.client.list_artifacts(found[name])]:
+                raise SettingsError(f"run '{name}' has no report in MLflow yet; its end writes one")
+            with tempfile.TemporaryDirectory() as scratch:
+                return Path(self.client.download_artifacts(found[name], REPORT, scratch)).read_text(encoding="utf-8")
 
     def log(
         self,
@@ -259,7 +278,7 @@ def connect_existing(registry: RegistrySettings) -> Tracking:
     if file and not file.exists():
         raise SettingsError(
             f"nothing is registered at {registry.uri} yet ({file} is missing): `fraud-ray run` does that, or "
-            "registry.uri is another"
+            "registry.uri is another; of a cluster's, the same command with --to kuberay tells"
         )
     return connect(registry)
 

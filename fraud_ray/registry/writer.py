@@ -13,6 +13,7 @@ import yaml
 
 from fraud_ray.data.source import Source
 from fraud_ray.errors import RunHeldError
+from fraud_ray.registry.anchors import require_own
 from fraud_ray.registry.tracking import Dataset, TrackedRun, Tracking, connect
 from fraud_ray.runs import Run, read_record
 from fraud_ray.settings import Loaded
@@ -91,6 +92,8 @@ def _start(loaded: Loaded, source: Source, run: Run) -> TrackedRun:
         tags["mlflow.source.git.commit"] = record["git"]["commit"]
     params = {**settings.changed(), "train": settings.recorded()["train"]}
     dataset = Dataset(Path(source.root).name or source.root, source.root, source.fingerprint, source.rows)
-    started = connect(settings.registry).start(run.name, params, tags, dataset)
+    tracking = connect(settings.registry)
+    require_own(tracking, run.storage)
+    started = tracking.start(run.name, params, tags, dataset)
     started.log_text(yaml.safe_dump(settings.recorded(), sort_keys=False, allow_unicode=True), SETTINGS)
     return started

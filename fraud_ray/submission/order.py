@@ -70,36 +70,26 @@ def order(config: Path, overrides: Sequence[str], name: str | None, base: Comman
     passwords in overrides, folders that no job can see, and a name that depends on data which cannot be read from here.
     """
     every = (*base.overrides, *overrides)
-    _refuse_passwords(every)
+    refuse_passwords(every)
     loaded = load_settings(config, every)
     pattern = name or loaded.settings.run.name or base.name
     if pattern is not None:
         loaded = load_settings(config, [*every, f"run.name={json.dumps(pattern)}"])
     refuse_relative_folders(loaded.settings)
-    _refuse_relative_data(loaded.settings)
     run = _settled_name(loaded, retrain)
     line = CommandLine(_RETRAIN if retrain else base.program, base.config, every, run)
     return Order(run, loaded.settings, line.words(), config)
 
 
-def _refuse_passwords(overrides: Sequence[str]) -> None:
-    """An entrypoint is shown by Kubernetes, the operator's log and Ray's dashboard."""
-    for override in overrides:
-        if without_passwords(override) != override:
+def refuse_passwords(words: Sequence[str]) -> None:
+    """A command line is shown by Kubernetes, the operator's log and Ray's dashboard."""
+    for word in words:
+        if without_passwords(word) != word:
             raise SettingsError(
-                f"--set {without_passwords(override)} holds a password, which everybody would see in the job: take it "
+                f"{without_passwords(word)} holds a password, which everybody would see in the job: take it "
                 "out, and give it by a secret of the overlay as an environment variable (MLFLOW_TRACKING_USERNAME and "
                 "_PASSWORD, AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY)"
             )
-
-
-def _refuse_relative_data(settings: Settings) -> None:
-    path = settings.data.path
-    if "://" not in path and not Path(path).expanduser().is_absolute():
-        raise SettingsError(
-            f"data.path is {path}, relative to a working folder that holds code alone where a job runs. Give an "
-            "absolute path on a shared volume, or a URI: --set data.path=…"
-        )
 
 
 def _settled_name(loaded: Loaded, retrain: bool) -> str:

@@ -16,6 +16,8 @@ from typing import Any
 import yaml
 
 from fraud_ray.errors import SettingsError
+from fraud_ray.lease import user_name
+from fraud_ray.settings import Settings
 from fraud_ray.submission.order import CommandLine, Order
 
 OVERLAYS = Path("cluster/overlays")
@@ -53,12 +55,7 @@ def render_overlay(overlay: str | None) -> Template:
     if not overlay or not folder.is_dir():
         there = ", ".join(sorted(path.name for path in OVERLAYS.glob("*/"))) or "none: start this in the repository"
         raise SettingsError(f"cluster.overlay is {overlay or 'not set'}; in {OVERLAYS.absolute()} there are: {there}")
-    kubectl = shutil.which("kubectl")
-    if kubectl is None:
-        raise SettingsError(
-            f"there is no kubectl on the PATH, which renders {folder}; install it "
-            "(https://kubernetes.io/docs/tasks/tools), or submit from a pod of the image, which holds one"
-        )
+    kubectl = find_kubectl(f"renders {folder}")
     made = subprocess.run([kubectl, "kustomize", folder], capture_output=True, text=True)
     if made.returncode:
         raise SettingsError(f"kubectl kustomize {folder}: {made.stderr.strip()}")
@@ -70,14 +67,25 @@ def render_overlay(overlay: str | None) -> Template:
     return Template(overlay, job, _only(folder, maps, "ConfigMap that the RayJob mounts"))
 
 
+def find_kubectl(purpose: str) -> str:
+    """The path of kubectl. Raises SettingsError that says what it is for."""
+    kubectl = shutil.which("kubectl")
+    if kubectl is None:
+        raise SettingsError(
+            f"there is no kubectl on the PATH, which {purpose}; install it "
+            "(https://kubernetes.io/docs/tasks/tools), or do this in a pod of the image, which holds one"
+        )
+    return kubectl
+
+
 def fill(template: Template, order: Order, number: int) -> tuple[Document, Document]:
     """The RayJob of one attempt, and the ConfigMap that it reads, which holds the order's configuration file.
 
     Raises SettingsError for a name that Kubernetes does not take, and for an image that is a placeholder.
     """
-    job, settings = copy.deepcopy(template.job), copy.deepcopy(template.settings)
     name = order.attempt_name(number)
     _require_name(name)
+    job, settings = with_settings(template, order.settings, order.config)
     metadata = job["metadata"]
     metadata["name"] = name
     metadata["labels"] = {**metadata.get("labels", {}), RUN_LABEL: order.run, ATTEMPT_LABEL: str(number)}
@@ -85,11 +93,27 @@ def fill(template: Template, order: Order, number: int) -> tuple[Document, Docum
     metadata["annotations"] = {**metadata.get("annotations", {}), SETTINGS_ANNOTATION: resolved}
     # One quoting for two shells: the first takes it off, and `ray job submit` puts it on again for the second.
     job["spec"]["entrypoint"] = shlex.join(order.words)
-    for container in _containers(job):
-        container["image"] = order.settings.cluster.image or container["image"]
-        _require_real(container["image"], template.overlay)
-    _put_settings(job, settings, Path(template.line.config).name, order.config.read_text(encoding="utf-8"))
+    head = job["spec"]["rayClusterSpec"]["headGroupSpec"]["template"]["spec"]["containers"][0]
+    head["env"] = [*head["env"], asked_by()]
     return job, settings
+
+
+def with_settings(template: Template, settings: Settings, config: Path) -> tuple[Document, Document]:
+    """The overlay's RayJob with the image of these settings, and the ConfigMap that it reads, which holds `config`.
+
+    Raises SettingsError for an image that is a placeholder.
+    """
+    job, config_map = copy.deepcopy(template.job), copy.deepcopy(template.settings)
+    for container in _containers(job):
+        container["image"] = settings.cluster.image or container["image"]
+        _require_real(container["image"], template.overlay)
+    _put_settings(job, config_map, Path(template.line.config).name, config.read_text(encoding="utf-8"))
+    return job, config_map
+
+
+def asked_by() -> Document:
+    """The variable by which a pod's program knows who asked for it, as the audit record names them."""
+    return {"name": "LOGNAME", "value": user_name()}
 
 
 def to_yaml(documents: Sequence[Document]) -> str:

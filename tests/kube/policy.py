@@ -95,7 +95,7 @@ def _jobs(document: Document) -> Iterator[Finding]:
         return
     field = RAY_JOBS[document.kind]
     job = at(document.body, field)
-    if not re.match(r"exec python jobs/(pipeline|retrain|score)\.py -c configs/", job["entrypoint"]):
+    if not re.match(r"exec python jobs/(pipeline|retrain)\.py -c configs/", job["entrypoint"]):
         yield Finding(document, f"{field}.entrypoint", "must exec a script of jobs/ with a file of configs/")
     if not job.get("shutdownAfterJobFinishes") or job.get("deletionStrategy"):
         message = "must be true, without a deletionStrategy: no rule takes down the cluster of a stopped job"

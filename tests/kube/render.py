@@ -101,7 +101,6 @@ ORDER = (
     "kserve",
     "openshift",
     "interactive",
-    "scoring",
     "raycronjob",
     "kueue",
 )
