@@ -67,6 +67,8 @@ def test_resources_of_trials_are_checked_too() -> None:
     assert "8 CPU (search.resources_per_trial)" in message
 
 
+@pytest.mark.faults("16", "more ranks are asked for than fit", "refused at once, with what there is")
+@pytest.mark.quick
 def test_an_impossible_request_is_refused_at_once(ray_session: None) -> None:
     with join_or_start(settings().cluster):
         check_resources(settings(train={"workers": 2}), Quiet())

@@ -98,6 +98,12 @@ def test_another_type_than_the_kind_is_for_is_a_violation_that_names_both(kind, 
     assert "data.columns.x.kind" in violation.message
 
 
+@pytest.mark.faults(
+    "12",
+    "missing values, NaN, infinities, and values beyond their bounds",
+    "each counted, with file, column and first row",
+)
+@pytest.mark.quick
 @pytest.mark.parametrize(
     ("kind", "declared", "values", "count", "first", "says"),
     [
@@ -167,6 +173,10 @@ def test_a_value_that_no_type_of_the_kind_holds_is_named_with_its_row(kind, decl
     assert says in "".join(map(str, found))
 
 
+@pytest.mark.faults(
+    "13", "labels are missing, or no 0 and 1", "a violation, but for days whose labels cannot be known yet"
+)
+@pytest.mark.quick
 def test_labels_younger_than_the_delay_may_be_missing_and_are_counted():
     data, newest = card_settings("data").data, days(9)[-1]
     old, young = (as_read(unlabelled(card_table(day), 7), data) for day in (days(7)[-1], days(8)[-1]))
@@ -185,6 +195,8 @@ def test_labels_younger_than_the_delay_may_be_missing_and_are_counted():
     )
 
 
+@pytest.mark.faults("13", "labels are known before their transaction", "a violation")
+@pytest.mark.quick
 def test_a_label_time_is_not_before_its_transaction_and_says_which_labels_may_be_missing():
     data = card_settings("data", TIMED_COLUMNS).data
     table = timed(card_table(), days(3)[-1])

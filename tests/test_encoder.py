@@ -121,6 +121,8 @@ def test_numbers_are_standardised_plain_and_after_a_signed_logarithm():
         np.testing.assert_allclose(got, expected, atol=1e-4)
 
 
+@pytest.mark.faults("12", "NaN and null where the contract allows them", "the mean, and an indicator")
+@pytest.mark.quick
 def test_a_missing_number_becomes_the_mean_and_an_indicator_where_the_fit_rows_had_one():
     columns = (FeatureColumn("x", "numeric", ("standard",)), FeatureColumn("y", "numeric", ("standard",)))
     fit = pa.table({"x": [1.0, None, 3.0], "y": [1.0, 2.0, 3.0]})
@@ -130,6 +132,8 @@ def test_a_missing_number_becomes_the_mean_and_an_indicator_where_the_fit_rows_h
     np.testing.assert_array_equal(features, [[0, 0, 1], [0, 0, 1], [0, 0, 1], [0, 0, 0]])
 
 
+@pytest.mark.faults("14", "categories that are rare, missing or new", "codes of their own")
+@pytest.mark.quick
 def test_categories_are_coded_by_frequency_with_rare_missing_and_unseen_apart():
     columns = (FeatureColumn("c", "categorical"),)
     fit = pa.table({"c": ["b"] * 3 + ["a"] * 2 + ["d"] * 2 + ["rare", None]})

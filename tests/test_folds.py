@@ -25,6 +25,11 @@ from tests.cards import COLUMNS, FIRST_DAY, TIMED_COLUMNS, as_read, card_setting
 Row = tuple[int, int]  # partition, row in it
 
 
+too_little = pytest.mark.faults(
+    "15", "no frauds, or nothing else; few rows", "refused with dates and counts, before anything is trained"
+)
+
+
 def plan(tables: Sequence[pa.Table], columns: Any = None, **folds: Any) -> tuple[Settings, Folds]:
     settings = card_settings(Path("data"), columns, folds=folds)
     newest = max(pa.compute.max(table["timestamp"]).as_py() for table in tables).date()
@@ -112,6 +117,8 @@ def test_days_that_no_fold_has_are_told_with_the_settings_that_use_them(start, s
     )
 
 
+@too_little
+@pytest.mark.quick
 @pytest.mark.parametrize(
     ("asked", "says"),
     [
@@ -137,6 +144,8 @@ def test_folds_outside_of_the_data_are_refused_with_the_dates(asked, says):
         assert text in str(fault.value)
 
 
+@too_little
+@pytest.mark.quick
 def test_a_side_of_one_class_is_refused_with_its_dates_and_counts():
     tables = [card_table(day) for day in days(12)]
     honest = pa.array(np.zeros(60, np.int8))
@@ -351,6 +360,8 @@ def test_another_seed_draws_other_rows_and_the_same_seed_the_same():
         assert drawn[0] != drawn[2]
 
 
+@too_little
+@pytest.mark.quick
 @pytest.mark.parametrize("kind", ["entity", "stratified"])
 def test_data_of_one_class_cannot_be_split(kind):
     table = card_table()
@@ -404,6 +415,8 @@ def test_limits_can_be_for_the_search_alone():
     assert folds.final.fit.rows == 300
 
 
+@too_little
+@pytest.mark.quick
 def test_a_limit_that_leaves_no_fraud_is_refused():
     with pytest.raises(DataError, match="its fit side has 2 rows and 0 frauds"):
         plan([card_table(day, fraud_share=0.02) for day in days(12)], kind="stratified", max_fit_rows=2)

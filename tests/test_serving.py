@@ -160,6 +160,8 @@ FAULTS = {
 }
 
 
+@pytest.mark.faults("16", "requests with too many rows or bytes", "413, and what is wrong where")
+@pytest.mark.quick
 @pytest.mark.parametrize("fault", FAULTS)
 @pytest.mark.asyncio
 async def test_a_mistake_is_answered_with_what_is_wrong_and_where(client, fault):

@@ -74,5 +74,5 @@ def test_what_tasks_find_is_merged_before_it_is_much() -> None:
     merged = Merged(sum)
     for found in range(1_000):
         merged.add(found)
-        assert len(merged.held) < 64
+        assert len(merged.held) < 8
     assert merged.result() == sum(range(1_000))

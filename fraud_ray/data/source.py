@@ -33,6 +33,8 @@ FOOTER_THREADS = 16
 UNREADABLE = (pa.ArrowException, OSError, UnicodeDecodeError)  # the last for a footer whose names are no text
 INT96_UNIT = "us"  # nanoseconds, as Arrow reads INT96 by default, wrap in the year 2262
 FOOTER_GUESS = 64 * 1024  # bytes: most footers are smaller, and one request fetches them
+BUFFER = 2**20  # bytes of a column that are read at a time, as a file may be one row group
+PREFETCHED = 256 * 2**20  # bytes up to which a file of a bucket is fetched whole, which takes fewer requests
 PIECE = 4 * 2**20  # bytes that are hashed at a time
 _NAME_A_FOLDER = "name the folder or URI of the parquet or CSV partitions (data.path in a configuration)"
 
@@ -371,10 +373,11 @@ def open_file(
         yield pq.ParquetFile(
             file,
             metadata=metadata,
-            pre_buffer=not isinstance(filesystem, fs.LocalFileSystem),
+            pre_buffer=not isinstance(filesystem, fs.LocalFileSystem) and file.size() <= PREFETCHED,
             read_dictionary=[name for name in categories if name in texts] if with_dictionaries else None,
             coerce_int96_timestamp_unit=INT96_UNIT,
             page_checksum_verification=True,
+            buffer_size=BUFFER,
         )
 
 
