@@ -160,3 +160,13 @@ def test_any_damage_is_refused_by_name_or_passed_over(made, options, data):
             validate(open_source(wanted), wanted, unheard)
         except DataError as fault:
             assert str(fault)
+
+
+@fuzzed
+@pytest.mark.quick
+def test_a_footer_whose_names_are_no_text_is_refused_by_name(tmp_path: Path):
+    pq.write_table(pa.table({"name_of_a_column": [1]}), tmp_path / "a.parquet")
+    content = (tmp_path / "a.parquet").read_bytes()
+    (tmp_path / "a.parquet").write_bytes(content.replace(b"name_of_a_column", b"\xff" * 16))
+    with pytest.raises(DataError, match=r"a\.parquet is no readable parquet file"):
+        open_source(declared(str(tmp_path), nulls=True))
