@@ -13,7 +13,7 @@ import tempfile
 import threading
 import time
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -75,6 +75,14 @@ def _address(cluster: ClusterSettings) -> tuple[str, str]:
     if not address:
         named, address = "RAY_ADDRESS", os.environ.get("RAY_ADDRESS", "")
     return named, "" if address == "local" else address
+
+
+def here() -> Any:
+    """Has a Ray task or actor run on this process's node: any other may be lost while this one goes on."""
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    return NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
 
 
 def answer(task: Any, timeout_s: float | None = None) -> Any:
@@ -239,12 +247,47 @@ def shortage(settings: Settings, nodes: Sequence[Mapping[str, float]]) -> str | 
 
 
 def _lacking(settings: Settings, nodes: Sequence[Mapping[str, float]]) -> list[_Need]:
-    needs = [_Need("train.resources_per_worker", settings.train.workers, settings.rank_resources(for_search=False))]
+    needs = [_need(settings, for_search=False)]
     if settings.search.resources_per_trial:
-        needs.append(
-            _Need("search.resources_per_trial", settings.train.workers, settings.rank_resources(for_search=True))
-        )
+        needs.append(_need(settings, for_search=True))
     return [need for need in needs if sum(map(need.room_on, nodes)) < need.ranks]
+
+
+def _need(settings: Settings, for_search: bool) -> _Need:
+    is_own = for_search and settings.search.resources_per_trial
+    key = "search.resources_per_trial" if is_own else "train.resources_per_worker"
+    return _Need(key, settings.train.workers, settings.rank_resources(for_search))
+
+
+class Room:
+    """The room that the ranks of a trial, or of a fit, have while they train: they may lose it with a node.
+
+    What remains is trained on where it holds them all; else Ray waits for a node to come, for ever and without a word.
+    """
+
+    def __init__(self, settings: Settings, for_search: bool) -> None:
+        self.need, self.wait_s = _need(settings, for_search), settings.cluster.wait_s
+        self.looked = time.monotonic()
+        self.lacks_since: float | None = None
+
+    def look(self, say: Callable[[str], object]) -> None:
+        """Says what is waited for, every few seconds while there is no room.
+
+        Raises ServerError when there has been none for cluster.wait_s.
+        """
+        now = time.monotonic()
+        if now - self.looked < _POLL_S:
+            return
+        self.looked, nodes = now, _nodes()
+        there = sum(map(self.need.room_on, nodes))
+        if there >= self.need.ranks:
+            self.lacks_since = None
+            return
+        self.lacks_since = self.lacks_since or now
+        lacking = f"room for {self.need}: a node is gone, and {counted(len(nodes), 'node')} with room for {there} left"
+        if now - self.lacks_since >= self.wait_s:
+            raise ServerError(f"no {lacking}. No other came within cluster.wait_s ({self.wait_s:g} s)")
+        say(f"waiting for {lacking}")
 
 
 def _nodes() -> list[Mapping[str, float]]:

@@ -8,7 +8,7 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
 
-from fraud_ray.cluster import check_resources, check_storage, join_or_start, local_path
+from fraud_ray.cluster import Room, check_resources, check_storage, join_or_start, local_path
 from fraud_ray.data.folds import at_newest_window
 from fraud_ray.data.simulate import simulate_if_absent
 from fraud_ray.data.source import Source, open_source
@@ -119,7 +119,8 @@ def _train(run: Run, loaded: Loaded, source: Source, mlflow: Writer, retrain: bo
     read = partial(SearchOutcome.from_json, storage=storage)
     found = run.stage("search", lambda update: mlflow.settled(find(update)), read)  # else trials would never be told
     train, folder = settings.train_with(found.best.hyperparameters), run.key("refit")
-    fit = partial(refit, prepared.final, train, found.best.best_epoch, storage, folder)
+    room = Room(settings, for_search=False)
+    fit = partial(refit, prepared.final, train, found.best.best_epoch, storage, folder, room=room)
     line = "{} on " + train.ranks
     fitted = run.stage("refit", fit, lambda _: load_fitted(storage, folder), say=line.format)
 

@@ -18,7 +18,7 @@ from typing import Any
 import ray
 import torch
 
-from fraud_ray.cluster import answer, check_resources, join_or_start
+from fraud_ray.cluster import Room, answer, check_resources, join_or_start
 from fraud_ray.data.folds import plan_folds
 from fraud_ray.data.prepare import prepare
 from fraud_ray.data.rows import PreparedFold, load
@@ -100,7 +100,8 @@ def reproduce(storage: Storage, name: str, progress: Progress, cluster: ClusterS
         check_resources(settings, progress)
         fold = _prepared(source, settings, scratch, progress)
         with progress.stage("refit") as stage:
-            weights = refit(fold, train, best.best_epoch, scratch, "refit", stage.update).weights
+            room = Room(settings, for_search=False)
+            weights = refit(fold, train, best.best_epoch, scratch, "refit", stage.update, room).weights
             stage.say(f"{counted(best.best_epoch, 'epoch')} on {counted(fold.fit.rows, 'row')}")
         with progress.stage("compare") as stage:
             shape = network_shape(len(fold.encoder.feature_names), fold.encoder.code_sizes, train)

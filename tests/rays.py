@@ -12,10 +12,13 @@ import sys
 import tempfile
 import time
 import urllib.request
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+import pytest
 
 BIN = Path(sys.executable).parent
 
@@ -30,7 +33,7 @@ class Head:
 
 
 @contextmanager
-def head(cwd: Path, environment: Mapping[str, str], cpus: int = 2) -> Iterator[Head]:
+def head(cwd: Path, environment: Mapping[str, str], cpus: int = 2, options: Sequence[str] = ()) -> Iterator[Head]:
     """A head that lives in `cwd`, as in an image's folder, and has nothing of Ray's but these in its environment."""
     token = secrets.token_hex(16)
     known = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
@@ -40,9 +43,9 @@ def head(cwd: Path, environment: Mapping[str, str], cpus: int = 2) -> Iterator[H
     known["PATH"] = f"{BIN}{os.pathsep}{os.environ['PATH']}"  # jobs start `python`
     scratch = tempfile.mkdtemp(prefix="ray-")  # short: the paths of sockets have a limit
     url = f"http://127.0.0.1:{dashboard}"
-    options = [f"--port={gcs}", f"--dashboard-port={dashboard}", f"--ray-client-server-port={client}"]
-    options += ["--dashboard-host=127.0.0.1", "--dashboard-agent-listen-port=0", f"--temp-dir={scratch}"]
-    command = [str(BIN / "ray"), "start", "--head", "--block", f"--num-cpus={cpus}", *options]
+    ports = [f"--port={gcs}", f"--dashboard-port={dashboard}", f"--ray-client-server-port={client}"]
+    ports += ["--dashboard-host=127.0.0.1", "--dashboard-agent-listen-port=0", f"--temp-dir={scratch}"]
+    command = [str(BIN / "ray"), "start", "--head", "--block", f"--num-cpus={cpus}", *ports, *options]
     with subprocess.Popen(
         command, cwd=cwd, env=known, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
     ) as process:
@@ -56,6 +59,31 @@ def head(cwd: Path, environment: Mapping[str, str], cpus: int = 2) -> Iterator[H
             except subprocess.TimeoutExpired:
                 os.killpg(process.pid, signal.SIGKILL)
             shutil.rmtree(scratch, ignore_errors=True)
+
+
+@contextmanager
+def two_nodes(folder: Path) -> Iterator[Any]:
+    """Nodes of one CPU each, every one in a working folder of its own below `folder`; the first is the head."""
+    from ray.cluster_utils import Cluster
+
+    (port,) = free_ports(1)
+    known = {"RAY_ADDRESS": f"127.0.0.1:{port}", "RAY_AUTH_MODE": "token"}  # as KubeRay sets them
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("head", "worker"):
+            (folder / name).mkdir()
+        patch.chdir(folder / "head")
+        cluster = Cluster(True, head_node_args={"num_cpus": 1, "gcs_server_port": port, "env_vars": known})
+        try:
+            patch.chdir(folder / "worker")
+            add_node(cluster)
+            yield cluster
+        finally:
+            cluster.shutdown()
+
+
+def add_node(cluster: Any) -> Any:
+    """One more node of one CPU."""
+    return cluster.add_node(num_cpus=1, env_vars={"RAY_ADDRESS": cluster.address, "RAY_AUTH_MODE": "token"})
 
 
 def free_ports(count: int) -> list[int]:

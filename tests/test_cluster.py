@@ -8,14 +8,24 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from fraud_ray.cluster import answer, check_resources, join_or_start, refuse_relative, refuse_relative_folders, shortage
-from fraud_ray.errors import FraudRayError, SettingsError
+from fraud_ray import cluster
+from fraud_ray.cluster import (
+    Room,
+    answer,
+    check_resources,
+    join_or_start,
+    refuse_relative,
+    refuse_relative_folders,
+    shortage,
+)
+from fraud_ray.errors import FraudRayError, ServerError, SettingsError
 from fraud_ray.progress import Quiet
 from fraud_ray.settings import Settings, parse_settings
 
@@ -90,6 +100,26 @@ def test_with_autoscaling_nodes_are_waited_for_up_to_the_limit(ray_session: None
     ):
         check_resources(waiting, Told())
     assert "waiting for room for 64 ranks" in told[0]
+
+
+def test_room_that_is_lost_is_waited_for_up_to_the_limit_and_said(
+    ray_session: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cluster, "_POLL_S", 0.1)
+    told: list[str] = []
+
+    def look_at(room: Room) -> None:
+        for _ in range(3):
+            time.sleep(0.15)
+            room.look(told.append)
+
+    look_at(Room(settings(train={"workers": 2}, cluster={"wait_s": 0.1}), for_search=True))
+    assert told == []
+    with pytest.raises(ServerError, match=r"(?s)no room for 64 ranks .*room for 2 left.*cluster\.wait_s \(0\.2 s\)"):
+        look_at(Room(settings(train={"workers": 64}, cluster={"wait_s": 0.2}), for_search=False))
+    assert told[0].startswith(
+        "waiting for room for 64 ranks (train.workers) of 1 CPU (train.resources_per_worker): a node"
+    )
 
 
 def test_a_ray_that_runs_already_is_used_and_left_running(ray_session: None) -> None:

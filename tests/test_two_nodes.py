@@ -14,27 +14,15 @@ import pytest
 from fraud_ray.runs import list_runs
 from fraud_ray.storage import Storage
 from tests.line import local
-from tests.rays import BIN, free_ports
+from tests.rays import BIN, two_nodes
 
 pytestmark = pytest.mark.long
 
 
 @pytest.fixture(scope="module")
-def two_nodes(ray_session: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    """Nodes of one CPU each, every one in a working folder of its own; the first is the head."""
-    from ray.cluster_utils import Cluster
-
-    (port,) = free_ports(1)
-    known = {"RAY_ADDRESS": f"127.0.0.1:{port}", "RAY_AUTH_MODE": "token"}  # as KubeRay sets them
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(tmp_path_factory.mktemp("head"))
-        cluster = Cluster(True, head_node_args={"num_cpus": 1, "gcs_server_port": port, "env_vars": known})
-        try:
-            patch.chdir(tmp_path_factory.mktemp("worker"))
-            cluster.add_node(num_cpus=1, env_vars=known)
-            yield cluster
-        finally:
-            cluster.shutdown()
+def cluster(ray_session: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    with two_nodes(tmp_path_factory.mktemp("nodes")) as nodes:
+        yield nodes
 
 
 def run(cluster: Any, config: Path, overrides: list[str], cwd: Path, *more: str) -> subprocess.CompletedProcess[str]:
@@ -49,10 +37,10 @@ def run(cluster: Any, config: Path, overrides: list[str], cwd: Path, *more: str)
     )
 
 
-def test_a_network_is_trained_by_ranks_on_both_nodes(two_nodes: Any, simulated: Path, store: Path) -> None:
+def test_a_network_is_trained_by_ranks_on_both_nodes(cluster: Any, simulated: Path, store: Path) -> None:
     """Two ranks reserve a CPU each, and no node has two."""
     overrides = ["run.name=both", "train.workers=2", "train.learning_rate=0.004", "train.negative_share=1"]
-    done = run(two_nodes, *local(simulated, store, overrides), store, "--until", "search")
+    done = run(cluster, *local(simulated, store, overrides), store, "--until", "search")
     assert done.returncode == 0, done.stderr
     (ledger,) = (store / "runs/both/search/ledger").iterdir()
     trial = json.loads(ledger.read_text())
@@ -62,18 +50,18 @@ def test_a_network_is_trained_by_ranks_on_both_nodes(two_nodes: Any, simulated: 
 
 
 def test_storage_that_a_node_does_not_share_is_refused_before_anything_is_prepared_and_the_node_is_named(
-    two_nodes: Any, simulated: Path, mlflow_template: Path, tmp_path: Path
+    cluster: Any, simulated: Path, mlflow_template: Path, tmp_path: Path
 ) -> None:
     """/proc/self/cwd is another folder for the processes of each node, as an unmounted path would be."""
     root = "/proc/self/cwd/store"
     overrides = [f"storage.root={root}", f"registry.uri=sqlite:///{mlflow_template}", "run.name=apart"]
-    head = Path(f"/proc/{_raylet(two_nodes.head_node)}/cwd").resolve()
-    done = run(two_nodes, *local(simulated, tmp_path, overrides), head)
-    (worker,) = two_nodes.worker_nodes
+    head = Path(f"/proc/{_raylet(cluster.head_node)}/cwd").resolve()
+    done = run(cluster, *local(simulated, tmp_path, overrides), head)
+    (worker,) = cluster.worker_nodes
     assert done.returncode == 2
     assert f"storage.root {root} is not shared: a worker on node" in done.stderr
     assert f"({worker.node_id[:8]})" in done.stderr
-    assert f"({two_nodes.head_node.node_id[:8]})" not in done.stderr
+    assert f"({cluster.head_node.node_id[:8]})" not in done.stderr
     assert "✓" not in done.stderr
     assert list_runs(Storage.at(str(head / "store"))) == []
     assert Storage.at(str(head / "store")).keys("checks") == []

@@ -12,6 +12,7 @@ import ray
 
 from fraud_ray.backtest.references import fit_reference
 from fraud_ray.backtest.result import NETWORK, Backtest, Candidate, Choice, Contender
+from fraud_ray.cluster import Room
 from fraud_ray.data.contract import Census
 from fraud_ray.data.folds import plan_folds
 from fraud_ray.data.prepare import prepare
@@ -75,7 +76,7 @@ def fit_network(folds: BacktestFolds, settings: Settings, run: Run) -> Candidate
 
     def fitted_on(number: int, fold: PreparedFold, update: Update) -> Fitted:
         folder = run.key(f"refit-{number}")
-        fit = partial(refit, fold, train, best.best_epoch, storage, folder, update)
+        fit = partial(refit, fold, train, best.best_epoch, storage, folder, update, Room(settings, for_search=False))
         return run.once(f"refit-{number}", fit, lambda _: load_fitted(storage, folder))
 
     def fit_all(update: Update) -> tuple[Float32, ...]:

@@ -46,7 +46,7 @@ class ClusterSettings(Frozen):
     autoscaling: bool = False
     """Whether nodes may still come, so that a shortage is waited for."""
     wait_s: PositiveFloat = 900
-    """autoscaling: seconds to wait for resources."""
+    """Seconds to wait for nodes: at the start with autoscaling, and for another where one is lost in training."""
     overlay: str | None = None
     """Folder below cluster/overlays whose RayJob `fraud-ray submit` fills in."""
     image: str | None = None

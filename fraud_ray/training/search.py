@@ -19,6 +19,7 @@ from ray import tune
 from ray.tune.integration.ray_train import TuneReportCallback
 from ray.tune.schedulers import ASHAScheduler
 
+from fraud_ray.cluster import Room
 from fraud_ray.data.rows import PreparedFold
 from fraud_ray.errors import DivergedError, FraudRayError
 from fraud_ray.progress import counted
@@ -106,8 +107,9 @@ def search(
     total = len(plan) if plan is not None else space.trials
     update(len(known), total, f"{counted(len(known), 'trial')} kept" if known else "")
     if open_points or (plan is None and len(known) < total):
+        room = Room(settings, for_search=True)
+        watcher = _Watcher(storage, folder, total, train.epochs, known, ledger, finished, update, room)
         folds = [place(fold, train, storage, with_holdout=True) for fold in selection]
-        watcher = _Watcher(storage, folder, total, train.epochs, known, ledger, finished, update)
         _run_tune(open_points, known, folds, settings, storage, folder, watcher)
     wanted = ledger if plan is None else {trial_id(p) for p in plan}
     trials = [t for t in ledger.values() if t.id in wanted]
@@ -178,13 +180,18 @@ class _Watcher(tune.Callback):
         ledger: dict[str, Trial],
         finished: Callable[[Trial], None],
         update: Callable[[float, float, str], None],
+        room: Room,
     ) -> None:
         self.storage, self.folder, self.ledger = storage, folder, ledger
+        self.room = room
         self.total, self.epochs = total, epochs
         self.finished, self.update = finished, update
         self.done = len(known)
         self.best = max((t.average_precision or 0.0 for t in known.values()), default=0.0)
         self.running: dict[str, tuple[Any, int]] = {}  # trials, and the epoch that each has reached
+
+    def on_step_begin(self, iteration: int, trials: list[Any], **info: Any) -> None:
+        self.room.look(lambda lacking: self.update(self.done, self.total, lacking))
 
     def on_trial_result(
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any

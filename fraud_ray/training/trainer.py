@@ -22,7 +22,7 @@ import ray.train
 import torch
 from ray.train.torch import TorchTrainer
 
-from fraud_ray.cluster import answer
+from fraud_ray.cluster import Room, answer, here
 from fraud_ray.data.rows import PreparedFold, Rows, RowSet, load
 from fraud_ray.errors import FraudRayError
 from fraud_ray.settings import TrainSettings
@@ -82,18 +82,22 @@ def refit(
     storage: Storage,
     folder: str,
     update: Callable[[float, float, str], None],
+    room: Room | None = None,
 ) -> Fitted:
     """Trains on all fit rows of a fold for `epochs`, under Ray Train on `settings.workers` ranks.
 
-    folder: key below the storage root; a second call with it goes on from the last epoch. Raises FraudRayError when
-    training failed more often than `settings.max_failures`.
+    folder: key below the storage root; a second call with it goes on from the last epoch. room: looked at meanwhile.
+    Raises FraudRayError when training failed more often than `settings.max_failures`, ServerError when nodes are gone.
     """
     placed = [place(fold, settings, storage, with_holdout=False)]
     resources, told = settings.resources_per_worker, _Progress(storage, folder)
     with _watched(storage, folder, epochs, update):
         # Not here, where Ray Train would take Ctrl-C for itself, and end the process with exit code 0.
-        fitting = _train_remotely.remote(settings, epochs, placed, storage, folder, resources, told)
+        fit_here = _train_remotely.options(scheduling_strategy=here())
+        fitting = fit_here.remote(settings, epochs, placed, storage, folder, resources, told)
         try:
+            while room and not ray.wait([fitting], timeout=1)[0]:
+                room.look(lambda lacking: update(0, 0, lacking))
             answer(fitting)
         except BaseException:
             ray.cancel(fitting)  # as Ctrl-C there, at which Ray Train ends its ranks
