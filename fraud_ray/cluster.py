@@ -85,6 +85,30 @@ def here() -> Any:
     return NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
 
 
+@contextmanager
+def shelved(value: Any) -> Iterator[Any]:
+    """An actor whose method `take` gives the value, for as long as the context lasts.
+
+    For what refers to the object store: Tune keeps what it is given, and so all that it refers to, until the process
+    ends.
+    """
+    import ray
+
+    shelf: Any = ray.remote(num_cpus=0)(_Shelf).options(scheduling_strategy=here()).remote(value)
+    try:
+        yield shelf
+    finally:
+        ray.kill(shelf)
+
+
+class _Shelf:
+    def __init__(self, value: Any) -> None:
+        self.value = value
+
+    def take(self) -> Any:
+        return self.value
+
+
 def answer(task: Any, timeout_s: float | None = None) -> Any:
     """A Ray task's result; its FraudRayError as it was raised there."""
     import ray

@@ -19,7 +19,7 @@ from ray import tune
 from ray.tune.integration.ray_train import TuneReportCallback
 from ray.tune.schedulers import ASHAScheduler
 
-from fraud_ray.cluster import Room
+from fraud_ray.cluster import Room, shelved
 from fraud_ray.data.rows import PreparedFold
 from fraud_ray.errors import DivergedError, FraudRayError
 from fraud_ray.progress import counted
@@ -109,8 +109,8 @@ def search(
     if open_points or (plan is None and len(known) < total):
         room = Room(settings, for_search=True)
         watcher = _Watcher(storage, folder, total, train.epochs, known, ledger, finished, update, room)
-        folds = [place(fold, train, storage, with_holdout=True) for fold in selection]
-        _run_tune(open_points, known, folds, settings, storage, folder, watcher)
+        with shelved([place(fold, train, storage, with_holdout=True) for fold in selection]) as folds:
+            _run_tune(open_points, known, folds, settings, storage, folder, watcher)
     wanted = ledger if plan is None else {trial_id(p) for p in plan}
     trials = [t for t in ledger.values() if t.id in wanted]
     judged = [t for t in trials if t.average_precision is not None]
@@ -149,7 +149,7 @@ def run_trial(config: dict[str, Any], context: dict[str, Any]) -> None:
     storage: Storage = context["storage"]
     folder = f"{context['folder']}/{trial_id(config['point'])}"
     train = settings.train_with(config["point"])
-    epochs, folds = train.epochs, context["folds"]
+    epochs, folds = train.epochs, ray.get(context["folds"].take.remote())
     if train.workers > 1:
         resources = settings.rank_resources(for_search=True)
         train_on_workers(train, epochs, folds, storage, folder, resources, TuneReportCallback())
@@ -244,7 +244,7 @@ class _Watcher(tune.Callback):
 def _run_tune(
     points: list[Hyperparameters] | None,
     known: dict[str, Trial],
-    folds: list[dict[str, Any]],
+    folds: Any,
     settings: Settings,
     storage: Storage,
     folder: str,
