@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import os
 import re
@@ -49,6 +50,8 @@ def join_or_start(cluster: ClusterSettings, progress: Progress | None = None) ->
     with _own_signal_handler():
         _join(named, address) if address else _start(cluster)
     try:
+        if address and not cluster.autoscaling:
+            await_worker(progress or Quiet())
         yield
     finally:
         ray.shutdown()
@@ -220,6 +223,20 @@ def _wait_for_nodes(settings: Settings, lacking: list[_Need], stage: Stage) -> N
             lacking = _lacking(settings, _nodes())
     finally:  # a request stays until it is replaced, and would keep the nodes up for ever
         ray.autoscaler.sdk.request_resources(bundles=[])
+
+
+def await_worker(progress: Progress) -> None:
+    """Waits for a node with a CPU, which a head by itself lacks: Ray calls tasks infeasible that come before it.
+
+    Where nodes scale, tasks are what brings them.
+    """
+    deadline = time.monotonic() + _PATIENCE_S
+    for waited in itertools.count():
+        if any(node.get("CPU") for node in _nodes()) or time.monotonic() > deadline:
+            return
+        if not waited:
+            progress.note(f"no worker is there yet: waiting for one, {_PATIENCE_S:.0f} s at most")
+        time.sleep(_POLL_S)
 
 
 def _refuse_shortage(settings: Settings) -> None:

@@ -1,7 +1,8 @@
 """A run: its name, which is its identity, its folder, what of it is concluded, and so what a second start resumes.
 
-Below `runs/<name>/`: run.json (settings, data and code), lease/ (who works on it), stages/<stage>.json (values of
-concluded stages), curves.json, report.html and outcome.json (once it is concluded).
+Below `runs/<name>/`: run.json (settings, data and code), lease/ (who works on it), logs/<number>.log (what each start
+as a job printed), stages/<stage>.json (values of concluded stages), curves.json, report.html and outcome.json (once it
+is concluded).
 """
 
 from __future__ import annotations
@@ -241,9 +242,9 @@ class Run:
         return read_outcome(self.storage, self.name) or outcome
 
     def is_untouched(self) -> bool:
-        """Whether nothing was written but what the run is declared and held with."""
-        lease = self.key("lease/")
-        return all(key == self.key(_RECORD) or key.startswith(lease) for key in self.storage.keys(self.key("")))
+        """Whether nothing was written but what the run is declared and held with, and what it printed."""
+        apart = (self.key("lease/"), self.key("logs/"))
+        return all(key == self.key(_RECORD) or key.startswith(apart) for key in self.storage.keys(self.key("")))
 
     def check_held(self) -> None:
         """Raises RunHeldError if another process has taken the run over."""
@@ -412,6 +413,36 @@ def run_names(storage: Storage) -> list[str]:
     """The names of all runs, in order."""
     keys = (key.split("/") for key in storage.keys("runs"))
     return [parts[1] for parts in keys if len(parts) == 3 and parts[2] == _RECORD]
+
+
+def new_log(storage: Storage, name: str) -> str:
+    """The key of a log for one more start of a run, made empty."""
+    number = 1 + max(logs_of(storage, name), default=0)
+    while not storage.create(key := _log(name, number), b""):
+        number += 1
+    return key
+
+
+def logs_of(storage: Storage, name: str) -> list[int]:
+    """The numbers of a run's starts that have a log, in order."""
+    return sorted(int(Path(key).stem) for key in storage.keys(f"{_folder(name)}/logs"))
+
+
+def read_log(storage: Storage, name: str, number: int | None) -> str:
+    """What one start of a run printed; None: the newest. Raises SettingsError that names those there are."""
+    there = logs_of(storage, name)
+    wanted = number or max(there, default=0)
+    if wanted not in there:
+        known = ", ".join(map(str, there)) or "none"
+        raise SettingsError(
+            f"no log of start {wanted or 1} of run '{name}' at {storage.path(_folder(name))}; there are: {known} (runs "
+            "as jobs keep theirs)"
+        )
+    return (storage.get(_log(name, wanted)) or b"").decode(errors="replace")
+
+
+def _log(name: str, number: int) -> str:
+    return f"{_folder(name)}/logs/{number}.log"
 
 
 def runs_at_work(storage: Storage, say: Callable[[str], object] = str) -> list[str]:

@@ -14,6 +14,7 @@ from fraud_ray.runs import Outcome
 from tests.line import Start, local
 
 if TYPE_CHECKING:
+    from tests.kube.api import Api
     from tests.kube.schema import Definitions
 
 
@@ -140,3 +141,35 @@ def kubectl(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from tests.kube.render import find_kubectl
 
     return find_kubectl(tmp_path_factory.mktemp("kubectl"))
+
+
+@pytest.fixture(scope="session")
+def serving_api(definitions: Definitions, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Api, Path]]:
+    """A Kubernetes API, and a kubeconfig for it."""
+    import yaml
+
+    from tests.kube.api import serving
+
+    with serving(definitions) as (api, url):
+        kubeconfig = tmp_path_factory.mktemp("kube") / "config"
+        names = {"cluster": "test", "user": "test"}
+        kubeconfig.write_text(
+            yaml.safe_dump(
+                {
+                    "current-context": "test",
+                    "contexts": [{"name": "test", "context": names}],
+                    "clusters": [{"name": "test", "cluster": {"server": url}}],
+                    "users": [{"name": "test", "user": {}}],
+                }
+            )
+        )
+        yield api, kubeconfig
+
+
+@pytest.fixture
+def api(serving_api: tuple[Api, Path], monkeypatch: pytest.MonkeyPatch) -> Api:
+    """The API without any objects, which `fraud-ray` finds by its environment."""
+    server, kubeconfig = serving_api
+    server.forget()
+    monkeypatch.setenv("KUBECONFIG", str(kubeconfig))
+    return server

@@ -122,6 +122,23 @@ def test_room_that_is_lost_is_waited_for_up_to_the_limit_and_said(
     )
 
 
+def test_a_head_without_workers_is_given_time_to_get_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    from fraud_ray import cluster
+
+    told: list[str] = []
+
+    class Told(Quiet):
+        def note(self, text: str) -> None:
+            told.append(text)
+
+    seen = iter([[{"memory": 1.0}], [{"memory": 1.0}], [{"memory": 1.0}, {"CPU": 2.0}]])
+    monkeypatch.setattr(cluster, "_nodes", lambda: next(seen))
+    monkeypatch.setattr(cluster, "_POLL_S", 0.01)
+    cluster.await_worker(Told())
+    assert told == ["no worker is there yet: waiting for one, 120 s at most"]
+    assert list(seen) == []
+
+
 def test_a_ray_that_runs_already_is_used_and_left_running(ray_session: None) -> None:
     import ray
 

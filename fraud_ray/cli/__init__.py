@@ -35,6 +35,7 @@ from fraud_ray.cli import (
 )
 from fraud_ray.cli.elsewhere import Working
 from fraud_ray.cli.faults import Commands
+from fraud_ray.cli.joblog import kept
 from fraud_ray.submission.streams import Marked, is_in_pod
 
 app = typer.Typer(
@@ -99,6 +100,7 @@ def main(arguments: Sequence[str] | None = None, in_job: bool = False) -> NoRetu
         if isinstance(stream, io.TextIOWrapper):  # a terminal that cannot encode a user's text gets a question mark
             stream.reconfigure(errors="replace")
     in_pod = is_in_pod()
-    with redirect_stdout(Marked(sys.stdout)) if in_pod else nullcontext():
-        app(args=arguments, prog_name="fraud-ray", obj=in_job or in_pod)
+    marked = redirect_stdout(Marked(sys.stdout)) if in_pod else nullcontext()
+    with kept() if in_job else nullcontext(in_pod) as place, marked:
+        app(args=arguments, prog_name="fraud-ray", obj=place)
     raise SystemExit(0)

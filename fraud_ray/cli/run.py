@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal, NoReturn
 
 import typer
 
+from fraud_ray.cli.joblog import JobLog
 from fraud_ray.cli.options import AsJson, Config, Name, NoCache, Overrides, load
 from fraud_ray.cli.outcomes import print_outcome
 from fraud_ray.cli.tables import print_json, print_next
 
 if TYPE_CHECKING:
     from fraud_ray.runs import Outcome
+    from fraud_ray.settings import Loaded
 
 Stage = Literal[
     "simulate", "windows", "validate", "plan", "drift", "prepare", "search", "refit", "evaluate", "gate", "register"
@@ -72,14 +75,27 @@ def _run(
     from fraud_ray import pipeline
     from fraud_ray.cli.display import Display, stdout_for_the_result
 
+    if isinstance(context.obj, JobLog):
+        _keep_log(context.obj, loaded, retrain)
     with stdout_for_the_result():
         outcome = pipeline.run(loaded, Display(), until, retrain=retrain)
     if as_json:
         print_json(outcome.to_json())
     else:
         print_outcome(outcome)
-        print_next(_next(outcome, config, overrides, name))
+        if not context.obj:  # a job's log is read elsewhere
+            print_next(_next(outcome, config, overrides, name))
     raise typer.Exit(outcome.exit_code)
+
+
+def _keep_log(log: JobLog, loaded: Loaded, retrain: bool) -> None:
+    """Has the run's log kept in its storage; where its data cannot be read, the run will say so in a moment."""
+    from fraud_ray.errors import SettingsError
+    from fraud_ray.storage import Storage
+    from fraud_ray.submission.order import settled_name
+
+    with suppress(SettingsError):
+        log.keep(Storage.at(loaded.settings.storage.root), settled_name(loaded, retrain))
 
 
 def _next(outcome: Outcome, config: Path, overrides: list[str], name: str | None) -> list[tuple[str, list[str]]]:

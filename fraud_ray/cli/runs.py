@@ -65,6 +65,24 @@ def list_all(config: ConfigOrDefaults = None, overrides: Overrides = None, as_js
 
 
 @app.command(cls=Elsewhere)
+def logs(
+    name: Name,
+    config: ConfigOrDefaults = None,
+    overrides: Overrides = None,
+    attempt: Annotated[
+        int | None, typer.Option("--attempt", metavar="N", help="Which start of the run; without it, the newest.")
+    ] = None,
+) -> None:
+    """Print what a run as a job has printed: its storage keeps it, start by start, when its pods are gone."""
+    from fraud_ray.runs import find_runs, logs_of, read_log
+
+    storage = storage_of(config, overrides)
+    # A start that failed before its run began has a log, and left no run.
+    run = name if logs_of(storage, name) else find_runs(storage, name, say=Display().note)[0].name
+    print(read_log(storage, run, attempt), end="", flush=True)
+
+
+@app.command(cls=Elsewhere)
 def show(name: Name, config: ConfigOrDefaults = None, overrides: Overrides = None, as_json: AsJson = False) -> None:
     """Show a run: who started it, with which code and settings, how far it got, and its figures."""
     from fraud_ray.runs import find_runs

@@ -83,7 +83,12 @@ def print_next(commands: Iterable[tuple[str, list[str]]]) -> None:
     """Commands worth typing now, each with its purpose, as they have to be typed here."""
     print("\nNext:")
     for purpose, words in commands:
-        print(f"  {shlex.join([_program(), *map(without_passwords, words)])}  # {purpose}")
+        print(f"  {command_line(words)}  # {purpose}")
+
+
+def command_line(words: Iterable[str]) -> str:
+    """A command of this program, as it has to be typed here."""
+    return shlex.join([_program(), *map(without_passwords, words)])
 
 
 def number(value: float | None) -> str:

@@ -7,10 +7,12 @@ import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from http import HTTPStatus
 from pathlib import Path
 from urllib.parse import urlsplit
 
 import sqlalchemy
+import urllib3
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
@@ -20,6 +22,7 @@ from fraud_ray.settings import RegistrySettings
 from fraud_ray.storage import MAKE_ROOM, free_space, is_full
 
 FIRST_ANSWER_S = 5
+_HEALTH_S = 3.0
 
 
 def uri_of(registry: RegistrySettings) -> str:
@@ -73,6 +76,20 @@ def reported(uri: str) -> Iterator[None]:
         if service_of(uri):
             advice += "; only pods of its cluster know that name: the same command with --to kuberay runs in one"
         raise ServerError(f"MLflow at {shown} cannot be used: {cause[1] if cause else reason}; {advice}") from fault
+
+
+def is_server(uri: str) -> bool:
+    """Whether it is reached over HTTP."""
+    return urlsplit(uri).scheme in {"http", "https"}
+
+
+def answers(uri: str) -> bool:
+    """Whether a server answers within seconds that it works, whoever asks."""
+    try:
+        told = urllib3.request("GET", f"{uri.rstrip('/')}/health", timeout=_HEALTH_S, retries=False)
+    except urllib3.exceptions.HTTPError:
+        return False
+    return told.status < HTTPStatus.INTERNAL_SERVER_ERROR
 
 
 def open_experiment(registry: RegistrySettings) -> tuple[MlflowClient, str]:

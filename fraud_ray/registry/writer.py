@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
@@ -13,7 +15,9 @@ import yaml
 
 from fraud_ray.data.source import Source
 from fraud_ray.errors import RunHeldError
+from fraud_ray.redaction import without_passwords
 from fraud_ray.registry.anchors import require_own
+from fraud_ray.registry.server import answers, is_server, uri_of
 from fraud_ray.registry.tracking import Dataset, TrackedRun, Tracking, connect
 from fraud_ray.runs import Run, read_record
 from fraud_ray.settings import Loaded
@@ -23,18 +27,24 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+ASK_EVERY_S = 3.0
+
 _SOURCE = {"mlflow.source.name": "fraud-ray", "mlflow.source.type": "LOCAL"}
 SETTINGS = "settings.yaml"  # of the run's artifacts
 
 
-@dataclass(frozen=True)
+@dataclass
 class Writer:
-    """What is told is written in order, while the caller goes on; the next `settled` or `ask` raises a fault of it."""
+    """What is told is written in order, while the caller goes on; the next `settled` or `ask` raises a fault of it.
+
+    newest: the call that was asked for last; all before it are done when it is.
+    """
 
     thread: ThreadPoolExecutor
     check_held: Callable[[], None]
     run: Future[TrackedRun]
     told: list[Future[Any]] = field(default_factory=list)
+    newest: Future[Any] | None = None
 
     @property
     def tracking(self) -> Tracking:
@@ -43,7 +53,8 @@ class Writer:
 
     def tell(self, method: str, *values: Any, **named: Any) -> None:
         """Has a method of TrackedRun called."""
-        self.told.append(self.thread.submit(lambda: getattr(self.run.result(), method)(*values, **named)))
+        self.newest = self.thread.submit(lambda: getattr(self.run.result(), method)(*values, **named))
+        self.told.append(self.newest)
 
     def tell_trial(self, trial: Trial) -> None:
         """Writes a finished trial of the search as a child run."""
@@ -58,7 +69,7 @@ class Writer:
         Raises RunHeldError, before that, if another process has taken the run over.
         """
         self.check_held()
-        answer = self.thread.submit(lambda: function(self.run.result(), *values))
+        answer = self.newest = self.thread.submit(lambda: function(self.run.result(), *values))
         self.settled(None)
         return answer.result()
 
@@ -74,15 +85,47 @@ class Writer:
 def writing(loaded: Loaded, source: Source, run: Run) -> Iterator[Writer]:
     """The writer of a run. MLflow is connected to meanwhile; a fault ends the run there as failed, or as killed."""
     with ThreadPoolExecutor(max_workers=1, thread_name_prefix="mlflow") as thread:
-        writer = Writer(thread, run.check_held, thread.submit(_start, loaded, source, run))
+        started = thread.submit(_start, loaded, source, run)
+        writer = Writer(thread, run.check_held, started, newest=started)
         try:
-            yield writer
+            with watched(writer, uri_of(loaded.settings.registry), run.progress.note):
+                yield writer
         except BaseException as fault:
             if isinstance(fault, Exception) and not isinstance(fault, RunHeldError):  # the run is another's by then
                 writer.tell("finish", "FAILED", "failed", str(fault) or type(fault).__name__)
             elif not isinstance(fault, Exception):
                 writer.tell("finish", "KILLED", "interrupted")
             raise
+
+
+@contextmanager
+def watched(writer: Writer, uri: str, say: Callable[[str], None]) -> Iterator[None]:
+    """Says when a server that something is written to falls silent, and when it is back: MLflow repeats, and says not.
+
+    It is asked while a call waits for it, every few seconds, for what asks for no account.
+    """
+    over = threading.Event()
+
+    def watch() -> None:
+        silent: float | None = None
+        while not over.wait(ASK_EVERY_S):
+            if silent is None and (writer.newest is None or writer.newest.done()):
+                continue
+            is_there = answers(uri)
+            if not is_there and silent is None:
+                silent = time.monotonic()
+                say(f"MLflow at {without_passwords(uri)} does not answer: the run waits for it, some minutes at most")
+            elif is_there and silent is not None:
+                say(f"MLflow answers again, after {time.monotonic() - silent:.0f} s")
+                silent = None
+
+    watcher = threading.Thread(target=watch, daemon=True, name="mlflow-watcher")
+    if is_server(uri):
+        watcher.start()
+    try:
+        yield
+    finally:
+        over.set()
 
 
 def _start(loaded: Loaded, source: Source, run: Run) -> TrackedRun:

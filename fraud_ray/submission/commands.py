@@ -25,11 +25,11 @@ from fraud_ray.errors import ServerError
 from fraud_ray.settings import Settings, load_settings
 from fraud_ray.submission.kuberay import KubeRayJobs
 from fraud_ray.submission.order import refuse_passwords
+from fraud_ray.submission.reasons import QUEUE_LABEL
 from fraud_ray.submission.render import Document, Template, asked_by, with_settings
 from fraud_ray.submission.streams import IN_POD, MARK
 
 COMMAND_LABEL, LINE_ANNOTATION = "fraud-ray/command", "fraud-ray/line"
-QUEUE_LABEL = "kueue.x-k8s.io/queue-name"
 _COMPONENT = {"app.kubernetes.io/component": "command"}
 _KEPT_S = {True: 86_400, False: 60}  # after its end; one that works on data is in `jobs list` for that long
 _LONGEST_S = 86_400
@@ -138,8 +138,8 @@ def fill_command(template: Template, command: Command) -> tuple[Document, Docume
 class CommandJobs(KubeRayJobs):
     """The Jobs of commands in the namespace of an overlay. Methods raise ServerError as those of KubeRayJobs do."""
 
-    def __init__(self, template: Template) -> None:
-        super().__init__(template)
+    def __init__(self, template: Template, context: str | None = None) -> None:
+        super().__init__(template, context)
         self.batch: Any = client.BatchV1Api()
 
     def run(self, command: Command, write: Callable[[str], object], say: Callable[[str], object]) -> int:

@@ -76,7 +76,7 @@ def order(config: Path, overrides: Sequence[str], name: str | None, base: Comman
     if pattern is not None:
         loaded = load_settings(config, [*every, f"run.name={json.dumps(pattern)}"])
     refuse_relative_folders(loaded.settings)
-    run = _settled_name(loaded, retrain)
+    run = settled_name(loaded, retrain)
     line = CommandLine(_RETRAIN if retrain else base.program, base.config, every, run)
     return Order(run, loaded.settings, line.words(), config)
 
@@ -92,7 +92,8 @@ def refuse_passwords(words: Sequence[str]) -> None:
             )
 
 
-def _settled_name(loaded: Loaded, retrain: bool) -> str:
+def settled_name(loaded: Loaded, retrain: bool) -> str:
+    """The name of a run of this configuration. Raises SettingsError where its data, which dates it, cannot be read."""
     pattern = loaded.settings.run.name
     if pattern is not None and "{" not in pattern:
         return pattern

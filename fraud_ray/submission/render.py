@@ -170,7 +170,8 @@ def _only(folder: Path, documents: list[Document], what: str) -> Document:
     return documents[0]
 
 
-def _pods(job: Document) -> Iterator[Document]:
+def pods_of(job: Document) -> Iterator[Document]:
+    """The specs of a RayJob's pods: the head's, those of worker groups, the submitter's."""
     cluster = job["spec"]["rayClusterSpec"]
     for holder in (cluster["headGroupSpec"], *cluster.get("workerGroupSpecs", ())):
         yield holder["template"]["spec"]
@@ -179,8 +180,8 @@ def _pods(job: Document) -> Iterator[Document]:
 
 
 def _containers(job: Document) -> Iterator[Document]:
-    return (container for pod in _pods(job) for container in (*pod.get("initContainers", ()), *pod["containers"]))
+    return (container for pod in pods_of(job) for container in (*pod.get("initContainers", ()), *pod["containers"]))
 
 
 def _volumes(job: Document) -> Iterator[Document]:
-    return (volume for pod in _pods(job) for volume in pod.get("volumes", ()))
+    return (volume for pod in pods_of(job) for volume in pod.get("volumes", ()))
