@@ -212,11 +212,15 @@ def test_a_search_that_runs_out_of_time_keeps_what_it_has(
     ray_session: None, folds: list[PreparedFold], storage: Storage
 ) -> None:
     settings = made_settings(
-        {"learning_rate": [0.001, 0.01]}, train={"epochs": 100_000, "patience_epochs": None}, time_budget_s=45
+        {"learning_rate": [0.001, 0.01]},
+        train={"epochs": 100_000, "patience_epochs": None},
+        time_budget_s=45,
+        concurrency=1,
     )
     outcome, _ = searched(folds, settings, storage, "runs/late")
     assert all(t.status == "stopped" for t in outcome.trials)
     assert outcome.best.average_precision is not None
+    assert "1 trial, 1 more never ran (search.time_budget_s); best" in repr(outcome)
 
 
 def test_a_search_in_which_every_trial_fails_says_why(

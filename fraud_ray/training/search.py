@@ -53,16 +53,21 @@ class Trial:
 
 @dataclass(frozen=True, repr=False)
 class SearchOutcome:
-    """The best trial, and all trials from best to worst. The best one's holdout logits: `selection_logits`."""
+    """The best trial, and all trials from best to worst. The best one's holdout logits: `selection_logits`.
+
+    never_run: how many trials the time budget left no time for.
+    """
 
     best: Trial
     trials: tuple[Trial, ...]
     folder: str
     reused: int
+    never_run: int = 0
 
     def __repr__(self) -> str:
         best = self.best
         kept = f", {self.reused} kept" if self.reused else ""
+        kept += f", {self.never_run} more never ran (search.time_budget_s)" if self.never_run else ""
         return (
             f"{counted(len(self.trials), 'trial')}{kept}; best: {in_words(best.hyperparameters)}, "
             f"selection AP {best.average_precision:.4f} at epoch {best.best_epoch}"
@@ -70,7 +75,8 @@ class SearchOutcome:
 
     def to_json(self) -> dict[str, Any]:
         """Which trials, by id: what they came to is in the ledger."""
-        return {"trials": [trial.id for trial in self.trials], "folder": self.folder, "reused": self.reused}
+        beside = {"folder": self.folder, "reused": self.reused, "never_run": self.never_run}
+        return {"trials": [trial.id for trial in self.trials], **beside}
 
     @classmethod
     def from_json(cls, stored: dict[str, Any], storage: Storage) -> SearchOutcome:
@@ -81,7 +87,7 @@ class SearchOutcome:
             where = storage.path(_ledger_key(stored["folder"], gone[0]))
             raise FraudRayError(f"{where} is gone; delete the run's folder and run again")
         trials = tuple(ledger[name] for name in stored["trials"])
-        return cls(trials[0], trials, stored["folder"], stored["reused"])
+        return cls(trials[0], trials, stored["folder"], stored["reused"], stored.get("never_run", 0))
 
 
 def search(
@@ -121,7 +127,7 @@ def search(
             + (f"; the first fault: {sorted(faults)[0]}" if faults else "; raise search.time_budget_s")
         )
     ranked = sorted(trials, key=lambda t: (-(t.average_precision if t.average_precision is not None else -1), t.id))
-    return SearchOutcome(ranked[0], tuple(ranked), folder, reused=len(known))
+    return SearchOutcome(ranked[0], tuple(ranked), folder, len(known), never_run=max(total - len(trials), 0))
 
 
 def selection_logits(outcome: SearchOutcome, storage: Storage) -> list[np.ndarray[Any, np.dtype[np.float32]]]:
