@@ -9,7 +9,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from fraud_ray.cluster import Room, check_resources, check_storage, join_or_start, local_path
-from fraud_ray.data.folds import at_newest_window
+from fraud_ray.data.folds import at_newest_window, without_leaks
 from fraud_ray.data.simulate import simulate_if_absent
 from fraud_ray.data.source import Source, open_source
 from fraud_ray.errors import ServerError
@@ -41,7 +41,7 @@ def run(loaded: Loaded, progress: Progress, until: str | None = None, retrain: b
         run = session.enter_context(open_run(loaded, storage, source.fingerprint, source.as_of, progress, until))
         if run.concluded:
             return run.concluded
-        run.began = began
+        run.began, loaded = began, without_leaks(loaded, is_strict=retrain)
         from fraud_ray.registry.writer import writing  # takes seconds to import, which a concluded run does without
 
         session.enter_context(join_or_start(loaded.settings.cluster, progress))
@@ -101,7 +101,7 @@ def _train(run: Run, loaded: Loaded, source: Source, mlflow: Writer, retrain: bo
     windows = run.stage("windows", partial(with_windows, source, settings, storage)) if settings.windows else None
     run.stop_after("windows")
     data = windows.source if windows else source
-    census = run.stage("validate", partial(validate, data, settings.data, delay_days=settings.folds.delay_days))
+    census = run.stage("validate", partial(validate, data, settings.data, folds=settings.folds))
     say = partial(run.announce, notes=(settings.search.in_words, *source.notes, *census.notes, *loaded.notes))
     folds = run.stage("plan", lambda _: plan_folds(census, settings.folds), say=say)
     run.remark(settings.remark_on_steps(folds.final.fit.rows))

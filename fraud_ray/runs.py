@@ -291,6 +291,7 @@ def open_run(
 def run_name(loaded: Loaded, fingerprint: str, as_of: date | None = None) -> str:
     """`run.name` with its date filled in, else `<config>-<as_of>-<6 hex digits of settings and data>`."""
     pattern = loaded.settings.run.name
+    as_of = as_of if loaded.settings.data.is_dated else None
     if pattern is None:
         identity = json.dumps(_identity(loaded, fingerprint), sort_keys=True)
         config = re.sub(r"[^A-Za-z0-9_.-]+", "-", loaded.config).strip("-.") or "run"

@@ -46,7 +46,7 @@ if settings.simulate and not holds_data(settings.data.path):
         simulate(settings.simulate, settings.data.path, stage.update)
 source = open_source(settings.data)
 with show.stage("validate") as stage:
-    census = validate(source, settings.data, stage.update)
+    census = validate(source, settings.data, stage.update, settings.folds)
 census  # noqa: B018 - a cell shows its last value
 
 # %%

@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from fraud_ray.data.clock import Clock
 from fraud_ray.data.contract import Census, check
 from fraud_ray.data.kinds import Reading, typed
 from fraud_ray.data.source import Source, open_source, read_partition
@@ -62,7 +63,7 @@ def unlabelled(table: pa.Table, rows: int) -> pa.Table:
 TIMED_COLUMNS = {**COLUMNS, "known": {"kind": "label_time"}}
 
 
-def timed(table: pa.Table, until: date, seed: int = 0, longest: int = 6) -> pa.Table:
+def timed(table: pa.Table, until: date, seed: int = 0, longest: float = 6) -> pa.Table:
     """The table with the time when each label became known, up to `longest` days later; as it is when `until` begins,
     so that later ones are missing. A row's label is known at its own instant, and another's never."""
     rng = np.random.default_rng([seed, len(table)])
@@ -109,10 +110,10 @@ def count_here(source: Source, settings: Settings) -> Census:
     summaries = []
     for partition in source.partitions:
         table = read_partition(source.root, partition, settings.data, list(settings.data.columns))
-        violations, summary = check(table, settings.data, partition.shown)
+        violations, summary = check(table, settings.data, partition.shown, folds=settings.folds)
         assert summary is not None, violations
         summaries.append(summary)
-    return Census(tuple(summaries))
+    return Census(tuple(summaries), Clock.of(settings.data, settings.folds))
 
 
 def opened(root: Path, **sections: Any) -> tuple[Settings, Source, Census]:

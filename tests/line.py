@@ -12,8 +12,8 @@ REPOSITORY = Path(__file__).parents[1]
 Start = Callable[..., Outcome]
 
 _SMALL = (
-    *("simulate=null", "folds.fit_days=14", "folds.delay_days=2", "folds.holdout_days=4"),
-    *("folds.selection_shift_days=[4]", "train.epochs=2", "train.batch_size=512", "search.space={}"),
+    *("simulate=null", "folds.fit_days=12", "folds.delay_days=2", "folds.holdout_days=4"),
+    *("train.epochs=2", "train.batch_size=512", "search.space={}"),
     *("gate.min_f1=0.05", "decision.bootstrap_repeats=20"),
 )
 

@@ -12,10 +12,10 @@ import pyarrow.compute as pc
 import pytest
 
 from fraud_ray.data.contract import SHOWN_CAUSES, Census, ContractViolation, Violation, check, validate
-from fraud_ray.data.keys import buckets_of
+from fraud_ray.data.keys import NO_TIME, buckets_of, to_day
 from fraud_ray.data.source import open_source
 from fraud_ray.errors import DataError
-from fraud_ray.settings import DataSettings
+from fraud_ray.settings import DataSettings, FoldSettings
 from tests.cards import (
     FIRST_DAY,
     TIMED_COLUMNS,
@@ -180,14 +180,17 @@ def test_a_value_that_no_type_of_the_kind_holds_is_named_with_its_row(kind, decl
 def test_labels_younger_than_the_delay_may_be_missing_and_are_counted():
     data, newest = card_settings("data").data, days(9)[-1]
     old, young = (as_read(unlabelled(card_table(day), 7), data) for day in (days(7)[-1], days(8)[-1]))
-    violations, summary = check(young, data, "a.parquet", newest, delay_days=2)
+    violations, summary = check(young, data, "a.parquet", newest, folds=FoldSettings(delay_days=2))
     assert violations == []
-    assert (summary.rows, summary.labelled, summary.late) == (60, 53, {days(8)[-1]: 7})
+    assert (summary.rows, summary.labelled) == (60, 53)
+    assert summary.times.to_pylist() == [
+        {"tick": to_day(days(8)[-1]), "known": NO_TIME, "rows": 53, "frauds": summary.frauds, "late": 7}
+    ]
     assert summary.frauds == np.nansum(young["is_fraud"].to_numpy())
-    assert {rows for rows, _ in summary.days.values()} == {53} == {sum(rows for rows, _ in summary.buckets.values())}
+    assert sum(rows for rows, _ in summary.buckets.values()) == 53
     census = Census((check(as_read(card_table(), data), data, "b.parquet")[1], summary))
     assert census.notes == ("7 labels not known yet, known up to 2024-01-01",)
-    [violation] = check(old, data, "a.parquet", newest, delay_days=2)[0]
+    [violation] = check(old, data, "a.parquet", newest, folds=FoldSettings(delay_days=2))[0]
     assert str(violation) == (
         "a.parquet: column 'is_fraud' has 7 missing values (first at row 53); labels may be missing on the newest 2 "
         "days alone (folds.delay_days), of which the last is 2024-01-09. Write them, leave these rows out, or raise "
@@ -202,9 +205,9 @@ def test_a_label_time_is_not_before_its_transaction_and_says_which_labels_may_be
     table = timed(card_table(), days(3)[-1])
     late = table["known"].null_count
     violations, summary = check(as_read(table, data), data, "a.parquet")
-    assert (violations, summary.rows - summary.labelled, sum(summary.late.values())) == ([], late, late)
+    assert (violations, summary.rows - summary.labelled, pc.sum(summary.times["late"]).as_py()) == ([], late, late)
     assert late > 5
-    assert sum(rows for rows, _ in summary.known.values()) == summary.labelled == 60 - late
+    assert pc.sum(summary.times["rows"]).as_py() == summary.labelled == 60 - late
     # A label whose time is missing is not known yet, whatever it says.
     told = table.set_column(7, "is_fraud", card_table()["is_fraud"])
     assert check(as_read(told, data), data, "a.parquet") == ([], summary)
@@ -221,14 +224,17 @@ def test_a_date_as_label_time_counts_from_its_end_on():
     data = card_settings("data", TIMED_COLUMNS).data
     table = card_table().append_column("known", pa.array([FIRST_DAY] * 60))
     violations, summary = check(as_read(table, data), data, "a.parquet")
-    assert (violations, list(summary.known)) == ([], [(FIRST_DAY, days(2)[-1])])
+    [times] = summary.times.to_pylist()
+    assert (violations, times["tick"], times["known"]) == ([], to_day(FIRST_DAY), to_day(days(2)[-1]))
 
 
 def test_a_day_has_its_labels_where_at_most_one_in_a_hundred_is_missing():
     data, newest = card_settings("data").data, days(4)[-1]
     tables = [unlabelled(card_table(day, rows=200), late) for day, late in zip(days(4), (0, 2, 3, 200), strict=True)]
-    summaries = [check(as_read(table, data), data, "a.parquet", newest, delay_days=3)[1] for table in tables]
-    assert Census(tuple(summaries)).labelled_until == days(2)[-1]
+    summaries = [
+        check(as_read(table, data), data, "a.parquet", newest, folds=FoldSettings(delay_days=3))[1] for table in tables
+    ]
+    assert Census(tuple(summaries)).labelled_until == to_day(days(2)[-1])
     assert Census(tuple(summaries[2:])).labelled_until is None
 
 
@@ -243,7 +249,7 @@ def test_a_partition_without_rows_breaks_nothing():
     settings = card_settings("data")
     violations, summary = check(as_read(card_table(rows=0), settings.data), settings.data, "a.parquet")
     assert violations == []
-    assert (summary.rows, summary.days, summary.first) == (0, {}, None)
+    assert (summary.rows, summary.times.num_rows, summary.first) == (0, 0, None)
 
 
 def test_the_summary_counts_rows_and_frauds_by_day_and_by_bucket():
@@ -254,11 +260,12 @@ def test_the_summary_counts_rows_and_frauds_by_day_and_by_bucket():
     assert violations == []
     assert (summary.rows, summary.frauds) == (len(frame), frame.is_fraud.sum())
     by_day = frame.groupby(frame.timestamp.dt.date).is_fraud.agg(["size", "sum"])
-    assert summary.days == {day: (n, f) for day, n, f in by_day.itertuples()}
+    times = summary.times.select(["tick", "rows", "frauds"]).to_pylist()
+    assert [tuple(one.values()) for one in times] == [(to_day(day), n, f) for day, n, f in by_day.itertuples()]
     assert (summary.first, summary.last) == (frame.timestamp.min(), frame.timestamp.max())
     frauds = frame[frame.is_fraud == 1]
     of_cards = zip(frauds.card.astype(str), frauds.timestamp.dt.date, strict=True)
-    assert set(summary.fraud_days) == {(card, day, None) for card, day in of_cards}
+    assert set(summary.frauds_of) == {(card, to_day(day), None) for card, day in of_cards}
     buckets = buckets_of(pa.array(frame.card.astype(str)))
     by_bucket = frame.groupby(buckets).is_fraud.agg(["size", "sum"])
     assert summary.buckets == {bucket: (n, f) for bucket, n, f in by_bucket.itertuples()}

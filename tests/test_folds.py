@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from datetime import date, timedelta
 from pathlib import Path
@@ -11,16 +12,31 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pytest
-from hypothesis import HealthCheck, given
+from hypothesis import HealthCheck, given, reject
 from hypothesis import settings as with_settings
 from hypothesis import strategies as st
 
+from fraud_ray.data.clock import Clock
 from fraud_ray.data.contract import Census, check
-from fraud_ray.data.folds import Fold, Folds, plan_folds
-from fraud_ray.data.keys import Keys, buckets_of, entities_of
+from fraud_ray.data.folds import Fold, Folds, moved_back, plan_folds, without_leaks
+from fraud_ray.data.keys import Keys, buckets_of, entities_of, to_date
 from fraud_ray.errors import DataError, SettingsError
-from fraud_ray.settings import Settings, parse_settings
-from tests.cards import COLUMNS, FIRST_DAY, TIMED_COLUMNS, as_read, card_settings, card_table, days, timed, unlabelled
+from fraud_ray.runs import run_name
+from fraud_ray.settings import Loaded, Settings, parse_settings
+from tests.cards import (
+    COLUMNS,
+    FIRST_DAY,
+    TIMED_COLUMNS,
+    as_read,
+    card_settings,
+    card_table,
+    count_here,
+    days,
+    opened,
+    timed,
+    unlabelled,
+    write_partition,
+)
 
 Row = tuple[int, int]  # partition, row in it
 
@@ -32,19 +48,22 @@ too_little = pytest.mark.faults(
 
 def plan(tables: Sequence[pa.Table], columns: Any = None, **folds: Any) -> tuple[Settings, Folds]:
     settings = card_settings(Path("data"), columns, folds=folds)
+    return settings, plan_folds(census_of(tables, settings), settings.folds)
+
+
+def census_of(tables: Sequence[pa.Table], settings: Settings) -> Census:
     newest = max(pa.compute.max(table["timestamp"]).as_py() for table in tables).date()
     summaries = [
-        check(as_read(table, settings.data), settings.data, "a.parquet", newest, settings.folds.delay_days)[1]
-        for table in tables
+        check(as_read(table, settings.data), settings.data, "a.parquet", newest, settings.folds)[1] for table in tables
     ]
-    return settings, plan_folds(Census(tuple(summaries)), settings.folds)
+    return Census(tuple(summaries), Clock.of(settings.data, settings.folds))
 
 
 def rows_of(tables: Sequence[pa.Table], settings: Settings, folds: Folds) -> dict[tuple[str, str], set[Row]]:
     """The rows of each side of each fold, after limits, found partition by partition as preparing does."""
     found: dict[tuple[str, str], set[Row]] = {(f.name, side): set() for f in folds.all for side in ("fit", "holdout")}
     for i, table in enumerate(tables):
-        keys = Keys.of(table, settings.data)
+        keys = Keys.of(table, settings.data, folds.clock)
         for fold, side, rows in folds.candidates(i, keys):
             drawn = fold.side(side).draw(rows, i, keys.label)
             assert (np.diff(drawn) > 0).all()
@@ -74,7 +93,7 @@ def test_the_final_fold_ends_on_the_newest_day_and_selection_folds_come_before()
         for name in ("fit", "holdout"):
             side = fold.side(name)
             held = {stamp.date() for stamp in values(tables, found[fold.name, name], "timestamp")}
-            assert held == set(days((side.last - side.first).days + 1, side.first))
+            assert held == set(days(side.last - side.first + 1, to_date(side.first)))
             assert side.rows == 60 * len(held)
 
 
@@ -109,9 +128,9 @@ def test_days_that_no_fold_has_are_told_with_the_settings_that_use_them(start, s
     _, mended = plan(tables, **(folds | remedy))
     assert mended.unused is None
     used = [d for t in tables for d in t["timestamp"].to_numpy().astype("datetime64[D]").astype(object)]
-    before = [planned.selection[1].fit.first, planned.final.holdout.last]
+    before = [to_date(planned.selection[1].fit.first), to_date(planned.final.holdout.last)]
     frauds = [f for t in tables for f in t["is_fraud"].to_pylist()]
-    newest = mended.final.holdout.last
+    newest = to_date(mended.final.holdout.last)
     assert planned.unused.frauds == sum(
         f for day, f in zip(used, frauds, strict=True) if day < before[0] or before[1] < day <= newest
     )
@@ -166,13 +185,17 @@ def test_a_side_on_days_without_rows_is_refused():
         plan(tables, fit_days=5, delay_days=2, holdout_days=2, selection_shift_days=[2])
 
 
+def held_out_days(fold: Fold) -> list[date]:
+    return days(fold.holdout.last - fold.holdout.first + 1, to_date(fold.holdout.first))
+
+
 def removed_by_definition(frame: pd.DataFrame, fold: Fold, delay_days: int) -> set[Row]:
     """The handbook's rule, day by day: the holdout rows of entities without a fraud known by then."""
     day = frame.timestamp.dt.date
     kept: set[Row] = set()
-    for held_out in days((fold.holdout.last - fold.holdout.first).days + 1, fold.holdout.first):
+    for held_out in held_out_days(fold):
         known_until = held_out - timedelta(days=delay_days + 1)
-        known = set(frame[(frame.is_fraud == 1) & (day >= fold.fit.first) & (day <= known_until)].card)
+        known = set(frame[(frame.is_fraud == 1) & (day >= to_date(fold.fit.first)) & (day <= known_until)].card)
         remaining = frame[(day == held_out) & ~frame.card.isin(known)]
         kept |= set(zip(remaining.partition, remaining.row, strict=True))
     return kept
@@ -212,12 +235,12 @@ def test_folds_by_time_end_where_labels_are_known():
     asked = {"fit_days": 4, "delay_days": 4, "holdout_days": 2, "selection_shift_days": [2]}
     tables = late_days(15, late=3)
     settings, folds = plan(tables, **asked)
-    assert folds.final.holdout.last == date(2024, 1, 12)
+    assert to_date(folds.final.holdout.last) == date(2024, 1, 12)
     assert folds.covers.endswith("; 168 labels not known yet, known up to 2024-01-12)")
     # Of a day that has nearly all of its labels the others are left out.
     tables[11] = unlabelled(card_table(days(12)[-1], rows=100), 1)
     settings, folds = plan(tables, **asked)
-    assert (folds.final.holdout.last, folds.final.holdout.rows) == (date(2024, 1, 12), 60 + 99)
+    assert (to_date(folds.final.holdout.last), folds.final.holdout.rows) == (date(2024, 1, 12), 60 + 99)
     rows_of(tables, settings, folds)
     with pytest.raises(DataError, match=r"fold 'final' .* lies outside[\s\S]*known up to 2024-01-12"):
         plan(tables, start="2024-01-04", **asked)
@@ -238,18 +261,19 @@ def test_a_row_without_a_label_is_on_no_side(kind):
 # Label times
 
 
-def sides_by_definition(frame: pd.DataFrame, fold: Fold, removes: bool) -> dict[str, set[Row]]:
-    """Row by row: fitted on is what was known when the holdout began; held out what is known by now, but for entities
-    of which a fraud was known when its day began."""
+def sides_by_definition(frame: pd.DataFrame, fold: Fold, removes: bool, judged: pd.Timestamp) -> dict[str, set[Row]]:
+    """Row by row: fitted on is what was known when the holdout began; held out what is known by now, or, by a selection
+    fold, when the final holdout began, but for entities of which a fraud was known when its day began."""
     known = frame[frame.known.notna()]
-    day, begins = known.timestamp.dt.date, pd.Timestamp(fold.holdout.first)
-    fit = known[(day >= fold.fit.first) & (day <= fold.fit.last) & (known.known <= begins)]
+    first, last = to_date(fold.fit.first), to_date(fold.fit.last)
+    day, begins = known.timestamp.dt.date, pd.Timestamp(to_date(fold.holdout.first))
+    fit = known[(day >= first) & (day <= last) & (known.known <= begins)]
     kept: set[Row] = set()
-    for held_out in days((fold.holdout.last - fold.holdout.first).days + 1, fold.holdout.first):
+    for held_out in held_out_days(fold):
         midnight = pd.Timestamp(held_out)
-        earlier = known[(known.is_fraud == 1) & (day >= fold.fit.first) & (known.timestamp < midnight)]
+        earlier = known[(known.is_fraud == 1) & (day >= first) & (known.timestamp < midnight)]
         told = set(earlier[earlier.known <= midnight].card) if removes else set()
-        remaining = known[(day == held_out) & ~known.card.isin(told)]
+        remaining = known[(day == held_out) & ~known.card.isin(told) & (known.known <= judged)]
         kept |= set(zip(remaining.partition, remaining.row, strict=True))
     return {"fit": set(zip(fit.partition, fit.row, strict=True)), "holdout": kept}
 
@@ -263,10 +287,11 @@ def test_with_label_times_a_fold_knows_what_was_known_when_its_holdout_began(rem
         [t.to_pandas().assign(partition=i, row=range(t.num_rows)) for i, t in enumerate(tables)], ignore_index=True
     )
     late = frame.known.isna().groupby(frame.timestamp.dt.date).mean()
-    assert folds.final.holdout.last == late[late <= 0.01].index.max() < date(2024, 1, 27)
+    assert to_date(folds.final.holdout.last) == late[late <= 0.01].index.max() < date(2024, 1, 27)
     found = rows_of(tables, settings, folds)
     for fold in folds.all:
-        expected = sides_by_definition(frame, fold, removes)
+        judged = pd.Timestamp.max if fold is folds.final else pd.Timestamp(to_date(folds.final.holdout.first))
+        expected = sides_by_definition(frame, fold, removes, judged)
         assert {side: found[fold.name, side] for side in ("fit", "holdout")} == expected
         assert len(expected["fit"]) < 6 * 150 - 100
         assert (len(expected["holdout"]) < 5 * 149 - 100) == removes
@@ -280,6 +305,163 @@ def test_only_the_fraud_that_a_bank_was_told_of_is_no_label_time():
     ]
     with pytest.raises(DataError, match="Bring older data, and the label times of legitimate rows, too"):
         plan(frauds, TIMED_COLUMNS, fit_days=4, delay_days=0, holdout_days=2, selection_shift_days=[2])
+
+
+# By rows, to the second
+
+AN_HOUR = 3_600
+
+
+def scattered(seconds: Sequence[int], seed: int, labels_come: bool) -> pa.Table:
+    """Rows at these seconds of the first days, in any order; with the time when each label became known, or without."""
+    table = card_table(rows=len(seconds), seed=seed, fraud_share=0.4)
+    at = np.datetime64(FIRST_DAY, "us") + np.array(seconds).astype("timedelta64[s]")
+    table = table.set_column(1, "timestamp", pa.array(at))
+    return timed(table, days(4)[-1], seed, longest=0.2) if labels_come else table
+
+
+@given(
+    seed=st.integers(0, 10_000),
+    parts=st.integers(1, 3),
+    span=st.sampled_from([100, 48 * AN_HOUR]),
+    holdout=st.sampled_from(["10%", "20%", 15]),
+    fit=st.sampled_from(["all", "40%", 30]),
+    delay_hours=st.sampled_from([0, 1, 7]),
+    selection_folds=st.integers(1, 2),
+    labels_come=st.booleans(),
+)
+@with_settings(deadline=None, max_examples=40, suppress_health_check=list(HealthCheck))
+def test_rows_held_out_to_the_second_are_the_newest_and_nothing_is_used_that_was_not_known(
+    seed, parts, span, holdout, fit, delay_hours, selection_folds, labels_come
+):
+    drawn = np.random.default_rng(seed).integers(0, span, (parts, 60)).tolist()
+    tables = [scattered(seconds, seed, labels_come) for seconds in drawn]
+    asked = {
+        "holdout": holdout,
+        "fit": fit,
+        "delay_days": delay_hours / 24 if span > AN_HOUR else 0,
+        "selection_folds": selection_folds,
+    }
+    try:
+        settings, folds = plan(tables, TIMED_COLUMNS if labels_come else COLUMNS, **asked)
+    except DataError:
+        reject()
+    found = rows_of(tables, settings, folds)
+    frame = pd.concat([t.to_pandas().assign(partition=i, row=range(t.num_rows)) for i, t in enumerate(tables)])
+    frame = frame[frame.is_fraud.notna() & (frame.timestamp < folds.clock.begin_of(folds.final.holdout.last + 1))]
+    frame = frame.set_index(["partition", "row"]).assign(known=lambda f: f.get("known"))
+
+    def of(fold: Fold, side: str) -> pd.DataFrame:
+        return frame.loc[sorted(found[fold.name, side])]
+
+    wanted = holdout if isinstance(holdout, int) else math.ceil(len(frame) * int(holdout[:-1]) / 100)
+    final, delay = of(folds.final, "holdout").timestamp, pd.Timedelta(days=asked["delay_days"])
+    assert len(final) >= wanted > (final > final.min()).sum()
+    assert final.min() > frame[~frame.index.isin(final.index)].timestamp.max()
+    for fold in folds.all:
+        fitted, begins = of(fold, "fit"), pd.Timestamp(folds.clock.begin_of(fold.holdout.first))
+        assert fitted.timestamp.max() + delay < of(fold, "holdout").timestamp.min()
+        assert fitted.timestamp.max() < final.min()
+        assert not labels_come or (fitted.known <= begins).all()
+    judged = pd.Timestamp(folds.clock.begin_of(folds.final.holdout.first))
+    for fold in folds.selection:
+        chosen_on = of(fold, "holdout")
+        assert chosen_on.timestamp.max() + delay < final.min()
+        assert not labels_come or (chosen_on.known <= judged).all()
+
+
+def test_rows_of_one_second_are_on_one_side_and_a_fit_in_rows_slides():
+    table = scattered([*range(50), *[60] * 10, *range(70, 110)], 0, labels_come=False)
+    _, folds = plan([table], holdout="45%", selection_folds=1, fit=10, delay_days=0)
+    assert (folds.final.holdout.rows, folds.final.fit.rows, folds.selection[0].holdout.rows) == (50, 10, 45)
+    assert folds.final.span == (
+        "fit 2024-01-01 00:00:40 to 2024-01-01 00:00:59, holdout 2024-01-01 00:01:00 to 2024-01-01 00:01:49"
+    )
+    _, at_a_time = plan([table], holdout="2024-01-01T00:01:10", delay_days=0)
+    assert (at_a_time.final.holdout.rows, at_a_time.selection[0].holdout.rows) == (40, 40)
+    _, earlier = plan([table], holdout="20%", until="2024-01-01 00:01:00", delay_days=0)
+    assert (earlier.final.holdout.rows, earlier.final.fit.rows) == (10, 40)
+
+
+def test_a_fit_on_all_expands_from_fold_to_fold():
+    tables = [card_table(day) for day in days(20)]
+    _, folds = plan(tables, fit="all", delay_days=1, holdout_days=3, selection_folds=2)
+    assert [fold.fit.rows for fold in folds.all] == [60 * 12, 60 * 8, 60 * 16]
+    assert folds.selection[1].span == "fit 2024-01-01 to 2024-01-08, holdout 2024-01-10 to 2024-01-12"
+
+
+UNDATED = {
+    **{name: column for name, column in COLUMNS.items() if name not in {"timestamp", "card"}},
+    "Time": {"kind": "timestamp", "unit": "s", "since": "start"},
+}
+
+
+def test_two_days_counted_from_their_start_are_planned_without_a_calendar(tmp_path: Path):
+    seconds = np.random.default_rng(1).integers(0, 172_793, 1_000).astype(float)
+    table = card_table(rows=1_000).drop(["timestamp", "card"]).append_column("Time", pa.array(seconds))
+    write_partition(tmp_path, "creditcard.parquet", table)
+    settings, source, census = opened(tmp_path, columns=UNDATED, folds={"holdout": "20%", "delay_days": 0})
+    folds = plan_folds(census, settings.folds)
+    cut = int(np.sort(seconds)[-200])
+    assert folds.final.span == f"fit {int(seconds.min())} s to {cut - 1} s, holdout {cut} s to {int(seconds.max())} s"
+    assert [fold.holdout.rows for fold in folds.all] == [200, 200]
+    assert "19" not in folds.covers.partition("(")[0]
+    assert run_name(Loaded(settings, "ulb"), source.fingerprint, source.as_of).startswith("ulb-undated-")
+    by_days = card_settings(tmp_path, UNDATED, folds={"fit_days": 1})
+    with pytest.raises(DataError, match=r"day -20 to day -20.*lies outside[\s\S]*as folds.holdout: 20%"):
+        plan_folds(count_here(source, by_days), by_days.folds)
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        ({"holdout": "20 percent"}, "holdout should be a share of the rows such as 20%, a number of rows, or a time"),
+        ({"holdout": "20%", "selection_folds": 4}, "holdout 20% in 5 folds leaves nothing to fit on"),
+        ({"holdout": "20%", "selection_shift_days": [7]}, "selection_shift_days counts days, and holdout does not"),
+        ({"fit": "all", "start": "2024-01-01"}, "start is the first of fit_days, which fit and holdout replace"),
+        ({"kind": "stratified", "holdout": "20%"}, "a share is holdout_share here"),
+        ({"selection_shift_days": []}, "give at least one shift, such as [14], or leave it out"),
+    ],
+)
+def test_folds_that_contradict_themselves_are_a_fault_of_the_settings(given, says):
+    with pytest.raises(SettingsError) as fault:
+        parse_settings({"data": {"path": "data", "columns": COLUMNS}, "folds": given}, "a.yaml")
+    assert says in str(fault.value)
+
+
+def test_what_goes_by_a_calendar_is_refused_without_one():
+    columns = {"data": {"path": "data", "columns": UNDATED}}
+    for asked in ({"prepare": {"calendar": True}}, {"folds": {"until": "2024-01-01"}}):
+        with pytest.raises(SettingsError, match="goes by a calendar, but the timestamp is counted since: start"):
+            parse_settings(columns | asked, "a.yaml")
+
+
+def test_a_selection_holdout_that_reaches_into_the_final_one_is_refused_and_one_of_unknown_labels_is_told():
+    def checked(shifts: list[int] | None, **how: Any) -> Loaded:
+        return without_leaks(Loaded(card_settings(Path("x"), folds={"selection_shift_days": shifts}), "x"), **how)
+
+    with pytest.raises(SettingsError, match=r"to 14 or more, such as \[14, 16\] \(7 or more do not overlap\)"):
+        checked([1, 3])
+    assert checked([14]).notes == checked(None).notes == ()
+    [note] = checked([7]).notes
+    assert "labels were not known yet; shifts of 14 or more keep to what was" in note
+    with pytest.raises(SettingsError, match=r"set folds.selection_shift_days, such as \[14\], or leave it out"):
+        checked([7], is_strict=True)
+    with pytest.raises(SettingsError, match="to 35 or more"):
+        checked([14], oldest=21)
+
+
+def test_earlier_final_folds_hold_out_earlier_rows_and_the_first_of_them_selects():
+    tables = [card_table(day) for day in days(40)]
+    for asked in ({"fit_days": 8, "holdout_days": 3}, {"holdout": "10%", "fit": "50%"}):
+        settings, newest = plan(tables, delay_days=2, **asked)
+        moved = moved_back(settings.folds, newest, 9, selects=True)
+        _, earlier = plan(tables, **moved.model_dump())
+        alone = plan_folds(census_of(tables, settings), moved_back(settings.folds, newest, 0, False))
+        assert (alone.selection, alone.final.span) == ((), newest.final.span)
+        a_day = earlier.clock.ticks(1)
+        assert newest.final.holdout.last - earlier.final.holdout.last == pytest.approx(9 * a_day, abs=a_day / 4)
+        assert earlier.selection[0].holdout.last <= earlier.final.fit.last
 
 
 # By entity, and stratified
@@ -427,4 +609,4 @@ def test_days_begin_at_midnight():
     stamps = pa.array(np.array(["2024-01-01T00:00:00", "2024-01-01T23:59:59.999999", "2024-01-02"], "datetime64[us]"))
     data = card_settings(Path("data")).data
     keys = Keys.of(midnight.set_column(1, "timestamp", stamps), data)
-    assert (keys.day - keys.day[0]).tolist() == [0, 0, 1]
+    assert (keys.tick - keys.tick[0]).tolist() == [0, 0, 1]

@@ -238,7 +238,7 @@ def test_the_small_clusters_schedule_has_the_days_that_a_retraining_takes(kubect
     newest = first + timedelta(days=loaded.settings.simulate.days - 1)
     folds = at_newest_window(loaded, Source("data", (), "", newest)).settings.folds
     assert folds.start
-    assert folds.start - timedelta(days=max(folds.selection_shift_days)) >= first
+    assert folds.start - timedelta(days=max(folds.shifts)) >= first
 
 
 COMPONENT = "app.kubernetes.io/component"

@@ -61,7 +61,7 @@ def test_one_command_ends_with_a_registered_version_that_scores_like_the_pipelin
     assert [(p.info.run_name, p.info.status) for p in parents] == [("april", "FINISHED")]
     assert parents[0].data.tags["fraud_ray.state"] == "registered"
     params = parents[0].data.params
-    assert (params["train.seed"], params["folds.fit_days"]) == ("42", "14"), "all of train, else what is no default"
+    assert (params["train.seed"], params["folds.fit_days"]) == ("42", "12"), "all of train, else what is no default"
     assert "folds.seed" not in params
     artifact = next((store / "mlartifacts").rglob("settings.yaml"))
     assert yaml.safe_load(artifact.read_text())["folds"]["seed"] == 42

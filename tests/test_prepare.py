@@ -22,6 +22,7 @@ from fraud_ray.cli import app
 from fraud_ray.data import cache, rows
 from fraud_ray.data.contract import validate
 from fraud_ray.data.folds import Folds, plan_folds
+from fraud_ray.data.keys import to_date, to_day
 from fraud_ray.data.prepare import Prepared, feature_columns, prepare
 from fraud_ray.data.source import Source, open_source
 from fraud_ray.errors import DataError
@@ -81,11 +82,12 @@ def test_each_fold_has_the_encoder_of_its_own_fit_rows_and_both_sides_in_order(t
     assert f"{reads}, as {width} features" in str(result)
     for fold, plan in zip((*result.selection, result.final), folds.all, strict=True):
         assert (fold.name, fold.span) == (plan.name, plan.span)
-        fit = of_days(tables, plan.fit.first, plan.fit.last)
-        tables_fitted = [of_days(tables, d, d) for d in days(4, plan.fit.first)]
+        first, last, *held_out = map(to_date, (plan.fit.first, plan.fit.last, plan.holdout.first, plan.holdout.last))
+        fit = of_days(tables, first, last)
+        tables_fitted = [of_days(tables, d, d) for d in days(4, first)]
         daily = [Statistics.of(t, columns, ratios, t["is_fraud"].to_numpy()) for t in tables_fitted]
         assert fold.encoder == Encoder.fit(columns, Statistics.merge(daily), min_category_rows=2, ratios=ratios)
-        for side, expected in (("fit", fit), ("holdout", of_days(tables, plan.holdout.first, plan.holdout.last))):
+        for side, expected in (("fit", fit), ("holdout", of_days(tables, *held_out))):
             got = rows.load(storage, getattr(fold, side), with_roles=True)
             features, codes = fold.encoder.apply(expected)
             np.testing.assert_array_equal(got.features, features)
@@ -286,8 +288,8 @@ def test_rows_whose_labels_are_late_change_nothing_of_what_is_prepared(folds, tm
     write_partition(tmp_path / "data", f"date={days(13)[-1]}/part-0.parquet", floats)
     settings = card_settings(tmp_path / "data", folds=folds, prepare=FEW)
     source = open_source(settings.data)
-    census = validate(source, settings.data, quiet, settings.folds.delay_days)
-    assert (census.late, census.labelled_until, census.rows) == (60, days(12)[-1], 780)
+    census = validate(source, settings.data, quiet, settings.folds)
+    assert (census.late, census.labelled_until, census.rows) == (60, to_day(days(12)[-1]), 780)
     late = prepare(source, plan_folds(census, settings.folds), settings, storage, quiet)
     none = prepared(tmp_path / "without", storage, folds=folds)
     for one, other in zip((*late.selection, late.final), (*none.selection, none.final), strict=True):
@@ -300,7 +302,7 @@ def test_partitions_outside_of_all_folds_are_not_read(tmp_path, storage, ray_ses
     write_days(tmp_path / "data", 12)
     settings, source, folds = planned(tmp_path / "data")
     for day in days(12):
-        inside = any(side.first <= day <= side.last for fold in folds.all for side in (fold.fit, fold.holdout))
+        inside = any(side.first <= to_day(day) <= side.last for fold in folds.all for side in (fold.fit, fold.holdout))
         if not inside:
             (tmp_path / "data" / f"date={day}" / "part-0.parquet").unlink()
     assert len(list((tmp_path / "data").rglob("*.parquet"))) == 9

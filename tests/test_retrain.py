@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from dataclasses import replace
-from datetime import date
+from datetime import date, datetime
 from pathlib import Path
 
 import numpy as np
@@ -29,7 +29,7 @@ from fraud_ray.registry.tracking import connect
 from fraud_ray.runs import Outcome
 from fraud_ray.settings import Loaded, Settings, load_settings
 from fraud_ray.storage import Storage
-from tests.cards import TIMED_COLUMNS, card_settings, card_table, days, timed, write_partition
+from tests.cards import COLUMNS, TIMED_COLUMNS, card_settings, card_table, days, timed, write_partition
 from tests.line import local
 
 MODEL = "fraud-detection-production"
@@ -45,6 +45,16 @@ def test_the_window_ends_where_labels_are_mature() -> None:
     # Newest mature label 06-27: holdout 06-24 to 06-27, delay 06-21 to 06-23, fit 06-11 to 06-20.
     assert adjusted.settings.folds.start == date(2024, 6, 11)
     assert adjusted.notes == ("a note", "labels are mature up to 2024-06-27, 3 days before the newest data")
+
+
+def test_a_share_of_the_rows_ends_where_labels_are_mature_and_times_without_a_calendar_are_refused() -> None:
+    adjusted = at_newest_window(loaded(folds={"holdout": "20%"}), Source("data", (), "", date(2024, 6, 30)))
+    assert (adjusted.settings.folds.until, adjusted.settings.folds.start) == (datetime(2024, 6, 24), None)
+    running = {**COLUMNS, "timestamp": {"kind": "timestamp", "unit": "s", "since": "start"}}
+    with pytest.raises(SettingsError, match="counted since: start, so that no day is known"):
+        at_newest_window(loaded(columns=running), Source("data", (), "", date(1970, 1, 2)))
+    with pytest.raises(SettingsError, match="hold out a share, such as 20%"):
+        at_newest_window(loaded(folds={"holdout": "2024-06-01"}), Source("data", (), "", date(2024, 6, 30)))
 
 
 def test_with_label_times_the_window_ends_on_the_newest_day_whose_labels_are_known(tmp_path: Path) -> None:

@@ -110,8 +110,8 @@ class Backtest(Value):
 
     @property
     def days(self) -> list[str]:
-        """The first day of each final fold's holdout."""
-        found = ((span, re.search(r"holdout (\S+)", span)) for span in self.folds)
+        """The first day, or second, of each final fold's holdout."""
+        found = ((span, re.search(r"holdout (.+?) to ", span)) for span in self.folds)
         return [day[1] if day else span for span, day in found]
 
     def by_fold(self, metric: str) -> dict[str, list[float | None]]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import timedelta
 from functools import partial
 
 import numpy as np
@@ -14,7 +13,7 @@ from fraud_ray.backtest.references import fit_reference
 from fraud_ray.backtest.result import NETWORK, Backtest, Candidate, Choice, Contender
 from fraud_ray.cluster import Room
 from fraud_ray.data.contract import Census
-from fraud_ray.data.folds import plan_folds
+from fraud_ray.data.folds import moved_back, plan_folds
 from fraud_ray.data.prepare import prepare
 from fraud_ray.data.rows import PreparedFold, load
 from fraud_ray.data.source import Source
@@ -50,20 +49,14 @@ class BacktestFolds:
 def prepare_folds(
     data: Source, census: Census, shifts: Sequence[int], settings: Settings, storage: Storage, update: Update
 ) -> BacktestFolds:
-    """The folds, encoded; the final ones lie so many days before a run's, which shares what is prepared for it."""
-    own = settings.folds
-    newest = plan_folds(census, own).final.fit.first
-    assert newest is not None, "folds by time have days"
-    selection: tuple[PreparedFold, ...] = ()
-    final = []
+    """The folds, encoded; the final ones lie so many days before a run's, the newest first."""
+    newest, oldest = plan_folds(census, settings.folds), max(shifts)
+    made = []
     for shift in shifts:
-        before = () if selection else tuple(days - shift for days in own.selection_shift_days)
-        moved = {"start": newest - timedelta(days=shift), "selection_shift_days": before}
-        one = settings.model_copy(update={"folds": own.model_copy(update=moved)})
-        prepared = prepare(data, plan_folds(census, one.folds), one, storage, update)
-        selection = selection or prepared.selection
-        final.append(prepared.final)
-    return BacktestFolds(selection, tuple(final))
+        folds = moved_back(settings.folds, newest, shift, selects=shift == oldest)
+        one = settings.model_copy(update={"folds": folds})
+        made.append(prepare(data, plan_folds(census, folds), one, storage, update))
+    return BacktestFolds(made[-1].selection, tuple(prepared.final for prepared in made))
 
 
 def fit_network(folds: BacktestFolds, settings: Settings, run: Run) -> Candidate:

@@ -14,6 +14,7 @@ from functools import partial
 
 from fraud_ray.backtest.result import Backtest
 from fraud_ray.cluster import check_resources, check_storage, join_or_start
+from fraud_ray.data.folds import without_leaks
 from fraud_ray.data.simulate import simulate_if_absent
 from fraud_ray.data.source import open_source
 from fraud_ray.decision.names import metric_name
@@ -42,6 +43,7 @@ def backtest(loaded: Loaded, progress: Progress) -> Backtest:
         run = session.enter_context(open_run(named, storage, source.fingerprint, source.as_of, progress))
         if run.concluded:
             return _read(run)
+        notes = (*notes, *without_leaks(loaded, shifts[-1]).notes)
         session.enter_context(join_or_start(settings.cluster, progress))
         check_resources(settings, progress)
         check_storage(storage)
@@ -68,19 +70,11 @@ def backtest(loaded: Loaded, progress: Progress) -> Backtest:
 def final_shifts(settings: Settings) -> tuple[int, ...]:
     """How many days before a run's final fold each of the backtest's lies, the newest first.
 
-    Raises SettingsError where a selection holdout would not end before the first final holdout begins.
+    Raises SettingsError for folds that are not by time.
     """
-    folds, shifts = settings.folds, tuple(sorted(set(settings.backtest.shift_days)))
-    if folds.kind != "time":
-        raise SettingsError(f"a backtest goes by time; set folds.kind to time (it is {folds.kind})")
-    needed, latest = shifts[-1] + folds.holdout_days, min(folds.selection_shift_days)
-    if latest < needed:
-        raise SettingsError(
-            f"folds.selection_shift_days {list(folds.selection_shift_days)}: the selection holdout {latest} days back "
-            f"does not end before the first final holdout, {shifts[-1]} days back, begins. Set "
-            f"folds.selection_shift_days to {needed} or more, or lower backtest.shift_days"
-        )
-    return shifts
+    if settings.folds.kind != "time":
+        raise SettingsError(f"a backtest goes by time; set folds.kind to time (it is {settings.folds.kind})")
+    return tuple(sorted(set(settings.backtest.shift_days)))
 
 
 def split_by_package(names: Sequence[ReferenceName]) -> tuple[tuple[ReferenceName, ...], tuple[str, ...]]:

@@ -80,18 +80,19 @@ def validate(
         ):
             if settings.data.repeats == "last":
                 source = without_repeats(source, settings.raw_data, stage.update)
-            census = contract.validate(source, settings.raw_data, stage.update, settings.folds.delay_days)
+            census = contract.validate(source, settings.raw_data, stage.update, settings.folds)
             stage.say(str(census))
     except contract.ContractViolation as fault:
         if as_json:
             print_json({"violations": [dataclasses.asdict(violation) for violation in fault.violations]})
         raise DataError("\n".join(map(str, fault.violations))) if show_all else fault from None
-    span = [str(moment) for moment in (census.first, census.last) if moment]
     if as_json:
-        found = {"partitions": len(source.partitions), "rows": census.rows, "frauds": census.frauds, "span": span}
-        late = {"late_labels": census.late, "labelled_until": str(census.labelled_until or "") or None}
+        found = {"partitions": len(source.partitions), "rows": census.rows, "frauds": census.frauds}
+        until = census.labelled_until
+        known = None if until is None else census.clock.shown(until)
+        late = {"span": census.span, "late_labels": census.late, "labelled_until": known}
         print_json({**found, **late, "fingerprint": source.fingerprint, "notes": source.notes})
         return
     shown = f"{counted(census.rows, 'row')}, {counted(census.frauds, 'fraud')} ({census.fraud_rate:.3%})"
-    print_line(shown + (", " if span else "") + " to ".join(span))
+    print_line(shown + (", " if census.span else "") + " to ".join(census.span))
     print_notes((*census.notes, *source.notes))

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, date, datetime
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -15,17 +16,30 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from fraud_ray.data.keys import NO_DAY, NO_LABEL, Keys, days_of, to_date, to_day
-from fraud_ray.data.kinds import CATEGORIES, NUMERIC, OTHERS, TIME_KINDS, TIMES, YES, Reading, first_unlike, seconds_of
+from fraud_ray.data.clock import DAYS, Clock
+from fraud_ray.data.keys import NO_LABEL, NO_TIME, Keys, ticks_of, to_day
+from fraud_ray.data.kinds import (
+    A_SECOND,
+    CATEGORIES,
+    NUMERIC,
+    OTHERS,
+    TIME_KINDS,
+    TIMES,
+    YES,
+    Reading,
+    first_unlike,
+    seconds_of,
+)
 from fraud_ray.data.repeats import Repeated, find_repeats
 from fraud_ray.data.source import Partition, Source, UnreadableError, read_partition
 from fraud_ray.data.tasks import map_tasks
 from fraud_ray.errors import DataError
 from fraud_ray.progress import Update, counted
-from fraud_ray.settings import ColumnSettings, DataSettings
+from fraud_ray.settings import ColumnSettings, DataSettings, FoldSettings
 
 SHOWN_CAUSES = 12  # as many as fill a screen
 MOST_LATE = 0.01  # of a day's rows, so that its labels count as known
+NO_DELAY = FoldSettings(delay_days=0)
 
 Mask = npt.NDArray[np.bool_]
 Facts = dict[str, tuple[str, ...]]
@@ -88,11 +102,11 @@ class ContractViolation(DataError):  # noqa: N818 - the word that the message be
 class Summary:
     """What one partition holds, as folds need it.
 
-    labelled: rows whose label is known; first, last: timestamps in UTC; days: (labelled rows, frauds) by day; late: the
-    other rows by day; known: (labelled rows, frauds) by day and by the first day at whose beginning the label is known;
-    fraud_days: each entity with a fraud, the day, and the first one at whose beginning that is known, None where no
-    label times are declared; buckets: (labelled rows, frauds) of the entity buckets that occur. Empty where the column
-    for it is not declared.
+    labelled: rows whose label is known; first, last: timestamps in UTC; times: labelled rows, frauds among them and
+    `late` rows, whose label is not known, by `tick`, and by the first one at whose beginning the label is `known`
+    (NO_TIME where no label times are declared); frauds_of: each entity with a fraud, its tick, and the first one at
+    whose beginning that is known, None where no label times are declared; buckets: (labelled rows, frauds) of the
+    entity buckets that occur. Empty where the column for it is not declared.
     """
 
     rows: int
@@ -100,18 +114,17 @@ class Summary:
     frauds: int
     first: datetime | None
     last: datetime | None
-    days: dict[date, tuple[int, int]]
-    late: dict[date, int]
-    known: dict[tuple[date, date], tuple[int, int]]
-    fraud_days: tuple[tuple[str, date, date | None], ...]
+    times: pa.Table
+    frauds_of: tuple[tuple[str, int, int | None], ...]
     buckets: dict[int, tuple[int, int]]
 
 
 @dataclass(frozen=True, repr=False)
 class Census:
-    """The summaries of a source's partitions, in their order."""
+    """The summaries of a source's partitions, in their order, and the clock that their ticks are of."""
 
     summaries: tuple[Summary, ...]
+    clock: Clock = DAYS
 
     def __repr__(self) -> str:
         return (
@@ -146,28 +159,47 @@ class Census:
         return max((s.last for s in self.summaries if s.last), default=None)
 
     @property
-    def labelled_until(self) -> date | None:
-        """The newest day whose labels are known, of all rows but MOST_LATE; None where there is none."""
-        labelled, late = Counter[date](), Counter[date]()
-        for summary in self.summaries:
-            labelled.update({day: rows for day, (rows, _) in summary.days.items()})
-            late.update(summary.late)
-        known = (day for day, rows in labelled.items() if late[day] <= MOST_LATE * (rows + late[day]))
-        return max(known, default=None)
+    def span(self) -> tuple[str, ...]:
+        """The first and the last timestamp, in words; empty where there are none."""
+        if self.first is None or self.last is None:
+            return ()
+        if self.clock.unit is None:
+            return str(self.first), str(self.last)
+        seconds = replace(self.clock, tick=A_SECOND["us"])
+        return seconds.shown(seconds.of_time(self.first)), seconds.shown(seconds.of_time(self.last))
+
+    @cached_property
+    def times(self) -> pa.Table:
+        """Labelled `rows`, `frauds` and `late` rows by `tick`, in the order of time."""
+        times = pa.concat_tables(summary.times for summary in self.summaries)
+        names = ("rows", "frauds", "late")
+        by_tick = times.group_by("tick").aggregate([(name, "sum") for name in names]).sort_by("tick")
+        return by_tick.rename_columns(["tick", *names])
+
+    @property
+    def labelled_until(self) -> int | None:
+        """The newest tick with a label such that of the day up to its end all labels but MOST_LATE are known; None
+        where there is none."""
+        tick, rows, _, late = (column.to_numpy() for column in self.times)
+        before = np.searchsorted(tick, tick - self.clock.ticks(1), "right")
+        all_rows, all_late = (np.concatenate([[0], np.cumsum(counts)]) for counts in (rows + late, late))
+        is_known = (rows > 0) & (all_late[1:] - all_late[before] <= MOST_LATE * (all_rows[1:] - all_rows[before]))
+        return int(tick[is_known][-1]) if is_known.any() else None
 
     @property
     def notes(self) -> tuple[str, ...]:
         """What there is to say of labels that are not known yet."""
-        known = f", known up to {self.labelled_until}" if self.labelled_until else ""
+        until = self.labelled_until if self.late else None
+        known = "" if until is None else f", known up to {self.clock.shown(until)}"
         return (f"{counted(self.late, 'label')} not known yet{known}",) if self.late else ()
 
 
-def validate(source: Source, data: DataSettings, update: Update, delay_days: int = 0) -> Census:
+def validate(source: Source, data: DataSettings, update: Update, folds: FoldSettings = NO_DELAY) -> Census:
     """Checks every partition on Ray Data and counts what it holds.
 
-    delay_days: for how many days, up to the newest of the source, labels may be missing. update: gets rows done and
-    rows in all, of both passes where ids are declared. Raises ContractViolation that lists what all partitions break,
-    and DataError at once for another number of rows than is expected.
+    folds: say how time is counted, and by their delay for how many days, up to the newest of the source, labels may be
+    missing. update: gets rows done and rows in all, of both passes where ids are declared. Raises ContractViolation
+    that lists what all partitions break, and DataError at once for another number of rows than is expected.
     """
     if data.expected_rows not in (None, source.rows):
         raise DataError(
@@ -177,7 +209,7 @@ def validate(source: Source, data: DataSettings, update: Update, delay_days: int
     found: dict[int, tuple[list[Violation], Summary | None, Facts]] = {}
     checks_ids = data.repeats == "refuse" and data.of_kind("id") is not None
     done, total = 0, source.rows * (2 if checks_ids else 1)
-    check_one = partial(_check_partition, root=source.root, data=data, newest=source.as_of, delay_days=delay_days)
+    check_one = partial(_check_partition, root=source.root, data=data, newest=source.as_of, folds=folds)
     for position, outcome in map_tasks(check_one, source.partitions, [p.rows for p in source.partitions]):
         found[position] = outcome
         done += source.partitions[position].rows
@@ -191,7 +223,7 @@ def validate(source: Source, data: DataSettings, update: Update, delay_days: int
         violations += _repeated(source, data, of_ids)
     if violations:
         raise ContractViolation(violations, len(source.partitions))
-    return Census(tuple(summary for _, summary, _ in outcomes if summary is not None))
+    return Census(tuple(summary for _, summary, _ in outcomes if summary is not None), Clock.of(data, folds))
 
 
 def _repeated(source: Source, data: DataSettings, repeats: Mapping[int, Repeated]) -> Iterator[Violation]:
@@ -207,18 +239,18 @@ def _repeated(source: Source, data: DataSettings, repeats: Mapping[int, Repeated
 
 
 def check(
-    table: pa.Table, data: DataSettings, shown: str, newest: date | None = None, delay_days: int = 0
+    table: pa.Table, data: DataSettings, shown: str, newest: date | None = None, folds: FoldSettings = NO_DELAY
 ) -> tuple[list[Violation], Summary | None]:
     """What one partition breaks, and what it holds where it breaks nothing.
 
     table: the declared columns that the partition has, as `read_partition` gives them; shown: its name in messages.
-    newest: the source's newest day, and for how many days up to it labels may be missing.
+    newest: the source's newest day; folds: as `validate` has them.
     """
     broken = check_columns(table, data.columns, shown, data.csv.decimal_point)
     times = {data.of_kind("timestamp"), data.of_kind("label_time")}
     if data.label in table.column_names and not times & {violation.column for violation in broken}:
-        broken += [Violation(shown, *found) for found in _check_labels(table, data, newest, delay_days)]
-    return (broken, None) if broken else ([], _summarize(table, data))
+        broken += [Violation(shown, *found) for found in _check_labels(table, data, newest, folds)]
+    return (broken, None) if broken else ([], _summarize(table, data, Clock.of(data, folds)))
 
 
 def check_columns(
@@ -233,7 +265,7 @@ def check_columns(
 
 
 def _check_partition(
-    partition: Partition, root: str, data: DataSettings, newest: date | None, delay_days: int
+    partition: Partition, root: str, data: DataSettings, newest: date | None, folds: FoldSettings
 ) -> tuple[list[Violation], Summary | None, Facts]:
     try:
         table = read_partition(root, partition, data, list(data.columns))
@@ -242,7 +274,7 @@ def _check_partition(
     except DataError as fault:
         message = str(fault).removeprefix(f"{partition.shown} ").removeprefix(f"{partition.shown}: ")
         return [Violation(partition.shown, None, message, partition.rows, 0)], None, {}
-    return *check(table, data, partition.shown, newest, delay_days), _facts(table, data)
+    return *check(table, data, partition.shown, newest, folds), _facts(table, data)
 
 
 def _facts(table: pa.Table, data: DataSettings) -> Facts:
@@ -301,7 +333,7 @@ def _check_column(table: pa.Table, name: str, column: ColumnSettings, decimal_po
 
 
 def _check_labels(
-    table: pa.Table, data: DataSettings, newest: date | None, delay_days: int
+    table: pa.Table, data: DataSettings, newest: date | None, folds: FoldSettings
 ) -> Iterator[tuple[str, str, int, int]]:
     """Labels that are missing, and not because they cannot be known yet; label times before the transaction's own.
 
@@ -324,10 +356,12 @@ def _check_labels(
         missing = missing & pc.is_valid(table[label_time]).to_numpy()
         allowed = f"{label_time} says since when they are known. Write them, or leave {label_time} empty there."
     elif timestamp is not None and newest is not None:
-        missing = missing & (days_of(table[timestamp]) <= to_day(newest) - delay_days)
+        last, delay_days = to_day(newest), math.ceil(folds.delay_days)
+        shown = Clock.of(data, NO_DELAY).shown(last)
+        missing = missing & (ticks_of(table[timestamp]) <= last - delay_days)
         allowed = (
             f"labels may be missing on the newest {counted(delay_days, 'day')} alone (folds.delay_days), of which the "
-            f"last is {newest}. Write them, leave these rows out, or raise folds.delay_days."
+            f"last is {shown}. Write them, leave these rows out, or raise folds.delay_days."
         )
     if missing.any():
         yield data.label, *_found("missing values", missing, values, allowed)
@@ -503,45 +537,45 @@ _TYPES: dict[str, tuple[Callable[[pa.DataType], bool], str]] = {
 }
 
 
-def _summarize(table: pa.Table, data: DataSettings) -> Summary:
-    keys = Keys.of(table, data)
+def _summarize(table: pa.Table, data: DataSettings, clock: Clock) -> Summary:
+    keys = Keys.of(table, data, clock)
     is_fraud, is_labelled = keys.label == 1, keys.label != NO_LABEL
-    days: dict[date, tuple[int, int]] = {}
-    late: dict[date, int] = {}
-    known: dict[tuple[date, date], tuple[int, int]] = {}
-    fraud_days: tuple[tuple[str, date, date | None], ...] = ()
+    times = _times(keys) if keys.tick is not None else _UNTIMED
+    frauds_of: tuple[tuple[str, int, int | None], ...] = ()
     buckets: dict[int, tuple[int, int]] = {}
     first = last = None
-    if keys.day is not None:
-        counts = _counts(is_fraud[is_labelled], keys.day[is_labelled])
-        days = {to_date(day): both for (day,), both in counts.items() if day != NO_DAY}
-        unlabelled = keys.day[~is_labelled]
-        late = {to_date(day): rows for day, rows in Counter(unlabelled.tolist()).items() if day != NO_DAY}
-        if keys.known is not None:
-            counts = _counts(is_fraud[is_labelled], keys.day[is_labelled], keys.known[is_labelled])
-            known = {(to_date(day), to_date(since)): both for (day, since), both in counts.items() if day != NO_DAY}
+    if keys.tick is not None:
         bounds = pc.min_max(table[data.of_kind("timestamp")]).as_py()
         first, last = bounds["min"], bounds["max"]
     if keys.entities is not None:
-        counts = _counts(is_fraud[is_labelled], keys.entities.buckets[is_labelled])
-        buckets = {bucket: both for (bucket,), both in counts.items()}
-    if keys.day is not None and keys.entities is not None:
+        counts = _summed({"bucket": keys.entities.buckets}, {"rows": is_labelled, "frauds": is_fraud})
+        of_buckets = zip(*(counts[name].to_pylist() for name in ("bucket", "rows", "frauds")), strict=True)
+        buckets = {bucket: (rows, frauds) for bucket, rows, frauds in of_buckets if rows}
+    if keys.tick is not None and keys.entities is not None:
         names = keys.entities.names.take(pa.array(keys.entities.positions[is_fraud])).to_pylist()
-        since = np.full(len(names), NO_DAY) if keys.known is None else keys.known[is_fraud]
-        found = sorted(set(zip(names, keys.day[is_fraud].tolist(), since.tolist(), strict=True)))
-        fraud_days = tuple(
-            (name, to_date(day), None if since == NO_DAY else to_date(since))
-            for name, day, since in found
-            if name and day != NO_DAY
+        since = np.full(len(names), NO_TIME) if keys.known is None else keys.known[is_fraud]
+        found = sorted(set(zip(names, keys.tick[is_fraud].tolist(), since.tolist(), strict=True)))
+        frauds_of = tuple(
+            (name, tick, None if since == NO_TIME else since) for name, tick, since in found if name and tick != NO_TIME
         )
     rows = len(is_fraud), int(is_labelled.sum()), int(is_fraud.sum())
-    return Summary(*rows, first, last, days, late, known, fraud_days, buckets)
+    return Summary(*rows, first, last, times, frauds_of, buckets)
 
 
-def _counts(is_fraud: Mask, *values: npt.NDArray[np.int64]) -> dict[tuple[int, ...], tuple[int, int]]:
-    """(rows, frauds) by the values of each row."""
-    columns = {str(position): of_rows for position, of_rows in enumerate(values)}
-    grouped = pa.table({**columns, "fraud": is_fraud}).group_by(list(columns), use_threads=False)
-    counted = grouped.aggregate([("fraud", "count"), ("fraud", "sum")]).to_pydict()
-    both = zip(counted["fraud_count"], counted["fraud_sum"], strict=True)
-    return dict(zip(zip(*(counted[name] for name in columns), strict=True), both, strict=True))
+def _times(keys: Keys) -> pa.Table:
+    """Labelled rows, frauds and late rows by tick and by the tick when the label is known."""
+    known = np.full(len(keys.label), NO_TIME) if keys.known is None else keys.known
+    is_labelled = keys.label != NO_LABEL
+    of_rows = {"rows": is_labelled, "frauds": keys.label == 1, "late": ~is_labelled}
+    counts = _summed({"tick": keys.tick, "known": known}, of_rows)
+    return counts.filter(pc.not_equal(counts["tick"], NO_TIME))
+
+
+_UNTIMED = pa.table({name: pa.array([], pa.int64()) for name in ("tick", "known", "rows", "frauds", "late")})
+
+
+def _summed(by: Mapping[str, Any], counts: Mapping[str, Mask]) -> pa.Table:
+    """How many rows are of each count, by the values that occur; each array (rows,)."""
+    rows = pa.table({**by, **{name: of_row.astype(np.int64) for name, of_row in counts.items()}})
+    grouped = rows.group_by(list(by), use_threads=False).aggregate([(name, "sum") for name in counts])
+    return grouped.rename_columns([*by, *counts])

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
-from datetime import date, timedelta
+from datetime import date, datetime, time, timedelta
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from fraud_ray.data.contract import MOST_LATE, Census, ContractViolation, Summary, Violation, check
-from fraud_ray.data.keys import BUCKETS, Int64, Keys, to_day
+from fraud_ray.data.clock import DAYS, Clock, Int64
+from fraud_ray.data.contract import Census, ContractViolation, Summary, Violation, check
+from fraud_ray.data.keys import BUCKETS, Keys, to_date
 from fraud_ray.data.sides import Counts, EntityGroups, Side, StratifiedGroups, apportion
 from fraud_ray.data.source import FOOTER_THREADS, Partition, Source, read_partition
+from fraud_ray.data.spans import Timeline, Window, covers, labelled_until, shown
 from fraud_ray.errors import DataError, SettingsError
 from fraud_ray.progress import counted
 from fraud_ray.settings import DataSettings, FoldSettings, Loaded
@@ -28,15 +32,15 @@ _PLACING = ("timestamp", "label", "label_time")
 class Fold:
     """One fold. span: what it is, in words.
 
-    compromised: entities with a fraud since the first fit day, and the first day at whose beginning it was known; such
-    an entity is left out of the holdout from that day on.
+    compromised: entities with a fraud since the fit began, and the first tick at whose beginning it was known; such an
+    entity is left out of the holdout from then on.
     """
 
     name: str
     span: str
     fit: Side
     holdout: Side
-    compromised: dict[str, date] = field(default_factory=dict)
+    compromised: dict[str, int] = field(default_factory=dict)
 
     def side(self, name: str) -> Side:
         """By one of SIDES."""
@@ -61,7 +65,7 @@ class Folds:
     """The folds of a run: hyperparameters, threshold and calibration come from `selection`, the figures from `final`.
 
     covers: what the data holds, in words; grouping: how rows are placed in groups where folds are not by time;
-    unused: where they are, and could have more days.
+    unused: where they are, and could have more days; clock: that their ticks are of.
     """
 
     selection: tuple[Fold, ...]
@@ -69,6 +73,7 @@ class Folds:
     covers: str
     grouping: EntityGroups | StratifiedGroups | None = None
     unused: UnusedDays | None = None
+    clock: Clock = DAYS
 
     def __repr__(self) -> str:
         return "\n".join(
@@ -110,11 +115,11 @@ class Folds:
             for name in SIDES:
                 rows, frauds = fold.side(name).rows, fold.side(name).frauds
                 if not 0 < frauds < rows:
-                    faults.append(f"fold '{fold.name}' ({fold.span}): its {name} side has {_shown(rows, frauds)}")
+                    faults.append(f"fold '{fold.name}' ({fold.span}): its {name} side has {shown(rows, frauds)}")
         if faults:
             raise DataError(
                 "\n".join(faults) + "\nEach side needs frauds and legitimate rows. "
-                f"The data covers {self.covers}. Change folds.* (days, start, shares or limits), or bring more data."
+                f"The data covers {self.covers}. Change folds.* (days, shares, rows or limits), or bring more data."
             )
 
 
@@ -129,82 +134,71 @@ def plan_folds(census: Census, folds: FoldSettings) -> Folds:
     return planned
 
 
-@dataclass(frozen=True)
-class _Window:
-    """The days of one fold by time; all included."""
-
-    name: str
-    fit: tuple[date, date]
-    holdout: tuple[date, date]
-
-    @classmethod
-    def at(cls, name: str, start: date, folds: FoldSettings) -> _Window:
-        held_out = start + timedelta(days=folds.fit_days + folds.delay_days)
-        return cls(
-            name,
-            (start, start + timedelta(days=folds.fit_days - 1)),
-            (held_out, held_out + timedelta(days=folds.holdout_days - 1)),
-        )
-
-    @property
-    def span(self) -> str:
-        return f"fit {self.fit[0]} to {self.fit[1]}, holdout {self.holdout[0]} to {self.holdout[1]}"
-
-
 def _by_time(census: Census, folds: FoldSettings) -> Folds:
-    if census.first is None or census.last is None:
-        raise DataError("folds.kind: time needs timestamps, and the data holds none but missing ones")
-    begin, end = census.first.date(), _labelled_until(census)
-    start = folds.start or end - timedelta(days=folds.days - 1)
-    shifts = folds.selection_shift_days
-    final = _Window.at("final", start, folds)
-    selection = [
-        _Window.at(f"selection-{i}", start - timedelta(days=shift), folds) for i, shift in enumerate(shifts, 1)
+    timeline, clock = Timeline(census, folds), census.clock
+    final = timeline.final()
+    selection = timeline.selection(final)
+    outside = [
+        w
+        for w in (*selection, final)
+        if w.fit[0] < timeline.begin or w.fit[1] < w.fit[0] or not w.holdout[0] <= w.holdout[1] <= timeline.end
     ]
-    outside = [w for w in (*selection, final) if w.fit[0] < begin or w.holdout[1] > end]
     if outside:
-        earliest, latest = begin + timedelta(days=max((0, *shifts))), end - timedelta(days=folds.days - 1)
-        remedy = (
-            f"Set folds.start between {earliest} and {latest}"
-            if earliest <= latest
-            else f"These folds take {counted(folds.days + max((0, *shifts)), 'day')}: lower folds.fit_days, "
-            "folds.delay_days, folds.holdout_days or folds.selection_shift_days"
-        )
-        lines = [f"fold '{w.name}' ({w.span}) lies outside of the data" for w in outside]
-        raise DataError("\n".join([*lines, f"The data covers {_covers(census)}. {remedy}, or bring more data."]))
+        lines = [f"fold '{w.name}' ({w.span(clock)}) lies outside of the data" for w in outside]
+        remedy = _remedy(timeline, folds)
+        raise DataError("\n".join([*lines, f"The data covers {covers(census)}. {remedy}, or bring more data."]))
 
-    def fold(window: _Window) -> Fold:
+    def fold(window: Window, holdout_known_by: int | None = None) -> Fold:
         known_by = window.holdout[0]
         return Fold(
             window.name,
-            window.span,
-            Side(_of_days(census, *window.fit, known_by), *window.fit, known_by=known_by),
-            Side(_of_days(census, *window.holdout), *window.holdout),
-            _first_known(census, window, folds.delay_days) if folds.remove_compromised else {},
+            window.span(clock),
+            Side(_of_ticks(census, *window.fit, known_by), *window.fit, known_by=known_by),
+            Side(_of_ticks(census, *window.holdout, holdout_known_by), *window.holdout, known_by=holdout_known_by),
+            _first_known(census, window, timeline.delay) if folds.remove_compromised else {},
         )
 
-    planned = _limited([fold(w) for w in selection], fold(final), folds, _covers(census))
-    return replace(planned, unused=_unused([*selection, final], begin, end, census, folds))
+    # What is chosen on a selection holdout rests on labels that were known when the final holdout began.
+    planned = _limited([fold(w, final.holdout[0]) for w in selection], fold(final), folds, covers(census))
+    is_by_days = folds.fit is None and folds.holdout is None
+    unused = _unused([*selection, final], timeline, census, folds) if is_by_days else None
+    return replace(planned, unused=unused, clock=clock)
 
 
-def _unused(
-    windows: Sequence[_Window], begin: date, end: date, census: Census, folds: FoldSettings
-) -> UnusedDays | None:
-    """The days from begin to end that lie in none of the windows; None where no longer fit would take them in.
+def _remedy(timeline: Timeline, folds: FoldSettings) -> str:
+    """What to set where folds do not lie within the data."""
+    if folds.holdout is not None or folds.fit is not None:
+        lower = "folds.holdout" if folds.holdout is not None else "folds.holdout_days"
+        to_all = "set folds.fit: all, or " if folds.fit is None else ""
+        return f"Lower folds.delay_days, {lower} or the number of selection folds; {to_all}move folds.until"
+    back = max((0, *folds.shifts))
+    earliest, latest = timeline.begin + back, timeline.end - folds.days + 1
+    if earliest <= latest and timeline.clock.unit is None:
+        return f"Set folds.start between {to_date(earliest)} and {to_date(latest)}"
+    return (
+        f"These folds take {counted(folds.days + back, 'day')}: lower folds.fit_days, folds.delay_days, "
+        "folds.holdout_days or folds.selection_shift_days, or hold out a share of the rows, as folds.holdout: 20%"
+    )
+
+
+def _unused(windows: Sequence[Window], timeline: Timeline, census: Census, folds: FoldSettings) -> UnusedDays | None:
+    """The days of the data that lie in none of the windows; None where no longer fit would take them in.
 
     After a start that is given, the newest days are not counted whose labels may not be known.
     """
+    begin, end = timeline.begin, timeline.end
     first, last = min(w.fit[0] for w in windows), max(w.holdout[1] for w in windows)
-    newest = last if folds.start is None else max(last, end - timedelta(days=folds.delay_days))
-    fit_days = folds.fit_days + (first - begin).days + (newest - last).days
+    newest = last if folds.start is None else max(last, end - timeline.delay)
+    fit_days = folds.fit_days + first - begin + newest - last
     if fit_days == folds.fit_days:
         return None
-    unused = set(range(to_day(begin), to_day(newest) + 1))
-    unused -= {day for w in windows for day in range(to_day(w.fit[0]), to_day(w.holdout[1]) + 1)}
-    frauds = sum(f for s in census.summaries for day, (_, f) in s.days.items() if to_day(day) in unused)
-    start = begin + timedelta(days=max((0, *folds.selection_shift_days)))
+    unused = set(range(begin, newest + 1))
+    unused -= {day for w in windows for day in range(w.fit[0], w.holdout[1] + 1)}
+    days, frauds_of = (census.times[name].to_pylist() for name in ("tick", "frauds"))
+    frauds = sum(of_day for day, of_day in zip(days, frauds_of, strict=True) if day in unused)
+    start = to_date(begin + max((0, *folds.shifts)))
     remedy = f"folds.fit_days {fit_days}" + ("" if folds.start is None else f" and folds.start {start}")
-    return UnusedDays(len(unused), (end - begin).days + 1, frauds, remedy)
+    return UnusedDays(len(unused), end - begin + 1, frauds, remedy)
 
 
 def _by_entity(census: Census, folds: FoldSettings) -> Folds:
@@ -266,7 +260,7 @@ def _of_groups(counts: Sequence[Sequence[Counts]], what: str, census: Census, fo
         fold(f"selection-{i}", i, f"{share} of the final fold's fit side held out")
         for i in range(1, folds.selection_folds + 1)
     ]
-    return _limited(selection, fold("final", 0, f"{share} held out"), folds, _covers(census))
+    return _limited(selection, fold("final", 0, f"{share} held out"), folds, covers(census))
 
 
 def _limited(selection: Sequence[Fold], final: Fold, folds: FoldSettings, covers: str) -> Folds:
@@ -284,87 +278,125 @@ def _limited(selection: Sequence[Fold], final: Fold, folds: FoldSettings, covers
 
 
 def _is_compromised(fold: Fold, keys: Keys) -> npt.NDArray[np.bool_]:
-    assert keys.entities is not None and keys.day is not None, "settings require both for the removal"
+    assert keys.entities is not None and keys.tick is not None, "settings require both for the removal"
     never = np.iinfo(np.int64).max
     found = pc.index_in(keys.entities.names, pa.array(fold.compromised, pa.string()))
-    known = np.array([*(to_day(day) for day in fold.compromised.values()), never], np.int64)
+    known = np.array([*fold.compromised.values(), never], np.int64)
     known_from = known[pc.fill_null(found, len(known) - 1).to_numpy()]
-    return known_from[keys.entities.positions] <= keys.day
+    return known_from[keys.entities.positions] <= keys.tick
 
 
-def _of_days(census: Census, first: date, last: date, known_by: date | None = None) -> tuple[Counts, ...]:
-    """(legitimate, frauds) of each partition in the days first to last; of those known by the beginning of a day."""
+def _of_ticks(census: Census, first: int, last: int, known_by: int | None = None) -> tuple[Counts, ...]:
+    """(legitimate, frauds) of each partition in the ticks first to last; of those known by the beginning of a tick."""
 
-    def inside(summary: Summary) -> list[tuple[int, int]]:
-        if known_by is None or not summary.known:
-            return [both for day, both in summary.days.items() if first <= day <= last]
-        return [both for (day, known), both in summary.known.items() if first <= day <= last and known <= known_by]
+    def inside(summary: Summary) -> Counts:
+        tick, known, rows, frauds, _ = (column.to_numpy() for column in summary.times)
+        is_inside = (tick >= first) & (tick <= last)
+        if known_by is not None:
+            is_inside &= known <= known_by
+        count = int(frauds[is_inside].sum())
+        return int(rows[is_inside].sum()) - count, count
 
-    of_partitions = map(inside, census.summaries)
-    return tuple((sum(r - f for r, f in days), sum(f for _, f in days)) for days in of_partitions)
+    return tuple(map(inside, census.summaries))
 
 
-def _first_known(census: Census, window: _Window, delay_days: int) -> dict[str, date]:
-    """Entities with a fraud since the first fit day, and the first day at whose beginning it was known."""
-    found: dict[str, date] = {}
+def _first_known(census: Census, window: Window, delay: int) -> dict[str, int]:
+    """Entities with a fraud since the fit began, and the first tick at whose beginning it was known."""
+    found: dict[str, int] = {}
     for summary in census.summaries:
-        for entity, day, known in summary.fraud_days:
-            if window.fit[0] <= day <= window.holdout[1]:
-                known = known or day + timedelta(days=delay_days + 1)
-                if known <= window.holdout[1] and known < found.get(entity, date.max):
-                    found[entity] = known
+        for entity, tick, known in summary.frauds_of:
+            if window.fit[0] <= tick <= window.holdout[1]:
+                since = tick + delay + 1 if known is None else known
+                if since <= window.holdout[1] and since < found.get(entity, since + 1):
+                    found[entity] = since
     return found
 
 
-def _labelled_until(census: Census) -> date:
-    """Raises DataError where no day has its labels."""
-    if census.labelled_until is None:
-        raise DataError(
-            f"no day has its labels yet: of each, more than {MOST_LATE:.0%} are missing, or have no label time. The "
-            f"data covers {_covers(census)}. Bring older data, and the label times of legitimate rows, too"
+def without_leaks(loaded: Loaded, oldest: int = 0, is_strict: bool = False) -> Loaded:
+    """The settings, with a note where something is chosen on labels that were not known when a final holdout began.
+
+    oldest: how many days the first of several final folds lies before the last. Raises SettingsError where a selection
+    holdout does not end before the first final holdout begins, and, if that is_strict, in place of the note.
+    """
+    folds = loaded.settings.folds
+    shifts = folds.selection_shift_days
+    if folds.kind != "time" or shifts is None:
+        return loaded  # by default they lie so
+    apart, strict = oldest + folds.holdout_days, oldest + folds.strict_shift
+    least = min(shifts)
+    given = f"folds.selection_shift_days {list(shifts)}: the selection holdout {counted(least, 'day')} back"
+    first = f"the first final holdout, {oldest} days back," if oldest else "the final holdout"
+    mended = [shift + strict - least for shift in shifts]
+    if least < apart:
+        raise SettingsError(
+            f"{given} does not end before {first} begins, so what is judged there would be chosen on its rows. Set "
+            f"folds.selection_shift_days to {strict} or more, such as {mended}"
+            + (f" ({apart} or more do not overlap)" if apart < strict else "")
+            + (", or lower backtest.shift_days" if oldest else "")
         )
-    return census.labelled_until
+    if least >= strict:
+        return loaded
+    told = (
+        f"{given} ends less than folds.delay_days, {folds.delay_days:g}, before {first} begins, when its labels were "
+        f"not known yet; shifts of {strict} or more keep to what was"
+    )
+    if is_strict:
+        raise SettingsError(f"{told}: set folds.selection_shift_days, such as {mended}, or leave it out")
+    return replace(loaded, notes=(*loaded.notes, told))
 
 
-def _covers(census: Census) -> str:
-    held = "; ".join([_shown(census.rows, census.frauds), *census.notes])
-    if census.first is None or census.last is None:
-        return held
-    first, last = census.first.date(), census.last.date()
-    return f"{first} to {last} ({counted((last - first).days + 1, 'day')}, {held})"
-
-
-def _shown(rows: int, frauds: int) -> str:
-    return f"{counted(rows, 'row')} and {counted(frauds, 'fraud')}"
+def moved_back(folds: FoldSettings, newest: Folds, days: int, selects: bool) -> FoldSettings:
+    """The settings of a final fold that lies so many days before the newest one, with its selection folds if it
+    selects."""
+    moved: dict[str, Any] = {} if selects else {"selection_shift_days": (), "selection_folds": 0}
+    if selects and folds.selection_shift_days is not None:
+        moved["selection_shift_days"] = tuple(shift - days for shift in folds.selection_shift_days)
+    first, last, back = newest.final.fit.first, newest.final.holdout.last, timedelta(days=days)
+    assert first is not None and last is not None, "folds by time have ticks"
+    if folds.fit is None and folds.holdout is None:
+        moved["start"] = to_date(first) - back
+    else:
+        moved["until"] = newest.clock.begin_of(last + 1) - back
+    if isinstance(folds.holdout, datetime):
+        moved["holdout"] = folds.holdout - back
+    return folds.model_copy(update=moved)
 
 
 def at_newest_window(loaded: Loaded, source: Source) -> Loaded:
-    """The settings with the final fold's last day as new as labels allow: `folds.delay_days` before the newest data,
-    or, where label times are declared, the newest day whose labels are known.
+    """The settings with the final fold's end as new as labels allow: `folds.delay_days` before the newest data, or,
+    where label times are declared, on the newest day whose labels are known.
 
-    Raises SettingsError for folds that are not by time, DataError for data without days or labels.
+    Raises SettingsError for folds that no newest day ends, DataError for data without days or labels.
     """
-    folds = loaded.settings.folds
-    if folds.kind != "time":
-        raise SettingsError(
-            f"folds.kind is {folds.kind}, but a retraining looks at the newest window: set folds.kind to time, or use "
-            "`fraud-ray run`"
-        )
-    label_time = loaded.settings.data.of_kind("label_time")
+    folds, data = loaded.settings.folds, loaded.settings.data
+    for given, remedy in (
+        (folds.kind != "time" and f"folds.kind is {folds.kind}", "set folds.kind to time"),
+        (isinstance(folds.holdout, datetime) and f"folds.holdout is {folds.holdout}", "hold out a share, such as 20%"),
+        (not data.is_dated and "the timestamp is counted since: start, so that no day is known", "bring dates"),
+    ):
+        if given:
+            raise SettingsError(
+                f"{given}, but a retraining looks at the newest window: {remedy}, or use `fraud-ray run`"
+            )
+    label_time = data.of_kind("label_time")
     if label_time is None and source.as_of is None:
         raise DataError(
             f"{source.root} has neither 'date=' folders nor timestamps in its footers' statistics, by which a "
             "retraining finds the newest window; write it with one of them, or set folds.start and use `fraud-ray run`"
         )
     if label_time is not None:
-        newest = _newest_labelled(source, loaded.settings.data)
+        newest = _newest_labelled(source, data)
         note = f"labels are known up to {newest}, by {label_time}"
     else:
         assert source.as_of is not None, "refused above"
-        newest = source.as_of - timedelta(days=folds.delay_days)
-        note = f"labels are mature up to {newest}, {counted(folds.delay_days, 'day')} before the newest data"
-    start = newest - timedelta(days=folds.days - 1)
-    settings = loaded.settings.model_copy(update={"folds": folds.model_copy(update={"start": start})})
+        delay_days = math.ceil(folds.delay_days)
+        newest = source.as_of - timedelta(days=delay_days)
+        note = f"labels are mature up to {newest}, {counted(delay_days, 'day')} before the newest data"
+    if folds.fit is None and folds.holdout is None:
+        moved: dict[str, Any] = {"start": newest - timedelta(days=folds.days - 1)}
+    else:
+        moved = {"until": datetime.combine(newest + timedelta(days=1), time())}
+    settings = loaded.settings.model_copy(update={"folds": folds.model_copy(update=moved)})
     return replace(loaded, settings=settings, notes=(*loaded.notes, note))
 
 
@@ -385,4 +417,4 @@ def _newest_labelled(source: Source, data: DataSettings) -> date:
     if violations:
         raise ContractViolation(violations, len(source.partitions))
     census = Census(tuple(summary for _, summary in looks if summary is not None))
-    return _labelled_until(census)
+    return to_date(labelled_until(census))

@@ -11,18 +11,16 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from fraud_ray.data.clock import DAYS, Clock, Int64
 from fraud_ray.settings import DataSettings
 
 # Entities are counted, and drawn, in this many groups of about equal size.
 BUCKETS = 1_000
-NO_DAY = np.iinfo(np.int64).min
+NO_TIME = np.iinfo(np.int64).min
 NO_LABEL = -1
 NEVER = np.iinfo(np.int64).max
-_MICROSECONDS_A_DAY = 86_400_000_000
 _EPOCH = date(1970, 1, 1).toordinal()
 _HASH_KEY = "fraud_ray/entity"  # 16 bytes, as SipHash wants it; another key gives other folds
-
-Int64 = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -42,25 +40,25 @@ class Entities:
 class Keys:
     """Arrays of the same n rows.
 
-    label: int8 (n,), 0 or 1, NO_LABEL where it is not known yet; day: int64 (n,), days since 1970 in UTC, NO_DAY for a
-    missing timestamp; known: int64 (n,), the first day at whose beginning the label is known, where there is a label;
-    day, known and entities are None where the table lacks the column.
+    label: int8 (n,), 0 or 1, NO_LABEL where it is not known yet; tick: int64 (n,), of a clock, in UTC, NO_TIME for a
+    missing timestamp; known: int64 (n,), the first tick at whose beginning the label is known, where there is a label;
+    tick, known and entities are None where the table lacks the column.
     """
 
     label: npt.NDArray[np.int8]
-    day: Int64 | None
+    tick: Int64 | None
     known: Int64 | None
     entities: Entities | None
 
     @classmethod
-    def of(cls, table: pa.Table, data: DataSettings) -> Keys:
+    def of(cls, table: pa.Table, data: DataSettings, clock: Clock = DAYS) -> Keys:
         """The keys of a table as `read_partition` gives it, valid by the contract, with at least the label."""
         timestamp, label_time, entity = (data.of_kind(kind) for kind in ("timestamp", "label_time", "entity"))
         held = table.column_names
         return cls(
             pc.fill_null(known_labels(table, data), NO_LABEL).to_numpy(),
-            days_of(table[timestamp]) if timestamp in held else None,
-            _known_from(table[label_time], table[timestamp] if timestamp in held else None)
+            ticks_of(table[timestamp], clock) if timestamp in held else None,
+            clock.since(known_since(table[label_time], table[timestamp] if timestamp in held else None))
             if label_time in held
             else None,
             entities_of(table[entity]) if entity in held else None,
@@ -83,18 +81,13 @@ def known_since(label_time: pa.ChunkedArray, timestamp: pa.ChunkedArray | None) 
     since = pc.fill_null(pc.cast(label_time, pa.int64()), NEVER).to_numpy()
     if timestamp is None:
         return since
-    return np.maximum(since, pc.fill_null(pc.cast(timestamp, pa.int64()), NO_DAY).to_numpy() + 1)
+    return np.maximum(since, pc.fill_null(pc.cast(timestamp, pa.int64()), NO_TIME).to_numpy() + 1)
 
 
-def _known_from(label_time: pa.ChunkedArray, timestamp: pa.ChunkedArray | None) -> Int64:
-    """The first day, in days since 1970, at whose beginning each label is known."""
-    return -(-known_since(label_time, timestamp) // _MICROSECONDS_A_DAY)
-
-
-def days_of(timestamps: pa.ChunkedArray) -> Int64:
-    """Days since 1970 of timestamp[us] in UTC, shape (rows,); NO_DAY for null."""
-    microseconds = pc.fill_null(pc.cast(timestamps, pa.int64()), NO_DAY).to_numpy()
-    return np.where(microseconds == NO_DAY, NO_DAY, microseconds // _MICROSECONDS_A_DAY)
+def ticks_of(timestamps: pa.ChunkedArray, clock: Clock = DAYS) -> Int64:
+    """Ticks of timestamp[us] in UTC, shape (rows,): by default days since 1970; NO_TIME for null."""
+    microseconds = pc.fill_null(pc.cast(timestamps, pa.int64()), NO_TIME).to_numpy()
+    return np.where(microseconds == NO_TIME, NO_TIME, clock.at(microseconds))
 
 
 def to_day(day: date) -> int:

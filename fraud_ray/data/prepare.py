@@ -16,8 +16,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from fraud_ray.data import cache, rows
+from fraud_ray.data.clock import Int64
 from fraud_ray.data.folds import SIDES, Folds
-from fraud_ray.data.keys import Int64, Keys
+from fraud_ray.data.keys import Keys
 from fraud_ray.data.sides import Counts, EntityGroups
 from fraud_ray.data.source import Partition, Source, read_partition
 from fraud_ray.data.tasks import Merged, map_tasks
@@ -187,7 +188,9 @@ class Job:
         names += [column.name for column in self.columns] if with_features else []
         names += self.slices if with_roles else ()
         table = read_partition(self.root, partition, self.data, list(dict.fromkeys(names)))
-        return table, Keys.of(table.select([name for name in placing if name in table.column_names]), self.data)
+        return table, Keys.of(
+            table.select([name for name in placing if name in table.column_names]), self.data, self.folds.clock
+        )
 
     def _of_kinds(self, kinds: Set[str]) -> list[str]:
         return [name for name, column in self.data.columns.items() if column.kind in kinds]

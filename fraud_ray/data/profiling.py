@@ -10,7 +10,7 @@ from functools import lru_cache, partial
 import pyarrow as pa
 
 from fraud_ray.data.contract import ContractViolation, check_columns
-from fraud_ray.data.keys import days_of, known_labels, to_day
+from fraud_ray.data.keys import known_labels, ticks_of, to_day
 from fraud_ray.data.source import Partition, Source, read_partition
 from fraud_ray.data.tasks import Merged, map_tasks
 from fraud_ray.errors import DataError
@@ -80,7 +80,7 @@ def _profile_one(partition: Partition, job: _Job) -> Profile:
     if violations:
         raise ContractViolation(violations, 1)
     if timestamp and job.first_day:
-        table = table.filter(pa.array(days_of(table[timestamp]) >= to_day(job.first_day)))
+        table = table.filter(pa.array(ticks_of(table[timestamp]) >= to_day(job.first_day)))
     label = known_labels(table, job.data) if is_labelled else None
     return Profile.of(table, job.columns, label, scorer.score(table) if scorer else None)
 

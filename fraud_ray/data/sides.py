@@ -1,15 +1,15 @@
-"""Which rows of a partition a side of a fold takes: by day or by group, and after a limit. Seeded, so repeatable."""
+"""Which rows of a partition a side of a fold takes: by time or by group, and after a limit. Seeded, so repeatable."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from datetime import date
 from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
 
-from fraud_ray.data.keys import NO_LABEL, Int64, Keys, to_day
+from fraud_ray.data.clock import Int64
+from fraud_ray.data.keys import NO_LABEL, Keys
 
 # (legitimate rows, frauds)
 Counts = tuple[int, int]
@@ -17,21 +17,21 @@ Counts = tuple[int, int]
 
 @dataclass(frozen=True)
 class Side:
-    """The rows of one side of a fold: those of the days `first` to `last` (both included), or of `groups`.
+    """The rows of one side of a fold: those of the ticks `first` to `last` (both included), or of `groups`.
 
-    Rows whose label is not known yet are on no side; nor are those whose label was not known when the day `known_by`
+    Rows whose label is not known yet are on no side; nor are those whose label was not known when the tick `known_by`
     began, where label times are declared and one is given.
     counts: what each partition has of them, before the limit; limit: most rows, drawn at random in each class, so that
     the fraud rate stays; seed: of that draw.
     """
 
     counts: tuple[Counts, ...]
-    first: date | None = None
-    last: date | None = None
+    first: int | None = None
+    last: int | None = None
     groups: frozenset[int] = frozenset()
     limit: int | None = None
     seed: tuple[int, ...] = ()
-    known_by: date | None = None
+    known_by: int | None = None
 
     @cached_property
     def taken(self) -> tuple[Counts, ...]:
@@ -59,12 +59,12 @@ class Side:
         """Whether each row of a partition is of this side; groups: each row's, where folds are not by time."""
         is_labelled = keys.label != NO_LABEL
         if keys.known is not None and self.known_by is not None:
-            is_labelled &= keys.known <= to_day(self.known_by)
+            is_labelled &= keys.known <= self.known_by
         if groups is not None:
             # Groups are few: comparing with each is faster than np.isin.
             return is_labelled & np.logical_or.reduce([groups == group for group in self.groups])
-        assert keys.day is not None and self.first is not None and self.last is not None, "folds by time have days"
-        return is_labelled & (keys.day >= to_day(self.first)) & (keys.day <= to_day(self.last))
+        assert keys.tick is not None and self.first is not None and self.last is not None, "folds by time have ticks"
+        return is_labelled & (keys.tick >= self.first) & (keys.tick <= self.last)
 
     def draw(self, rows: Int64, partition: int, label: npt.NDArray[np.int8]) -> Int64:
         """Those of a partition's rows that stay after the limit, in the order of the partition."""

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import math
 import re
-from datetime import date
-from typing import Annotated, Literal
+from datetime import date, datetime
+from fractions import Fraction
+from typing import Annotated, Any, Literal
 
 from pydantic import (
     Field,
+    NonNegativeFloat,
     NonNegativeInt,
     PositiveInt,
+    Tag,
     model_validator,
 )
 
-from fraud_ray.settings.base import NO_EFFECT, Frozen, Share
+from fraud_ray.settings.base import NO_EFFECT, Frozen, Share, alternatives
 
 Encoding = Literal["standard", "signed_log", "piecewise_linear"]
 
@@ -74,6 +78,9 @@ class ColumnSettings(Frozen):
     unit: Literal["s", "ms", "us", "ns"] | None = None
     """timestamp, label_time: the unit of times that are numbers, counted from 1970 in UTC; by default dates and
     timestamps."""
+    since: Literal["1970", "start"] = "1970"
+    """timestamp: what times that are numbers are counted from: 1970 in UTC, or the `start` of the data, whenever that
+    was, as the seconds of a few days: then nothing goes by dates, weekdays or the hour of the day."""
     encodings: tuple[Encoding, ...] | None = None
     """How a number enters the network; by default `prepare.numeric_encodings`. Empty: only through ratios."""
 
@@ -93,6 +100,8 @@ class ColumnSettings(Frozen):
         for key, *kinds in (("positive", "label"), ("true", "boolean"), ("unit", "timestamp", "label_time")):
             if getattr(self, key) is not None and self.kind not in kinds:
                 raise ValueError(f"'{key}' is for columns of kind '{kinds[0]}', this one is '{self.kind}'")
+        if self.since == "start" and not (self.kind == "timestamp" and self.unit):
+            raise ValueError("'since: start' is for a timestamp with a unit, whose numbers are counted from there")
         if self.nulls and self.kind == "label":
             raise ValueError("labels that are not known yet may be missing as it is; declare it without 'nulls'")
         return self
@@ -148,6 +157,11 @@ class DataSettings(Frozen):
         return tuple(name for name, column in self.columns.items() if column.is_feature)
 
     @property
+    def is_dated(self) -> bool:
+        """Whether a calendar is known of the timestamps, if there are any."""
+        return all(column.since == "1970" for column in self.columns.values())
+
+    @property
     def label(self) -> str:
         name = self.of_kind("label")
         assert name is not None, "validated above"
@@ -165,27 +179,65 @@ class SimulateSettings(Frozen):
     """Seed of the world; the same seed gives the same rows whatever the parallelism."""
 
 
+def _branch_of_amount(value: Any) -> str | None:
+    if isinstance(value, str):
+        forms = {"<share>": r"\d+(\.\d+)?%", "<all>": "all", "<time>": r"\d{4}-\d\d-\d\d.*"}
+        return next((branch for branch, form in forms.items() if re.fullmatch(form, value)), None)
+    if isinstance(value, int):
+        return "<rows>"
+    return "<time>" if isinstance(value, date) else None
+
+
+_ShareOfRows = Annotated[str, Field(pattern=r"^\d+(\.\d+)?%$"), Tag("<share>")]
+_Rows = Annotated[PositiveInt, Tag("<rows>")]
+_Fit = Annotated[
+    _ShareOfRows | _Rows | Annotated[Literal["all"], Tag("<all>")],
+    alternatives(_branch_of_amount, "all, a share of the rows such as 60%, or a number of rows"),
+]
+_Holdout = Annotated[
+    _ShareOfRows | _Rows | Annotated[datetime, Tag("<time>")],
+    alternatives(_branch_of_amount, "a share of the rows such as 20%, a number of rows, or a time"),
+]
+
+
 class FoldSettings(Frozen):
+    """By time, a fold is fitted on a window, waits for labels, and holds out what comes next; in days, or where
+    `holdout` is given to the second."""
+
     kind: Literal["time", "entity", "stratified"] = "time"
     """`time`: fit, label delay, holdout; `entity`: a share of cards held out; `stratified`: a share of rows,
     fraud rate kept."""
     start: date | None = None
     """time: first fit day of the final fold; by default the latest that leaves room for delay and holdout, on days
     whose labels are known (of 99 % of the rows). No fold takes in a row whose label is not known yet."""
+    until: datetime | None = None
+    """time: when folds have to end, in UTC; by default with the newest rows whose labels are known."""
     fit_days: PositiveInt = 30
     """time: days fitted on."""
-    delay_days: NonNegativeInt = 7
-    """time: days between fit and holdout, in which labels are not known yet. On as many days, up to the newest, labels
-    may be missing, whatever the kind. With a column of kind `label_time` labels may be missing where it is null, the
-    fit rows are those whose label was known when the holdout began, and the delay may be 0."""
+    fit: _Fit | None = None
+    """time: what is fitted on in place of `fit_days`. `all`: everything before, so that a later fold has more; `60%` or
+    `100_000`: the newest rows before, that share of all or that many, as far as there are any, so that the window
+    slides. By default `all` where `holdout` is given and `fit_days` is not."""
+    delay_days: NonNegativeInt | NonNegativeFloat = 7
+    """time: days between fit and holdout, in which labels are not known yet; 0.25: six hours, which folds in days round
+    up. On as many days, up to the newest, labels may be missing, whatever the kind. With a column of kind `label_time`
+    labels may be missing where it is null, the fit rows are those whose label was known when the holdout began, and
+    the delay may be 0."""
     holdout_days: PositiveInt = 7
     """time: days held out."""
-    selection_shift_days: tuple[PositiveInt, ...] = (7,)
-    """time: one selection fold an entry, that many days before the final fold."""
+    holdout: _Holdout | None = None
+    """time: what is held out in place of `holdout_days`, and folds then go by the second. `20%` or `50_000`: the newest
+    rows, that share of all or that many, and those of the same second as the first of them; `2018-09-01 18:00`: all
+    rows from then on, in UTC. Each selection fold holds out as many rows."""
+    selection_shift_days: tuple[PositiveInt, ...] | None = None
+    """time: one selection fold an entry, that many days before the final fold. A holdout that ends later than the final
+    fold's last fit day has labels that were not known when the final holdout began; one that reaches into the final
+    holdout is refused. By default `selection_folds`, each delay and holdout before the next: [14] for one."""
     holdout_share: Share = 0.2
     """entity, stratified: share held out."""
     selection_folds: PositiveInt = 1
-    """entity, stratified: selection folds cut from the final fold's fit rows."""
+    """Selection folds. time: each ends where the next one's fit ends, unless `selection_shift_days` says where; entity,
+    stratified: cut from the final fold's fit rows."""
     seed: NonNegativeInt = 42
     """entity, stratified and row limits: seed of the draw."""
     remove_compromised: bool = False
@@ -200,16 +252,60 @@ class FoldSettings(Frozen):
     @property
     def days(self) -> int:
         """time: days from the first that a fold is fitted on to the last that it holds out."""
-        return self.fit_days + self.delay_days + self.holdout_days
+        return self.fit_days + self.strict_shift
+
+    @property
+    def strict_shift(self) -> int:
+        """time: days by which a fold lies before another, so that its holdout ends where the other's fit ends."""
+        return math.ceil(self.delay_days) + self.holdout_days
+
+    @property
+    def shifts(self) -> tuple[int, ...]:
+        """time, in days: how many days before the final fold each selection fold lies."""
+        if self.selection_shift_days is not None:
+            return self.selection_shift_days
+        return tuple(self.strict_shift * (i + 1) for i in range(self.selection_folds))
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fit_on_all(cls, raw: Any) -> Any:
+        """What is held out to the second is fitted on all that lies before, unless the fit is given."""
+        is_by_rows = isinstance(raw, dict) and raw.get("holdout") is not None
+        return {"fit": "all", **raw} if is_by_rows and not {"fit", "fit_days"} & raw.keys() else raw
 
     @model_validator(mode="after")
-    def _selection_fits(self) -> FoldSettings:
-        if self.kind != "time" and self.selection_folds * self.holdout_share > 1:
+    def _consistent(self) -> FoldSettings:
+        if self.kind != "time":
+            if self.selection_folds * self.holdout_share > 1:
+                raise ValueError(
+                    f"{self.selection_folds} selection folds that each hold out {self.holdout_share:g} of the final "
+                    "fold's fit rows take more than all of them; lower selection_folds or holdout_share"
+                )
+            given = [name for name in ("until", "fit", "holdout") if getattr(self, name) is not None]
+            if given:
+                raise ValueError(f"{' and '.join(given)} go with folds.kind: time; a share is holdout_share here")
+        if self.selection_shift_days == ():
             raise ValueError(
-                f"{self.selection_folds} selection folds that each hold out {self.holdout_share:g} of the final fold's "
-                "fit rows take more than all of them; lower selection_folds or holdout_share"
+                "selection_shift_days is [], but hyperparameters, epochs, calibration and threshold are chosen on "
+                f"selection folds; give at least one shift, such as [{self.strict_shift}], or leave it out"
             )
+        if self.start is not None and not (self.fit is None and self.holdout is None):
+            raise ValueError(
+                "start is the first of fit_days, which fit and holdout replace; say with until where to end"
+            )
+        if self.holdout is not None and self.selection_shift_days is not None:
+            raise ValueError(
+                "selection_shift_days counts days, and holdout does not; say with selection_folds how many there are"
+            )
+        share, folds = share_of(self.holdout), self.selection_folds + 1
+        if share is not None and not 0 < folds * share < 1:
+            raise ValueError(f"holdout {self.holdout} in {folds} folds leaves nothing to fit on; lower it")
         return self
+
+
+def share_of(amount: Any) -> Fraction | None:
+    """The share that `20%` stands for, to the row; None for what is none."""
+    return Fraction(amount[:-1]) / 100 if isinstance(amount, str) and amount.endswith("%") else None
 
 
 class PrepareSettings(Frozen):

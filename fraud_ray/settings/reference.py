@@ -7,7 +7,7 @@ import types
 import typing
 from collections.abc import Iterator
 from dataclasses import dataclass
-from datetime import date, timedelta
+from datetime import date, datetime, timedelta
 from typing import Annotated, Any, Literal
 
 from annotated_types import Ge, Gt, Le, Lt
@@ -71,6 +71,7 @@ _TYPE_NAMES = {
     int: "integer",
     float: "number",
     date: "date",
+    datetime: "time",
     timedelta: "duration",
 }
 

@@ -6,6 +6,7 @@ import hashlib
 import json
 import math
 from collections.abc import Iterator, Mapping
+from datetime import datetime
 from typing import Any
 
 from pydantic import (
@@ -167,11 +168,12 @@ class Settings(Frozen):
                 raise ValueError("decision.threshold: min_cost needs decision.cost_per_alert, what an alert costs")
         if isinstance(self.decision.threshold, AlertsPerDay):
             needs("timestamp", "decision.threshold.alerts_per_day")
-            if self.folds.max_holdout_rows:
-                raise ValueError(
-                    "decision.threshold.alerts_per_day counts whole days, of which folds.max_holdout_rows leaves a "
-                    "sample: unset one of them"
-                )
+            for key in ("max_holdout_rows", "holdout"):
+                if getattr(self.folds, key):
+                    raise ValueError(
+                        f"decision.threshold.alerts_per_day counts whole days, of which folds.{key} leaves a part: "
+                        "unset one of them"
+                    )
         for key, for_search in (("train.resources_per_worker", False), ("search.resources_per_trial", True)):
             share = self.rank_resources(for_search).get("GPU", 1.0)
             if self.train.use_gpu and self.train.workers > 1 and share < 1:
@@ -179,6 +181,17 @@ class Settings(Frozen):
                     f"{key} gives a rank {share:g} of a GPU, but ranks that exchange gradients (train.workers: "
                     f"{self.train.workers}) need one each: set GPU: 1, or train.workers: 1"
                 )
+        if not self.data.is_dated:
+            hours = any(not column.looks_back for column in (self.windows.columns if self.windows else {}).values())
+            told = {
+                "prepare.calendar": self.prepare.calendar,
+                "folds.start": self.folds.start,
+                "folds.until": self.folds.until,
+                "folds.holdout, as a time,": isinstance(self.folds.holdout, datetime),
+                "windows of weekend, night or hour": hours,
+            }
+            for key in (key for key, is_set in told.items() if is_set):
+                raise ValueError(f"{key} goes by a calendar, but the timestamp is counted since: start; unset one")
         if self.prepare.calendar:
             needs("timestamp", "prepare.calendar")
             timestamp = self.data.of_kind("timestamp")

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fraud_ray.cluster import refuse_relative_folders
-from fraud_ray.data.folds import at_newest_window
+from fraud_ray.data.folds import at_newest_window, without_leaks
 from fraud_ray.data.source import open_source
 from fraud_ray.errors import DataError, ServerError, SettingsError
 from fraud_ray.redaction import without_passwords
@@ -72,6 +72,7 @@ def order(config: Path, overrides: Sequence[str], name: str | None, base: Comman
     every = (*base.overrides, *overrides)
     refuse_passwords(every)
     loaded = load_settings(config, every)
+    without_leaks(loaded, is_strict=retrain)
     pattern = name or loaded.settings.run.name or base.name
     if pattern is not None:
         loaded = load_settings(config, [*every, f"run.name={json.dumps(pattern)}"])

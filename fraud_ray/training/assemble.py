@@ -64,6 +64,7 @@ def evaluate_on_worker(
         train,
         settings.decision,
         origin,
+        settings.folds.holdout is None,
     )
     evaluation, curves = answer(task)
     storage.put_json(key(CURVES), curves.to_json())
@@ -93,11 +94,13 @@ def assemble(
     train: TrainSettings,
     decision: DecisionSettings,
     origin: dict[str, Any],
+    has_whole_days: bool = True,
 ) -> tuple[Evaluation, Curves]:
     """Calibrates and sets the threshold on the selection holdouts, looks at the final holdout once, writes the bundle.
 
     folder: key below the storage root at which the bundle's files are put. selection_logits: one array a selection
-    fold, of the winner at its best epoch. origin: where the model comes from, kept in the bundle.
+    fold, of the winner at its best epoch. origin: where the model comes from, kept in the bundle. has_whole_days:
+    whether the final holdout does, if it has days, so that alerts can be counted by the day.
     """
     holdouts = [load(storage, fold.holdout, with_roles=True) for fold in selection]
     bundle = bundle_of(final, weights, train, *calibrate(holdouts, selection_logits, decision))
@@ -105,7 +108,7 @@ def assemble(
     probabilities = bundle.calibration.apply(network_logits(bundle.network(), rows.features, rows.codes))
     evaluation = evaluate(probabilities, rows, threshold, decision)
     evaluation = replace(evaluation, importance=_importance(storage, bundle, selection[0], decision))
-    truth, days = rows.roles.get("true_probability"), days_of(rows) or None
+    truth, days = rows.roles.get("true_probability"), (has_whole_days and days_of(rows)) or None
     amounts = rows.roles.get("amount")
     curves = Curves.of(probabilities, rows.label, threshold, truth, days, decision.confidence, amounts)
     if final.profile is not None:

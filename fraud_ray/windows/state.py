@@ -135,7 +135,7 @@ def take_in(source: Source, settings: Settings, storage: Storage, progress: Prog
             stage.say(str(made))
             source = made.source
     with progress.stage("validate") as stage:
-        census = validate(source, settings.data, stage.update, settings.folds.delay_days)
+        census = validate(source, settings.data, stage.update, settings.folds)
         stage.say(str(census))
     return source, census
 
