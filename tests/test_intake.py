@@ -17,13 +17,15 @@ from typer.testing import CliRunner
 from fraud_ray import pipeline
 from fraud_ray.cli import app
 from fraud_ray.data.contract import check
+from fraud_ray.data.folds import plan_folds
 from fraud_ray.data.source import open_source, read_partition
 from fraud_ray.errors import EXIT_SETTINGS, DataError
 from fraud_ray.intake.draft import draft
 from fraud_ray.intake.texts import sniffed
 from fraud_ray.progress import Quiet
-from fraud_ray.settings import load_settings
+from fraud_ray.settings import Settings, load_settings
 from tests import extracts
+from tests.cards import count_here
 
 
 def drafted(path: Path, label: str | None = None) -> dict[str, Any]:
@@ -214,6 +216,23 @@ def test_folds_are_stratified_where_time_gives_none(tmp_path: Path, at: Any, tol
     assert told in draft(str(folder), "cards", "/store", None, lambda *_: None).text
 
 
+def test_two_days_that_are_counted_in_seconds_hold_out_a_share_and_know_no_calendar(tmp_path: Path) -> None:
+    """As the public credit cards of two days are: `Time` from 0 on, in which R writes 100,000 as 1e+05."""
+    written = ["1e+05" if 360 * i == 100_080 else f"{360 * i}" for i in range(480)]
+    lines = [f"{at},{i % 7},{3.5 * (i % 11)},{int(i % 6 == 0)}" for i, at in enumerate(written)]
+    (tmp_path / "creditcard.csv").write_text("\n".join(["Time,V1,Amount,Class", *lines]))
+    settings = drafted(tmp_path)
+    assert settings["data"]["columns"]["Time"] == {"kind": "timestamp", "unit": "s", "since": "start"}
+    assert settings["folds"] == {"holdout": "20%", "fit": "all", "delay_days": 0}
+    assert "calendar" not in settings["prepare"]
+    loaded = Settings.model_validate(settings)
+    source = open_source(loaded.data)
+    assert str(plan_folds(count_here(source, loaded), loaded.folds)) == (
+        "fold selection-1: fit 0 s to 103679 s, holdout 103680 s to 138239 s\n"
+        "fold final: fit 0 s to 138239 s, holdout 138240 s to 172440 s"
+    )
+
+
 @pytest.mark.parametrize(
     ("known_at", "told"),
     [
@@ -249,7 +268,7 @@ def test_an_id_is_met_once_in_all_rows(tmp_path: Path) -> None:
 def test_the_newest_days_without_labels_are_waited_for(tmp_path: Path) -> None:
     labels = [None if i >= 24 * 16 else i % 6 == 0 for i in range(480)]
     folds = drafted(written_as(tmp_path / "cards", is_fraud=labels))["folds"]
-    assert folds == {"fit_days": 8, "delay_days": 4, "holdout_days": 2, "selection_shift_days": [2]}
+    assert folds == {"fit_days": 4, "delay_days": 4, "holdout_days": 2, "selection_shift_days": [6]}
 
 
 def test_bounds_of_the_gate_are_above_what_needs_no_model(tmp_path: Path) -> None:

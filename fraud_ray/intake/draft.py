@@ -65,9 +65,10 @@ def draft(path: str, name: str, root: str, label: str | None, update: Update) ->
         left = "\n".join(f"  {guess.name}: {guess.why}" for guess in guesses if guess.kind is None)
         raise DataError(f"{extract.root} has no column that a model could read:\n{left}\nAdd numbers or categories.")
     of_days = found.known_days if roles.label_time else found.days if roles.timestamp else {}
-    days = {day: labels for day, labels in of_days.items() if _PLAUSIBLE[0] <= day < _PLAUSIBLE[1]}
+    days = {d: rows for d, rows in of_days.items() if not roles.is_dated or _PLAUSIBLE[0] <= d < _PLAUSIBLE[1]}
     known_after = {} if min(found.known_after, default=0) < 0 else found.known_after
-    plan = plan_folds(days, known_after, positive, rows, by_label_time=roles.label_time is not None)
+    to_the_second = roles.timestamp is not None and found.columns[roles.timestamp].sort != "day"
+    plan = plan_folds(days, known_after, positive, rows, roles.label_time is not None, to_the_second)
     amount = next((guess.name for guess in guesses if guess.kind == "amount"), None)
     groups = [
         group
@@ -77,7 +78,7 @@ def draft(path: str, name: str, root: str, label: str | None, update: Update) ->
     train, search = plan_training(plan.fit_rows)
     sections: dict[str, Reasoned] = {
         "folds": plan.folds,
-        "prepare": _PREPARE | ({"calendar": _CALENDAR} if roles.timestamp else {}),
+        "prepare": _PREPARE | ({"calendar": _CALENDAR} if roles.timestamp and roles.is_dated else {}),
         "train": train,
         "search": search,
         "gate": plan_gate(extract, roles, amount, positive, groups, plan.holdout),
@@ -92,7 +93,8 @@ def draft(path: str, name: str, root: str, label: str | None, update: Update) ->
     told = f"{counted(rows, 'row')} in {counted(len(extract.files), 'file')}, {counted(frauds, 'fraud')}"
     told += f" ({100 * frauds / rows:.3g} %)"
     if days:
-        told += f", {to_date(min(days))} to {to_date(max(days))}"
+        dates = f"{to_date(min(days))} to {to_date(max(days))}"
+        told += f", {dates if roles.is_dated else counted(max(days) - min(days) + 1, 'day')}"
     notes = tuple(filter(None, [plan.note, *_untold(guesses, found, roles, days), *extract.notes]))
     return Draft(tuple(guesses), notes, told, _text(extract, guesses, notes, told, sections))
 

@@ -62,13 +62,15 @@ class Facts:
 
 @dataclass(frozen=True)
 class Roles:
-    """The columns that give each row its label and its times. unit: of times that are whole numbers."""
+    """The columns that give each row its label and its times. unit: of times that are numbers; is_dated: whether those
+    are counted from 1970, and not from a start that nobody knows."""
 
     label: str
     timestamp: str | None = None
     unit: str | None = None
     label_time: str | None = None
     label_unit: str | None = None
+    is_dated: bool = True
 
 
 @dataclass

@@ -11,7 +11,7 @@ from typing import Any
 
 from fraud_ray.data.kinds import A_SECOND, YES
 from fraud_ray.errors import DataError
-from fraud_ray.intake.facts import MOST_VALUES, Facts, Labels, Roles, Survey
+from fraud_ray.intake.facts import A_DAY, MOST_VALUES, Facts, Labels, Roles, Survey
 from fraud_ray.progress import counted
 from fraud_ray.settings.data import is_written, name_fault
 
@@ -25,6 +25,7 @@ _FRAUD = re.compile("fraud|betrug|fraude|frode|scam|chargeback|dispute")
 _LABEL = re.compile("labels?|target|class|outcome|flag|y")
 _NO_LABEL = re.compile("type|score|prob|probability|scenario|rule|reason|code|amount|at|time|date")
 _TIME = re.compile("timestamp|time|datetime|ts|at|date|day|zeit|datum|zeitpunkt|when|booked|epoch|unix")
+_CLOCK = re.compile("time|timestamp|ts|dt|seconds|secs|elapsed|transaction|tx")
 _KNOWN = re.compile("label|labell?ed|report|reported|confirmed|known|investigated|gemeldet")
 _OTHER_TIME = re.compile("valid|expir(y|es)|birth|open(ed|ing)|since|updated|loaded|ingested")
 _DATE_PART = re.compile("year|month|day|week|quarter|date|dt|jahr|monat|tag")
@@ -68,6 +69,9 @@ def guess_roles(columns: Mapping[str, Facts], label: str | None) -> Roles:
     known = known if len(times) > len(known) else []  # the only time is that of the transaction
     own = sorted((name for name in times if name not in known), key=lambda name: _time_rank(name, columns[name]))
     timestamp, label_time = next(iter(own), None), next(iter(known), None)
+    running = next((name for name, facts in columns.items() if name != chosen and _may_run(name, facts)), None)
+    if timestamp is None and running is not None:
+        return Roles(chosen, running, "s", is_dated=False)
     return Roles(
         chosen,
         timestamp,
@@ -128,6 +132,12 @@ def _unit_of(name: str, facts: Facts) -> str | None:
     return next((u for u, n in A_SECOND.items() if years[0] * n <= facts.low and facts.high < years[1] * n), None)
 
 
+def _may_run(name: str, facts: Facts) -> bool:
+    """Whether numbers are named like a clock that runs from the beginning of the data, in seconds."""
+    is_number = facts.sort in {"whole", "number"} and facts.low is not None and facts.low >= 0
+    return is_number and all(map(_CLOCK.fullmatch, _words(name)))
+
+
 def _time_rank(name: str, facts: Facts) -> tuple[Any, ...]:
     return _has(name, _OTHER_TIME), facts.missing.total() > 0, not _has(name, _TIME), facts.sort == "day"
 
@@ -154,7 +164,9 @@ def kept_roles(roles: Roles, found: Survey) -> tuple[Roles, dict[str, str]]:
     unfit: dict[str, str] = {}
     if roles.timestamp and name_fault(roles.timestamp):
         unfit[roles.timestamp] = f"its name {name_fault(roles.timestamp)}: write it under another"
-    elif roles.timestamp and found.columns[roles.timestamp].sort not in {"time", "day", "whole"}:
+    elif roles.timestamp and not roles.is_dated and not _exceeds_a_day(found.columns[roles.timestamp]):
+        unfit[roles.timestamp] = "named like a clock, but it does not run for a day: a time of day, or a duration?"
+    elif roles.timestamp and roles.is_dated and found.columns[roles.timestamp].sort not in {"time", "day", "whole"}:
         unfit[roles.timestamp] = "named like the time of the transaction, but not all of its values are times"
     elif roles.label_time and min(found.known_after, default=0) < 0:
         unfit[roles.label_time] = "some are before the transaction: no time at which its label became known"
@@ -169,6 +181,10 @@ def kept_roles(roles: Roles, found: Survey) -> tuple[Roles, dict[str, str]]:
     if roles.timestamp in unfit:
         return Roles(roles.label), unfit
     return (replace(roles, label_time=None) if unfit else roles), unfit
+
+
+def _exceeds_a_day(facts: Facts) -> bool:
+    return facts.low is not None and facts.high is not None and facts.high - facts.low > A_DAY
 
 
 def guess_columns(
@@ -235,8 +251,11 @@ def _time(name: str, facts: Facts, roles: Roles) -> Guess:
     is_own = name == roles.timestamp
     unit = roles.unit if is_own else roles.label_unit
     why = "when the transaction was" if is_own else f"named like {_KNOWN_AT}"
+    if is_own and not roles.is_dated:
+        why += f", in seconds from a start that is not known: {_range(facts)}"
     nulls = is_own and facts.missing.total()  # of a label that is not known yet, there is none
-    keys = {**({"unit": unit} if unit else {}), **({"nulls": True} if nulls else {})}
+    since = {} if roles.is_dated or not is_own else {"since": "start"}
+    keys = {**({"unit": unit} if unit else {}), **since, **({"nulls": True} if nulls else {})}
     return Guess(name, "timestamp" if is_own else "label_time", why, keys)
 
 

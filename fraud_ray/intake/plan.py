@@ -18,6 +18,7 @@ from fraud_ray.intake.guess import MOST_UNLABELLED
 from fraud_ray.progress import counted
 
 WEEK, MOST_FIT_DAYS = 7, 180
+SHARE = "20%"
 KNOWN_SHARE = 0.95  # of the frauds, whose labels the delay waits for
 MOST_EPOCH_ROWS = 500_000
 HEADROOM = 0.05  # how far above what needs no model a bound lies, as a share of the way to 1
@@ -42,12 +43,18 @@ class Plan:
 
 
 def plan_folds(
-    days: Mapping[int, Labels], known_after: Mapping[int, Labels], positive: str, rows: int, by_label_time: bool
+    days: Mapping[int, Labels],
+    known_after: Mapping[int, Labels],
+    positive: str,
+    rows: int,
+    by_label_time: bool,
+    to_the_second: bool,
 ) -> Plan:
-    """Folds by time where the days allow it, else stratified ones.
+    """Folds by time where the data allows it, by days or, of few days, by a share of the rows; else stratified ones.
 
     days: rows by day since 1970 and label; empty without a timestamp; known_after: rows by the days that their label
-    took, and label; rows: of the whole extract; by_label_time: whether folds go by each row's own.
+    took, and label; rows: of the whole extract; by_label_time: whether folds go by each row's own; to_the_second:
+    whether the timestamp tells more than the day.
     """
     labelled = [day for day, rows in days.items() if rows[None] <= MOST_UNLABELLED * rows.total()]
     if labelled:
@@ -63,6 +70,8 @@ def plan_folds(
             plan = _by_time(days, positive, span, last, delay, holdout, why)
             if plan is not None:
                 return plan
+        if to_the_second and 1 < span < WEEK and not unlabelled:
+            return _by_share(days, positive, rows, span)
         note = f"no folds by time: {counted(span, 'day')} cannot give each side of two folds a fraud"
     else:
         note = "no folds by time: there is no timestamp" if not days else "no folds by time: no day has all its labels"
@@ -70,12 +79,20 @@ def plan_folds(
     return Plan({"kind": ("stratified", why)}, round(0.8 * rows), None, note)
 
 
+def _by_share(days: Mapping[int, Labels], positive: str, rows: int, span: int) -> Plan:
+    folds: Reasoned = {
+        "holdout": (SHARE, f"the newest rows, to the second: {counted(span, 'day')} are too few to hold out days"),
+        "fit": ("all", "what lies before"),
+        "delay_days": (0, "a guess: after what part of a day do you know what was fraud? 0.25 are six hours"),
+    }
+    return Plan(folds, round(0.8 * rows), None)
+
+
 def _by_time(
     days: Mapping[int, Labels], positive: str, span: int, last: int, delay: int, holdout: int, why: str
 ) -> Plan | None:
     """None where these do not fit, or where a side has no fraud or nothing else."""
-    strict = delay + holdout
-    shift = strict if 2 * (strict + delay + holdout) <= span else holdout
+    shift = delay + holdout
     room = span - delay - holdout - shift
     fit = min(MOST_FIT_DAYS, room)
     start = last + 1 - holdout - delay - fit
@@ -94,16 +111,11 @@ def _by_time(
         fitted = f"at most {MOST_FIT_DAYS} of {room} that are there: older fraud tells little of today's"
     else:
         fitted = f"all that fit: {span} days without delay, holdout and the selection fold's shift"
-    shifted = (
-        "delay and holdout: its labels are known when the final holdout begins"
-        if shift == strict
-        else "the selection holdout lies right before the final one"
-    )
     folds = {
         "fit_days": (fit, fitted),
         "delay_days": (delay, why),
         "holdout_days": (holdout, "the newest days, which judge the model"),
-        "selection_shift_days": ([shift], shifted),
+        "selection_shift_days": ([shift], "delay and holdout: its labels are known when the final holdout begins"),
     }
     held_out = start - shift + fit + delay
     return Plan(folds, side(start, fit)[0], (held_out, held_out + holdout - 1))
