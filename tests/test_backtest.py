@@ -103,7 +103,7 @@ def test_a_backtest_is_printed_with_means_and_the_paired_interval(
 
 def test_selection_holdouts_that_reach_into_a_final_one_are_refused(simulated: Path, store: Path) -> None:
     with pytest.raises(SettingsError, match=r"selection_shift_days to 11 or more, such as \[11\] \(9 or more do not"):
-        story.backtest(loaded(simulated, store, "backtest.shift_days=[0, 3, 6]"), Quiet())
+        story.backtest(loaded(simulated, store, "backtest.shift_days=[0, 3, 6]", "run.name=leaky"), Quiet())
     with pytest.raises(SettingsError, match=r"goes by time"):
         story.backtest(loaded(simulated, store, "folds.kind=stratified"), Quiet())
 

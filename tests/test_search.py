@@ -193,7 +193,7 @@ def test_optuna_with_early_stopping_fills_its_trials_and_goes_on_with_what_it_kn
     more, told = searched(folds, made_settings(space, **chosen, trials=5), storage, "runs/tpe")
     assert (more.reused, len(more.trials)) == (3, 5)
     assert {t.id for t in first.trials} < {t.id for t in more.trials} == {t.id for t in told}
-    assert sum(t.hyperparameters == as_given(made_settings(space)) for t in more.trials) == 1, "once"
+    assert sum(t.hyperparameters == as_given(made_settings(space, **chosen)) for t in more.trials) == 1, "once"
     assert all(t.hyperparameters["hidden_sizes"] in ([16], [32]) for t in more.trials)
 
 

@@ -252,7 +252,7 @@ def _time(name: str, facts: Facts, roles: Roles) -> Guess:
     unit = roles.unit if is_own else roles.label_unit
     why = "when the transaction was" if is_own else f"named like {_KNOWN_AT}"
     if is_own and not roles.is_dated:
-        why += f", in seconds from a start that is not known: {_range(facts)}"
+        why += f", from an unknown start: {_range(facts)}"
     nulls = is_own and facts.missing.total()  # of a label that is not known yet, there is none
     since = {} if roles.is_dated or not is_own else {"since": "start"}
     keys = {**({"unit": unit} if unit else {}), **since, **({"nulls": True} if nulls else {})}
