@@ -91,6 +91,7 @@ def _train(run: Run, loaded: Loaded, source: Source, mlflow: Writer, retrain: bo
     from fraud_ray.report.card import model_card
     from fraud_ray.reporting import conclude, tell_of_drift, tell_of_results
     from fraud_ray.training.assemble import CHAMPION_CURVES, evaluate_on_worker, read_curves
+    from fraud_ray.training.rival import meet_rival, read_rival
     from fraud_ray.training.search import SearchOutcome, search
     from fraud_ray.training.trainer import load_fitted, refit
     from fraud_ray.windows.state import with_windows
@@ -132,9 +133,13 @@ def _train(run: Run, loaded: Loaded, source: Source, mlflow: Writer, retrain: bo
     }
     judge = partial(evaluate_on_worker, prepared, found, fitted, settings, storage, run.key, origin)
     evaluation = run.stage("evaluate", lambda _: judge(), Evaluation.from_json)
-    rival = partial(evaluate_champion, tracking, storage, prepared.final, run.key(CHAMPION_CURVES), settings)
-    decision = run.stage("gate", lambda _: decide(evaluation, settings.gate, rival()), GateDecision.from_json)
-    told = tell_of_results(run, mlflow, settings, source, prepared, found, fitted, evaluation, decision, drift, folds)
+    run.remark(evaluation.remark)
+    meet = partial(meet_rival, prepared, settings, storage, run.key("bundle"), run.key("rival"))
+    rival = run.stage("rival", meet, read_rival) if settings.decision.rival else None
+    champion = partial(evaluate_champion, tracking, storage, prepared.final, run.key(CHAMPION_CURVES), settings)
+    decision = run.stage("gate", lambda _: decide(evaluation, settings.gate, champion()), GateDecision.from_json)
+    trained = prepared, found, fitted, evaluation
+    told = tell_of_results(run, mlflow, settings, source, *trained, decision, drift, folds, rival)
 
     version = comparison = None
     bundle, final = run.key("bundle"), prepared.final

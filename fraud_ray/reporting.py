@@ -13,6 +13,7 @@ from fraud_ray.data.source import Source
 from fraud_ray.decision.evaluate import Evaluation
 from fraud_ray.decision.gate import GateDecision
 from fraud_ray.decision.rejection import of_the_bounds, of_the_search
+from fraud_ray.decision.rival import Rival
 from fraud_ray.progress import counted
 from fraud_ray.registry.promotion import record_run
 from fraud_ray.registry.versions import champion
@@ -50,6 +51,7 @@ def tell_of_results(
     decision: GateDecision,
     drift: Drift | None,
     folds: Folds,
+    rival: Rival | str | None,
 ) -> ReportValues:
     """Tells MLflow of the refit, its figures and the gate; returns what page and card are made from."""
     mlflow.tell("log_curve", fitted.curve)
@@ -69,6 +71,7 @@ def tell_of_results(
         curves=read_curves(run.storage, run.key),
         decision=decision,
         drift=drift,
+        rival=rival,
     )
     return values if decision.passed else replace(values, advice=tuple(_advice(values, folds)))
 
@@ -76,7 +79,9 @@ def tell_of_results(
 def _advice(values: ReportValues, folds: Folds) -> Iterator[str]:
     """What another threshold, the search and more days would likely bring."""
     evaluation, found, fitted = values.evaluation, values.found, values.final.fit.frauds
-    yield from of_the_bounds(values.decision, evaluation, values.cutoffs)
+    yield from of_the_bounds(
+        values.decision, evaluation, values.cutoffs, values.rival if isinstance(values.rival, Rival) else None
+    )
     scores = [trial.average_precision for trial in found.trials if trial.average_precision is not None]
     yield from of_the_search(scores, found.best.curve)
     _, highest = evaluation.intervals.get("average_precision", (0.0, 1.0))
@@ -117,6 +122,7 @@ def conclude(run: Run, values: ReportValues, mlflow: Writer, retrain: bool) -> O
         evaluation=values.evaluation.to_json(),
         gate=decision.to_json(),
         version=values.version and values.version.to_json(),
+        rival=None if values.rival is None else str(values.rival),
         comparison=values.comparison and values.comparison.to_json(),
         rejection=None if decision.passed else _rejection(values),
         report=place,

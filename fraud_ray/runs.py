@@ -53,10 +53,11 @@ class Outcome(Value):
 
     status: registered, rejected, backtested, or `stopped after <stage>`. evaluation, gate, version: the JSON of
     decision.metrics.Evaluation, decision.gate.GateDecision and registry.versions.RegisteredVersion, where the run got
-    so far. comparison: after a retraining against a champion, the JSON of decision.comparison.Comparison with its
-    message. rejection: what would likely help, in words (`advice`), and what other `thresholds` do, with their `alerts`
-    a day or per 1,000 rows. report: where its page lies. timings: seconds a stage, those of earlier starts included.
-    seconds: of the start that concluded it, by the wall; earlier_seconds: of the stages that it found concluded.
+    so far. rival: what a model of another kind reached on the same rows, in words. comparison: after a retraining
+    against a champion, the JSON of decision.comparison.Comparison with its message. rejection: what would likely help,
+    in words (`advice`), and what other `thresholds` do, with their `alerts` a day or per 1,000 rows. report: where its
+    page lies. timings: seconds a stage, those of earlier starts included. seconds: of the start that concluded it, by
+    the wall; earlier_seconds: of the stages that it found concluded.
     """
 
     name: str
@@ -68,6 +69,7 @@ class Outcome(Value):
     evaluation: dict[str, Any] | None = None
     gate: dict[str, Any] | None = None
     version: dict[str, Any] | None = None
+    rival: str | None = None
     comparison: dict[str, Any] | None = None
     rejection: dict[str, Any] | None = None
     report: str | None = None

@@ -12,13 +12,16 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy.special import expit
 
 from fraud_ray.data.rows import Rows
+from fraud_ray.decision.bootstrap import Predictions
 from fraud_ray.decision.curves import Curves
 from fraud_ray.decision.cuts import Cuts
 from fraud_ray.decision.evaluate import Confusion, Evaluation, SliceEvaluation, evaluate
 from fraud_ray.decision.gate import Check, GateDecision, decide
 from fraud_ray.decision.rejection import Cutoff, cutoffs, of_the_bounds, of_the_search
+from fraud_ray.decision.rival import Rival, against
 from fraud_ray.settings import DecisionSettings, GateSettings, SliceGate
 
 
@@ -158,9 +161,10 @@ def test_thresholds_are_offered_of_which_none_is_worse_in_both_and_the_models_ow
 
 
 def test_a_bound_that_no_threshold_or_no_model_keeps_is_told_from_one_that_another_threshold_keeps():
-    def told(bound: float, **known: Any) -> list[str]:
+    def told(bound: float, rival: Rival | None = None, **known: Any) -> list[str]:
         judged = replace(evaluation(f1_score=0.6), **known)
-        return of_the_bounds(decide(judged, GateSettings(min_f1=bound), None), judged, [Cutoff(0.25, 0.7, 0.7, 0.7, 9)])
+        cutoff = Cutoff(0.25, 0.7, 0.7, 0.7, 9)
+        return of_the_bounds(decide(judged, GateSettings(min_f1=bound), None), judged, [cutoff], rival)
 
     assert told(0.5) == []
     assert told(0.65) == ["with decision.threshold 0.2500 F1 would be 0.7000 on these rows"]
@@ -168,6 +172,32 @@ def test_a_bound_that_no_threshold_or_no_model_keeps_is_told_from_one_that_anoth
     assert told(0.8, best_possible={"f1_score": 0.75}) == [
         "no model can: the best possible on these rows is 0.7500; lower gate.min_f1"
     ]
+    rival = Rival("lightgbm", 8, 3.0, 0.95, {"f1_score": 0.68}, {})
+    assert told(0.65, rival)[0] == "lightgbm keeps gate.min_f1 on these rows: 0.6800"
+    assert told(0.8, rival)[0] == "lightgbm does not reach gate.min_f1 on these rows: 0.6800"
+
+
+def test_a_rival_is_said_to_be_beaten_only_where_the_interval_lies_above_0():
+    rng = np.random.default_rng(0)
+    label = (rng.random(4_000) < 0.05).astype(np.int8)
+    truth = 3 * label + rng.normal(0, 1, len(label))
+    weak, strong = (Predictions(expit(truth - 3 + rng.normal(0, noise, len(label))), 0.5) for noise in (1, 0.01))
+    told = {"name": "lightgbm", "trials": 8, "seconds": 3.4}
+    for network, rival, verdict in ((strong, weak, "lead"), (weak, strong, "behind"), (weak, weak, "within noise")):
+        found = against(network, rival, label, None, DecisionSettings(bootstrap_repeats=50), **told)
+        assert found.differences["average_precision"].verdict == verdict
+        assert f": {verdict})" in found.message
+        assert found.message.endswith("It cost 3 s for 8 trials")
+        assert Rival.from_json(json.loads(json.dumps(found.to_json()))) == found
+    assert (
+        "nothing to compare"
+        in against(weak, strong, label, None, DecisionSettings(bootstrap_repeats=0), **told).message
+    )
+
+
+def test_few_frauds_are_remarked_on():
+    assert replace(evaluation(f1_score=0.6), frauds=100).remark is None
+    assert "75 frauds in the holdout, fewer than 100" in str(replace(evaluation(f1_score=0.6), frauds=75).remark)
 
 
 def test_what_a_search_would_still_bring_is_told_from_its_trials_and_its_best_ones_curve():

@@ -224,6 +224,22 @@ def test_two_hundred_repeats_on_two_hundred_thousand_rows_take_less_than_three_s
     assert time.process_time() - started < 3
 
 
+def test_seeds_that_differ_widen_the_interval_of_a_difference():
+    rows, noise = simulated(4_000, 1), np.random.default_rng(0)
+    truth, entities = rows.roles["true_probability"], [rows.roles["entity"]]
+    seeds = [[Predictions(truth * np.exp(noise.normal(0, 1, len(truth))), 0.5)] for _ in range(5)]
+    labels = [rows.label]
+    alone, five, itself = (
+        differences(seeds, {"other": other}, labels, entities, 200, 0.95, seed=0)["other"]["average_precision"]
+        for other in (seeds[:1], seeds, seeds)
+    )
+    means = [average_precision_score(rows.label, fit.probabilities) for [fit] in seeds]
+    assert alone.value == pytest.approx(np.mean(means) - means[0])
+    assert five == itself
+    assert five.value == 0
+    assert five.low < 0 < five.high
+
+
 @pytest.mark.parametrize("by_entity", [True, False])
 def test_a_difference_between_models_is_of_means_over_weeks_on_the_same_draws(by_entity):
     weeks = [simulated(4_000, seed) for seed in (1, 2)]
@@ -232,7 +248,7 @@ def test_a_difference_between_models_is_of_means_over_weeks_on_the_same_draws(by
     other = [truth * np.exp(noise.normal(0, 0.5, len(truth))) for truth in model]
     entities = [rows.roles["entity"] for rows in weeks] if by_entity else None
     scored = [[Predictions(probabilities, 0.5) for probabilities in of] for of in (model, other)]
-    found = differences(scored[0], {"noisy": scored[1]}, labels, entities, 100, 0.95, seed=0)
+    found = differences([scored[0]], {"noisy": [scored[1]]}, labels, entities, 100, 0.95, seed=0)
     lead = found["noisy"]["average_precision"]
     means = [np.mean([average_precision_score(y, p) for y, p in zip(labels, of, strict=True)]) for of in (model, other)]
     assert lead.value == pytest.approx(means[0] - means[1])

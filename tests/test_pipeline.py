@@ -44,7 +44,8 @@ def versions(store: Path) -> list[Any]:
 def test_one_command_ends_with_a_registered_version_that_scores_like_the_pipeline(
     run: Start, simulated: Path, store: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    settings = ("run.name=april", "search.space={learning_rate: [0.001, 0.004]}")
+    beside = "decision.rival=logistic_regression"
+    settings = ("run.name=april", "search.space={learning_rate: [0.001, 0.004]}", beside)
     assert run(*settings, until="search").status == "stopped after search"
     (stopped,) = client(store).search_runs(["1"], "tags.`fraud_ray.run` = 'april'")
     assert (stopped.info.status, stopped.data.tags["fraud_ray.reason"]) == ("KILLED", "stopped after search")
@@ -56,6 +57,12 @@ def test_one_command_ends_with_a_registered_version_that_scores_like_the_pipelin
     assert outcome.version["alias"] == "champion"
     assert outcome.evaluation is not None
     assert outcome.evaluation["best_possible"]["average_precision"] > outcome.evaluation["metrics"]["average_precision"]
+    assert outcome.rival is not None
+    assert outcome.rival.startswith("logistic regression on the same rows: average precision 0.")
+    kept = json.loads((store / "runs/april/stages/rival.json").read_text())["value"]
+    lead = outcome.evaluation["metrics"]["average_precision"] - kept["metrics"]["average_precision"]
+    assert kept["differences"]["average_precision"]["value"] == pytest.approx(lead, abs=1e-5)
+    assert outcome.rival in (store / "runs/april/report.html").read_text()
 
     parents = client(store).search_runs(["1"], "tags.`fraud_ray.run` = '" + outcome.name + "'")
     assert [(p.info.run_name, p.info.status) for p in parents] == [("april", "FINISHED")]

@@ -131,6 +131,7 @@ def report_values(
         if decision_made.passed
         else None,
         timings={"search": 61.0, "refit": 4.2},
+        rival="lightgbm on the same rows: average precision 0.7",
         advice=() if decision_made.passed else ("46 of 90 days unused",),
     )
 
@@ -293,6 +294,7 @@ def test_the_numbers_on_the_page_are_the_runs(made: Made, case: str) -> None:
     unit = "a day" if case != "as in seed.yaml" else "per 1,000 rows"
     shown = f"{a_day:,.0f}" if a_day >= 100 or a_day == round(a_day) else f"{a_day:.1f}"
     assert f"raises {alerts:,} alerts, {shown} {unit}" in text
+    assert "Beside it: lightgbm on the same rows: average precision 0.7." in text
 
 
 def test_figures_that_others_published_stand_beside_the_runs(made: Made) -> None:

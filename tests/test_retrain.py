@@ -94,7 +94,7 @@ def test_a_paired_interval_holds_the_difference_and_is_narrower_than_the_models_
     better, worse, label, entity = two_models(gain=0.1)
     cards = entity if by_entity else None
     drawn = None if cards is None else [cards]
-    found = differences([better], {"worse": [worse]}, [label], drawn, 300, 0.95, 1)["worse"]["average_precision"]
+    found = differences([[better]], {"worse": [[worse]]}, [label], drawn, 300, 0.95, 1)["worse"]["average_precision"]
     difference = np.subtract(*(average_precision_score(label, model.probabilities) for model in (better, worse)))
     assert found.value == pytest.approx(difference)
     assert 0 < found.low < difference < found.high
@@ -104,7 +104,7 @@ def test_a_paired_interval_holds_the_difference_and_is_narrower_than_the_models_
 
 def test_a_model_against_itself_differs_by_nothing() -> None:
     better, _, label, entity = two_models()
-    found = differences([better], {"itself": [better]}, [label], [entity], 20, 0.95, 1)["itself"]
+    found = differences([[better]], {"itself": [[better]]}, [label], [entity], 20, 0.95, 1)["itself"]
     assert {(one.value, one.error, one.low, one.high) for one in found.values()} == {(0, 0, 0, 0)}
 
 

@@ -1,4 +1,4 @@
-"""What a backtest hands on: models with their logits, and then their figures on every final fold."""
+"""What a backtest hands on: each model's figures on every final fold, and by how much they differ."""
 
 from __future__ import annotations
 
@@ -7,70 +7,48 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from fraud_ray.decision.bootstrap import Difference
 from fraud_ray.decision.curves import Points
 from fraud_ray.decision.evaluate import Evaluation
 from fraud_ray.progress import counted
+from fraud_ray.training.candidates import Choice
 from fraud_ray.values import Value
 
 NETWORK = "network"
 # The metrics that picture and tables show, by what their names begin with.
 SHOWN = ("auc_roc", "average_precision", "card_precision", "f1_score", "brier_skill")
-Logits = tuple[npt.NDArray[np.float32], ...]
-
-
-@dataclass(frozen=True)
-class Choice(Value):
-    """What was chosen for a model: the best of its trials, and its mean AP over the selection holdouts.
-
-    seconds: of the search and of all fits.
-    """
-
-    name: str
-    hyperparameters: dict[str, Any]
-    trials: int
-    average_precision: float
-    seconds: float
-
-    def __str__(self) -> str:
-        by_default = "the settings as given" if self.name == NETWORK else "as its library proposes"
-        best = ", ".join(f"{name} {value}" for name, value in self.hyperparameters.items()) or by_default
-        told = f"{counted(self.trials, 'trial')} in {self.seconds:.0f} s; best: {best}"
-        return f"{told}, selection AP {self.average_precision:.4f}"
-
-
-@dataclass(frozen=True)
-class Candidate:
-    """A model before it is judged: logits float32 (rows,) of each selection holdout, then of each final one."""
-
-    choice: Choice
-    selection: Logits
-    final: Logits
 
 
 @dataclass(frozen=True)
 class Contender(Value):
-    """A model's figures: an evaluation a final fold, and how reliable the probabilities of all its alerts are."""
+    """A model's figures: an evaluation a final fold, and how reliable the probabilities of all its alerts are.
+
+    Both are of the first seed. further: by each other seed, the metrics on every final fold.
+    """
 
     choice: Choice
     evaluations: tuple[Evaluation, ...]
     alerts: Points
+    further: tuple[tuple[dict[str, float], ...], ...] = ()
 
     @property
     def in_words(self) -> str:
-        return self.choice.name.replace("_", " ")
+        return self.choice.in_words
 
     @property
     def metrics(self) -> dict[str, tuple[float, float]]:
         """Mean and standard deviation (of a sample) over the folds, of every metric that all of them have."""
-        first, *others = (one.metrics for one in self.evaluations)
-        shared = {
-            name: [first[name], *(of[name] for of in others)] for name in first if all(name in of for of in others)
-        }
-        ddof = 1 if others else 0
+        ddof = 1 if len(self.evaluations) > 1 else 0
+        by_fold = {name: self.by_fold(name) for name in self.evaluations[0].metrics}
+        shared = {name: [v for v in values if v is not None] for name, values in by_fold.items() if None not in values}
         return {name: (float(np.mean(values)), float(np.std(values, ddof=ddof))) for name, values in shared.items()}
+
+    def by_fold(self, metric: str) -> list[float | None]:
+        """The mean over the seeds, a value a final fold; None where it is undefined."""
+        seeds = [tuple(one.metrics for one in self.evaluations), *self.further]
+        found = ([of.get(metric) for of in fold] for fold in zip(*seeds, strict=True))
+        return [None if None in of else float(np.mean([v for v in of if v is not None])) for of in found]
 
     def to_json(self) -> dict[str, Any]:
         means = {name: {"mean": mean, "deviation": deviation} for name, (mean, deviation) in self.metrics.items()}
@@ -83,7 +61,8 @@ class Backtest(Value):
 
     selection, folds: the span of each selection and final fold, the final ones newest first. models: the network, then
     the references. differences: by how much the network's mean exceeds a reference's, by reference and metric. notes:
-    what a reader should know: references and files of the data that were left out. timings: seconds a stage.
+    what a reader should know: references and files of the data that were left out. timings: seconds a stage. later: the
+    same of the folds of `backtest.later_days`.
     """
 
     name: str
@@ -95,6 +74,7 @@ class Backtest(Value):
     notes: tuple[str, ...]
     picture: str
     timings: dict[str, float]
+    later: Backtest | None = None
 
     @property
     def shown(self) -> list[str]:
@@ -116,7 +96,8 @@ class Backtest(Value):
 
     def by_fold(self, metric: str) -> dict[str, list[float | None]]:
         """A metric by model, in words: a value a final fold, None where it is undefined."""
-        return {model.in_words: [one.metrics.get(metric) for one in model.evaluations] for model in self.models}
+        return {model.in_words: model.by_fold(metric) for model in self.models}
 
     def to_json(self) -> dict[str, Any]:
-        return {**super().to_json(), "models": [model.to_json() for model in self.models]}
+        later = self.later and self.later.to_json()
+        return {**super().to_json(), "models": [model.to_json() for model in self.models], "later": later}

@@ -6,7 +6,6 @@ once.
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import replace
@@ -21,10 +20,10 @@ from fraud_ray.decision.names import metric_name
 from fraud_ray.errors import FraudRayError, SettingsError
 from fraud_ray.progress import Progress
 from fraud_ray.runs import Outcome, Run, open_run
-from fraud_ray.settings import Loaded, ReferenceName, Settings
+from fraud_ray.settings import Loaded, Settings
 from fraud_ray.storage import Storage
+from fraud_ray.training.candidates import split_by_package
 
-_EXTRA = ("xgboost", "lightgbm")  # references whose packages, of the same names, come with the extra `compare`
 RESULT, PICTURE = "backtest.json", "backtest.svg"
 
 
@@ -34,7 +33,7 @@ def backtest(loaded: Loaded, progress: Progress) -> Backtest:
     Raises FraudRayError; what is concluded by then is kept.
     """
     settings, storage = loaded.settings, Storage.at(loaded.settings.storage.root)
-    shifts = final_shifts(settings)
+    shifts, later = final_shifts(settings), sorted(-days for days in set(settings.backtest.later_days))
     references, notes = split_by_package(settings.backtest.references)
     with ExitStack() as session:
         simulate_if_absent(settings, progress, session)
@@ -53,11 +52,12 @@ def backtest(loaded: Loaded, progress: Progress) -> Backtest:
         from fraud_ray.windows.state import take_in
 
         data, census = take_in(source, settings, storage, progress)
-        folds = run.stage("prepare", partial(prepare_folds, data, census, shifts, settings, storage))
+        folds = run.stage("prepare", partial(prepare_folds, data, census, (*later, *shifts), settings, storage))
         network = fit_network(folds, settings, run)
         others = [fit_beside(name, folds, network.choice.trials, settings, run) for name in references]
         picture = storage.path(run.key(PICTURE))
-        compare = partial(judge, [network, *others], folds, settings.decision, run, (*notes, *source.notes), picture)
+        told = (*notes, *source.notes), picture
+        compare = partial(judge, [network, *others], folds, settings.decision, settings.gate, run, *told, len(later))
         result = run.stage("evaluate", lambda _: compare(), say=lambda judged: judged.in_words)
         metrics = {metric_name(name): result.by_fold(name) for name in result.shown}
         title = f"{result.name}: by first day of the holdout"
@@ -77,20 +77,20 @@ def final_shifts(settings: Settings) -> tuple[int, ...]:
     return tuple(sorted(set(settings.backtest.shift_days)))
 
 
-def split_by_package(names: Sequence[ReferenceName]) -> tuple[tuple[ReferenceName, ...], tuple[str, ...]]:
-    """Those references that can be fitted here, and a note on each of the others."""
-    there = tuple(name for name in names if name not in _EXTRA or importlib.util.find_spec(name))
-    absent = (name for name in names if name not in there)
-    return there, tuple(f"{name} is left out: it needs the extra 'compare'" for name in absent)
-
-
 def _named(loaded: Loaded, shifts: Sequence[int], references: Sequence[str]) -> Loaded:
     """The settings under a name of their own, which also tells what is backtested."""
     settings = loaded.settings
     name = settings.run.name and f"{settings.run.name}-backtest"
-    own = settings.model_copy(update={"run": settings.run.model_copy(update={"name": name})})
-    beside = {"backtest.shift_days": list(shifts), "backtest.references": list(references)}
-    return replace(loaded, settings=own, config=f"{loaded.config}-backtest", beside=beside)
+    renamed = settings.model_copy(update={"run": settings.run.model_copy(update={"name": name})})
+    own = settings.backtest
+    beside = {
+        "backtest.shift_days": list(shifts),
+        "backtest.references": list(references),
+        # Those of an earlier version had one seed, and no later folds.
+        **({"backtest.seeds": own.seeds} if own.seeds > 1 else {}),
+        **({"backtest.later_days": list(own.later_days)} if own.later_days else {}),
+    }
+    return replace(loaded, settings=renamed, config=f"{loaded.config}-backtest", beside=beside)
 
 
 def _read(run: Run) -> Backtest:

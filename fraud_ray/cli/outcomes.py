@@ -20,6 +20,8 @@ def print_outcome(outcome: Outcome) -> None:
     """A run's figures, its gate's checks, what was registered, and where it lies."""
     if outcome.evaluation:
         _print_metrics(outcome.evaluation)
+    if outcome.rival:
+        print_line(outcome.rival)
     if outcome.gate:
         print_gate(outcome.gate["checks"])
     if outcome.rejection:

@@ -66,6 +66,11 @@ class Difference:
     low: float
     high: float
 
+    @property
+    def verdict(self) -> str:
+        """What the interval says of the model that is compared with the other."""
+        return "lead" if self.low > 0 else "behind" if self.high < 0 else "within noise"
+
 
 @dataclass(frozen=True)
 class Predictions:
@@ -75,41 +80,53 @@ class Predictions:
     threshold: float
 
 
+# Of a model that was fitted with several seeds: for each, an entry a holdout.
+Fits = Sequence[Sequence[Predictions]]
+
+
 def differences(
-    model: Sequence[Predictions],
-    others: Mapping[str, Sequence[Predictions]],
+    model: Fits,
+    others: Mapping[str, Fits],
     labels: Sequence[Array],
     entities: Sequence[Array] | None,
     repeats: int,
     confidence: float,
     seed: int,
 ) -> dict[str, dict[str, Difference]]:
-    """By how much a model's NAMES, each the mean over some holdouts, exceed those of others; by name of the other.
+    """By how much a model's NAMES, each the mean over seeds and holdouts, exceed those of others; by name of the other.
 
-    model, others' values, labels and entities: one entry a holdout; labels (rows,), 0 or 1, and entities (rows,) are
-    the holdout's. Whole entities are drawn where they are given, for all holdouts at once, since a card's transactions
-    of two weeks are no more independent than those of one; else rows, stratified. Every model is measured on the same
-    draws, so that what both owe to the same rows cancels out. Metrics are left out as `intervals` does.
+    labels and entities: one entry a holdout, (rows,), labels 0 or 1. Whole entities are drawn where they are given, for
+    all holdouts at once, since a card's transactions of two weeks are no more independent than those of one; else rows,
+    stratified. Every model is measured on the same draws, so that what both owe to the same rows cancels out. The seeds
+    of each model are drawn anew in each, since another seed would have given another model. Metrics are left out as
+    `intervals` does.
     """
-    frauds = [checked(one.probabilities, label)[1] for one, label in zip(model, labels, strict=True)]
-    rankings = [_rankings(scored, frauds) for scored in (model, *others.values())]
+    frauds = [checked(one.probabilities, label)[1] for one, label in zip(model[0], labels, strict=True)]
+    rankings = [[_rankings(fit, frauds) for fit in fits] for fits in (model, *others.values())]
     whole = [np.ones(len(fraud), np.int32) for fraud in frauds]
     # A draw at a time: all of them together would be as many copies of the rows.
-    estimates = np.array(
-        [
-            [_mean(ranked, weights) for ranked in rankings]
-            for weights in chain([whole], _draws(frauds, entities, repeats, seed))
-        ]
-    )
+    measured = [
+        [[_mean(ranked, weights) for ranked in fits] for fits in rankings]
+        for weights in chain([whole], _draws(frauds, entities, repeats, seed))
+    ]
+    rng = np.random.default_rng([seed, 1])
+    by_model = [_over_seeds(np.array(of_model), rng) for of_model in zip(*measured, strict=True)]
     found = {}
     for position, other in enumerate(others, 1):
-        value, *drawn_values = estimates[:, 0] - estimates[:, position]
+        value, *drawn_values = by_model[0] - by_model[position]
         values, errors = (dict(zip(NAMES, of.tolist(), strict=True)) for of in (value, np.nanstd(drawn_values, axis=0)))
         found[other] = {
             name: Difference(values[name], errors[name], low, high)
             for name, (low, high) in _percentiles(drawn_values, confidence).items()
         }
     return found
+
+
+def _over_seeds(measured: Float64, rng: np.random.Generator) -> Float64:
+    """(1 + draws, NAMES) of (1 + draws, seeds, NAMES): the mean over all seeds, then over as many drawn of them."""
+    count, seeds, _ = measured.shape
+    of_seed = np.vstack([np.arange(seeds), rng.integers(seeds, size=(count - 1, seeds))])
+    return np.take_along_axis(measured, of_seed[:, :, None], axis=1).mean(axis=1)
 
 
 def _rankings(scored: Sequence[Predictions], frauds: Sequence[Bool]) -> list[tuple[Array, Ranking]]:

@@ -76,8 +76,8 @@ def compare(
     metric, decision = judged_by(settings), settings.decision
     values = {name: _metric(of, labels, metric) for name, of in (("champion", champion), ("challenger", challenger))}
     found = differences(
-        [challenger],
-        {"champion": [champion]},
+        [[challenger]],
+        {"champion": [[champion]]},
         [labels],
         None if entity is None else [entity],
         settings.retrain.repeats,

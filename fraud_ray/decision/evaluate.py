@@ -15,6 +15,8 @@ from fraud_ray.progress import counted
 from fraud_ray.settings import DecisionSettings
 from fraud_ray.values import Value
 
+FEW_FRAUDS = 100
+
 
 @dataclass(frozen=True)
 class Confusion:
@@ -57,6 +59,16 @@ class Evaluation(Value):
     slices: tuple[SliceEvaluation, ...]
     importance: dict[str, float] = field(default_factory=dict)
     published: tuple[dict[str, Any], ...] = ()
+
+    @property
+    def remark(self) -> str | None:
+        """What a reader of its figures should know, where it is of few frauds."""
+        few = f"{counted(self.frauds, 'fraud')} in the holdout, fewer than {FEW_FRAUDS}"
+        return (
+            f"{few}: another week's would give other figures, so go by the intervals"
+            if self.frauds < FEW_FRAUDS
+            else None
+        )
 
     def __repr__(self) -> str:
         shown = [name for name in ("average_precision", "f1_score") if name in self.metrics]

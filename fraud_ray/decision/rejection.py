@@ -12,6 +12,7 @@ import numpy as np
 from fraud_ray.decision.curves import Curves, spread
 from fraud_ray.decision.evaluate import Evaluation
 from fraud_ray.decision.gate import GateDecision
+from fraud_ray.decision.rival import Rival
 from fraud_ray.progress import counted
 from fraud_ray.values import Value
 
@@ -63,12 +64,18 @@ def cutoffs(curves: Curves, evaluation: Evaluation) -> tuple[Cutoff, ...]:
     return tuple(sorted(found, key=lambda one: -one.threshold))
 
 
-def of_the_bounds(decision: GateDecision, evaluation: Evaluation, offered: Sequence[Cutoff]) -> list[str]:
-    """Whether another threshold, or any model at all, would keep the bounds that are not kept."""
+def of_the_bounds(
+    decision: GateDecision, evaluation: Evaluation, offered: Sequence[Cutoff], rival: Rival | None = None
+) -> list[str]:
+    """Whether another threshold, the rival, or any model at all would keep the bounds that are not kept."""
     failed = {check.name: check.bound for check in decision.checks if not check.passed and check.bound is not None}
-    metrics = {"min_f1": "f1_score", "min_average_precision": "average_precision"}
+    metrics = {"min_f1": "f1_score", "min_average_precision": "average_precision", "min_auc": "auc_roc"}
     told = []
     for name, bound in failed.items():
+        reached = rival.metrics.get(metrics.get(name, "")) if rival else None
+        if rival and reached is not None:
+            keeps = "keeps" if reached >= bound else "does not reach"
+            told.append(f"{rival.name} {keeps} gate.{name} on these rows: {reached:.4f}")
         possible = (evaluation.best_possible or {}).get(metrics.get(name, ""), math.inf)
         if possible < bound:
             told.append(f"no model can: the best possible on these rows is {possible:.4f}; lower gate.{name}")

@@ -27,6 +27,7 @@ from fraud_ray.settings import Range, Settings, TrainSettings
 if TYPE_CHECKING:
     from fraud_ray.data.drift import Drift
     from fraud_ray.decision.comparison import Comparison
+    from fraud_ray.decision.rival import Rival
     from fraud_ray.registry.versions import RegisteredVersion
     from fraud_ray.training.search import SearchOutcome
 
@@ -39,7 +40,8 @@ class ReportValues:
 
     data: where the partitions lie; rows, partitions: how many they are. folds: selection folds, then the final one.
     version: None while nothing is registered. timings: seconds a stage. drift: None where none was measured.
-    comparison: with the champion, after a retraining. advice: after a rejection, what would likely help.
+    rival: a model of another kind on the same rows, or why there is none. comparison: with the champion, after a
+    retraining. advice: after a rejection, what would likely help.
     """
 
     run: RunRecord
@@ -56,6 +58,7 @@ class ReportValues:
     version: RegisteredVersion | None = None
     timings: Mapping[str, float] = field(default_factory=dict)
     drift: Drift | None = None
+    rival: Rival | str | None = None
     comparison: Comparison | None = None
     advice: tuple[str, ...] = ()
 

@@ -16,7 +16,7 @@ from pydantic import (
 
 from fraud_ray.settings.base import NO_EFFECT, Frozen, Probability, Share, alternatives, is_number
 
-ReferenceName = Literal["logistic_regression", "random_forest", "xgboost", "lightgbm"]
+ReferenceName = Literal["logistic_regression", "random_forest", "xgboost", "lightgbm", "catboost"]
 
 
 class RecallAtPrecision(Frozen):
@@ -84,6 +84,9 @@ class DecisionSettings(Frozen):
     slice_edges: dict[str, Annotated[tuple[float, ...], Field(min_length=1)]] = Field(default={})
     """Where the ranges of a number in `slices` begin: with `{customer_age: [50]}` they are `below 50` and `50 and
     above`."""
+    rival: ReferenceName | None = None
+    """A model of another kind that a run also fits, of eight trials on the same folds and columns, and tells of beside
+    the network, with what it cost; null: none."""
     seed: NonNegativeInt = 42
     """Seed of the bootstrap."""
     published: tuple[Published, ...] = Field(default=(), json_schema_extra=NO_EFFECT)
@@ -117,9 +120,15 @@ class GateSettings(Frozen):
 class BacktestSettings(Frozen):
     shift_days: Annotated[tuple[NonNegativeInt, ...], Field(min_length=1)] = (0, 7, 14, 21)
     """One final fold an entry, that many days before the final fold of a run."""
+    later_days: tuple[PositiveInt, ...] = ()
+    """Further final folds, that many days after the final fold of a run, with tables of their own: nothing is chosen
+    anew for them."""
     references: tuple[ReferenceName, ...] = typing.get_args(ReferenceName)
-    """Models fitted beside the network on the same folds and columns, with as many trials; those whose package is not
-    installed are left out (extra `compare`)."""
+    """Models fitted beside the network on the same folds and columns, with as many trials, eight at least; those whose
+    package is not installed are left out (extra `compare`)."""
+    seeds: PositiveInt = 5
+    """How often each model is fitted on each final fold, each time with another seed; the first is the one that
+    everything is chosen with."""
 
 
 class DriftSettings(Frozen):
