@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import shutil
+import typing
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -19,8 +20,9 @@ from fraud_ray.cli.backtest import print_backtest
 from fraud_ray.data import rows
 from fraud_ray.errors import SettingsError
 from fraud_ray.progress import Quiet
+from fraud_ray.report.panels import draw_by_fold
 from fraud_ray.runs import list_runs
-from fraud_ray.settings import GateSettings, Loaded, load_settings
+from fraud_ray.settings import GateSettings, Loaded, ReferenceName, load_settings
 from fraud_ray.storage import Storage
 from fraud_ray.training import candidates, references
 from fraud_ray.training.candidates import Choice
@@ -174,6 +176,11 @@ def test_a_reference_model_learns_and_fits_nothing_twice(name: str, ray_session:
 def test_where_nothing_was_searched_the_values_are_said_to_be_the_settings() -> None:
     shown = str(Choice(NETWORK, {}, 1, 0.5, 3.2))
     assert shown == "1 trial in 3 s; best: the settings as given, selection AP 0.5000"
+
+
+def test_the_picture_has_a_colour_for_each_model() -> None:
+    values = {name: [0.5, 0.6] for name in (NETWORK, *typing.get_args(ReferenceName))}
+    assert draw_by_fold("all", ["2024-01-08", "2024-01-01"], {"recall": values}, "svg")
 
 
 def test_a_reference_model_whose_package_is_missing_is_left_out_with_a_note(monkeypatch: pytest.MonkeyPatch) -> None:

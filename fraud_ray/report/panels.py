@@ -15,7 +15,7 @@ from fraud_ray.report.canvas import ACCENT, INK, file_of_panels, shortened
 
 SHOWN_COLUMNS = 6
 THEN, DRIFTED = "#b9c4d0", "#b3261e"
-OTHERS = ("#b3661e", "#6b8e4e", "#8a5a9e", "#7a7a7a")
+OTHERS = ("#b3661e", "#6b8e4e", "#8a5a9e", "#7a7a7a", "#2f8f8a")
 
 
 def draw_drift(drift: Drift, form: str) -> bytes:
