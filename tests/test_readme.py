@@ -16,7 +16,10 @@ from fraud_ray.cli import app
 from fraud_ray.settings import Settings, load_settings, reference
 
 REPOSITORY = Path(__file__).parents[1]
-NAMES = ("README.md", "configs/README.md", "jobs/README.md", "cluster/README.md", "cluster/MODELS.md")
+NAMES = (
+    *("README.md", "configs/README.md", "configs/public/README.md", "jobs/README.md"),
+    *("cluster/README.md", "cluster/MODELS.md"),
+)
 TEXTS = {name: (REPOSITORY / name).read_text() for name in NAMES}
 KEYS = {entry.key for entry in reference()}
 FENCED = re.compile(r"^```\w*\n(.*?)^```", re.MULTILINE | re.DOTALL)
