@@ -19,7 +19,7 @@ test-long: .venv/installed
 
 # Faults caused for real; writes the table of what held.
 test-faults: .venv/installed
-	$(BIN)/python -m pytest -p tests.faults.table -m faults $(PYTEST_OPTIONS)
+	$(BIN)/$(PYTEST) -p tests.faults.table -m faults $(PYTEST_OPTIONS)
 
 # The same tests on the oldest Ray and MLflow that pyproject.toml allows.
 test-oldest: .venv-oldest/installed
