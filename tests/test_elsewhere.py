@@ -159,7 +159,7 @@ def test_a_command_runs_in_a_pod_of_the_runs_image_settings_volume_and_accounts(
     (config_map,) = api.bodies(CONFIG_MAPS)
     assert [str(finding) for finding in definitions.check(Document(_made(job), ("job",)))] == []
     overlays = ["cluster.autoscaling=false", "train.use_gpu=false", "train.resources_per_worker={CPU: 1}"]
-    overlays += ["simulate={rows: 335000, days: 67}", "folds.fit_days=39"]
+    overlays += ["simulate={rows: 335000, days: 67}", "folds.fit_days=32"]
     own = [word for override in overlays for word in ("--set", override)]
     labels = {"app.kubernetes.io/component": "command", "fraud-ray/command": "runs-list"}
     assert _made(job) == {

@@ -43,8 +43,9 @@ class JobLog:
         key = new_log(storage, run)
         file = Path(storage.path(key)) if storage.is_local else Path(tempfile.mkstemp(suffix=".log")[1])
         self._flush()
-        # A session of its own: what stops the job signals its process group.
-        self._tee = subprocess.Popen(["tee", "-a", str(file)], stdin=subprocess.PIPE, start_new_session=True)
+        # What stops the job signals its process group and all processes below it: this one ends when we have.
+        deaf = ["sh", "-c", 'trap "" INT TERM; exec tee -a "$0"', str(file)]
+        self._tee = subprocess.Popen(deaf, stdin=subprocess.PIPE, start_new_session=True)
         assert self._tee.stdin
         self._before = [os.dup(stream) for stream in (_STDOUT, _STDERR)]
         for stream in (_STDOUT, _STDERR):
