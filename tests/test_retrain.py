@@ -198,10 +198,9 @@ def test_worse_data_leaves_the_champion_better_data_replaces_it_and_rollback_bri
 
 @pytest.mark.long
 def test_a_retraining_that_the_gate_rejects_has_not_failed_while_a_champion_stays(
-    ray_session: None, simulated: Path, march: Path, tmp_path: Path
+    ray_session: None, simulated: Path, march: Path
 ) -> None:
-    registry = load_settings(*local(simulated, march)).settings.registry.uri
-    small = ["run.name=strict", "gate.min_f1=0.999", "folds.fit_days=8", f"registry.uri={registry}"]
-    outcome = pipeline.run(load_settings(*local(simulated, tmp_path / "root", small)), Quiet(), retrain=True)
+    small = ["run.name=strict", "gate.min_f1=0.999", "folds.fit_days=8"]
+    outcome = pipeline.run(load_settings(*local(simulated, march, small)), Quiet(), retrain=True)
     assert (outcome.status, outcome.exit_code, outcome.version) == ("rejected", 0, None)
     assert "the champion stays" in outcome.plan

@@ -45,7 +45,7 @@ def test_a_network_is_trained_by_ranks_on_both_nodes(cluster: Any, simulated: Pa
     (ledger,) = (store / "runs/both/search/ledger").iterdir()
     trial = json.loads(ledger.read_text())
     assert trial["status"] == "finished"
-    assert [epoch["steps"] for epoch in trial["curve"]] == [46, 46]
+    assert [epoch["steps"] for epoch in trial["curve"]] == [40, 40]
     assert trial["average_precision"] > 0.2
 
 
