@@ -168,8 +168,9 @@ def check_storage(storage: Storage) -> None:
             )
             for node in nodes
         }
-        blind = [node for node, task in answers.items() if not _answer_of(task, nodes[node])]
-        unseen = [node for node in nodes if node not in blind and storage.get(f"{folder}/{node}") is None]
+        found = {node: _answer_of(task, node, nodes[node]) for node, task in answers.items()}
+        blind = [node for node, sees in found.items() if sees is False]
+        unseen = [node for node, sees in found.items() if sees and storage.get(f"{folder}/{node}") is None]
         if blind or unseen:
             named = ", ".join(f"{nodes[node]} ({node[:8]})" for node in [*blind, *unseen])
             raise SettingsError(
@@ -187,15 +188,18 @@ def _reads_and_writes(storage: Storage, folder: str, node: str) -> bool:
     return True
 
 
-def _answer_of(task: Any, node: str) -> bool:
+def _answer_of(task: Any, node: str, name: str) -> bool | None:
+    """None of a node that Ray held for alive, and has found to be lost meanwhile."""
     import ray
 
     try:
         return bool(answer(task, _PATIENCE_S))
     except FraudRayError as fault:
-        raise ServerError(f"on node {node}: {fault}") from fault
+        raise ServerError(f"on node {name}: {fault}") from fault
     except ray.exceptions.RayError as fault:
-        raise ServerError(f"node {node} cannot run a worker: {str(fault).strip().splitlines()[0]}") from fault
+        if not any(known["NodeID"] == node and known["Alive"] for known in ray.nodes()):
+            return None
+        raise ServerError(f"node {name} cannot run a worker: {str(fault).strip().splitlines()[0]}") from fault
 
 
 def check_resources(settings: Settings, progress: Progress) -> None:

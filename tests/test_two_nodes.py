@@ -46,7 +46,7 @@ def test_a_network_is_trained_by_ranks_on_both_nodes(cluster: Any, simulated: Pa
     trial = json.loads(ledger.read_text())
     assert trial["status"] == "finished"
     assert [epoch["steps"] for epoch in trial["curve"]] == [40, 40]
-    assert trial["average_precision"] > 0.2
+    assert trial["average_precision"] > 0.1
 
 
 def test_storage_that_a_node_does_not_share_is_refused_before_anything_is_prepared_and_the_node_is_named(
