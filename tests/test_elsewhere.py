@@ -36,49 +36,25 @@ from fraud_ray.storage import Storage
 from fraud_ray.submission.streams import MARK
 from tests.cards import card_table, write_partition
 from tests.handmade import example, write_bundle
-from tests.kube.api import CONFIG_MAPS, PODS, Api, serving
+from tests.kube.api import CONFIG_MAPS, JOBS, PODS, Api
 from tests.kube.render import Document, with_components
 from tests.kube.schema import Definitions
 
 ROOT = Path(__file__).parents[1]
 NAMESPACE = "ml-pipelines"
-JOBS, EVENTS, SERVICES = (kmock.resource(name) for name in ("batch/v1/jobs", "v1/events", "v1/services"))
+SERVICES = kmock.resource("v1/services")
 DEV = ("-c", "configs/cluster.yaml", "--set", "cluster.overlay=dev")
 THERE = (*DEV, "--to", "kuberay")
 IMAGE = f"registry.example.com/fraud-ray@sha256:{'5eed' * 16}"
 
 
-@pytest.fixture(scope="module")
-def serving_api(definitions: Definitions, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Api, Path]]:
-    """The API, and a kubeconfig for it."""
-    with serving(definitions) as (api, url):
-        for resource in (JOBS, EVENTS):
-            api.resources[resource] = {"namespaced": True}
-        kubeconfig = tmp_path_factory.mktemp("kube") / "config"
-        names = {"cluster": "test", "user": "test"}
-        kubeconfig.write_text(
-            yaml.safe_dump(
-                {
-                    "current-context": "test",
-                    "contexts": [{"name": "test", "context": names}],
-                    "clusters": [{"name": "test", "cluster": {"server": url}}],
-                    "users": [{"name": "test", "user": {}}],
-                }
-            )
-        )
-        yield api, kubeconfig
-
-
 @pytest.fixture
-def api(serving_api: tuple[Api, Path], kubectl: Path, monkeypatch: pytest.MonkeyPatch) -> Api:
-    """The API without any objects, which `fraud-ray` finds by its environment."""
-    server, kubeconfig = serving_api
-    server.forget()
+def api(api: Api, kubectl: Path, monkeypatch: pytest.MonkeyPatch) -> Api:
+    """The API, for commands that look for its pods often, and find kubectl."""
     monkeypatch.chdir(ROOT)
     monkeypatch.setenv("PATH", f"{kubectl.parent}{os.pathsep}{os.environ['PATH']}")
-    monkeypatch.setenv("KUBECONFIG", str(kubeconfig))
     monkeypatch.setattr("fraud_ray.submission.commands._POLL_S", 0.05)
-    return server
+    return api
 
 
 def fraud_ray(*arguments: str) -> Result:
